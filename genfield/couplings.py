@@ -1,0 +1,86 @@
+"""Which source goes with which sample: couplings reorder x0, rematching replaces targets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from scipy.optimize import linear_sum_assignment
+
+from genfield.paths import Path, PathSample, interpolate
+
+
+def _squared_distances(a: Array, b: Array) -> Array:
+    """[N, *D], [M, *D] -> [N, M], in float32 at full precision."""
+    a, b = (v.reshape(len(v), -1).astype(jnp.float32) for v in (a, b))
+    cross = jnp.matmul(a, b.T, precision="highest")
+    return jnp.sum(a * a, -1)[:, None] + jnp.sum(b * b, -1)[None] - 2 * cross
+
+
+def _grouped(function, group_size: int | None, *arrays: Array):
+    """Applies `function` to consecutive groups of examples, so that no device layout matters."""
+    n = len(arrays[0])
+    size = group_size or n
+    if n % size:
+        raise ValueError(f"group_size {size} does not divide the batch of {n} examples")
+    if size == n:
+        return function(*arrays)
+    split = [a.reshape(n // size, size, *a.shape[1:]) for a in arrays]
+    return jax.lax.map(lambda group: function(*group), tuple(split)).reshape(arrays[0].shape)
+
+
+def independent(x0: Array, x1: Array) -> Array:
+    """x0 as drawn: the product coupling."""
+    del x1
+    return x0
+
+
+def exact_assignment(
+    x0: Array, x1: Array, *, group_size: int | None = None, backend: str = "host"
+) -> Array:
+    """Minibatch optimal transport: x0 reordered to minimise Σ‖x0 - x1‖² (OT-CFM).
+
+    Args:
+      x0, x1: [B, *D]; each x0 is used once, x1 never moves.
+      group_size: examples matched among themselves; None is the whole batch.
+      backend: "host" (SciPy through a callback; one process only) or "device" (optax).
+    Raises:
+      ValueError: shapes differ, group_size does not divide B, or backend is unknown.
+    """
+    if x0.shape != x1.shape:
+        raise ValueError(f"a coupling needs x0 and x1 of one shape, got {x0.shape}, {x1.shape}")
+    if backend not in ("host", "device"):
+        raise ValueError(f"exact_assignment backend {backend!r}: known are 'host', 'device'")
+
+    def columns(cost):  # for each x1 (row), its x0 (column)
+        if backend == "device":
+            rows, cols = optax.assignment.hungarian_algorithm(cost)
+            return cols[jnp.argsort(rows)]
+        solve = lambda c: linear_sum_assignment(np.asarray(c))[1].astype(np.int32)
+        return jax.pure_callback(solve, jax.ShapeDtypeStruct(cost.shape[:1], jnp.int32), cost)
+
+    def match(sources, targets):
+        return sources[columns(_squared_distances(targets, sources))]
+
+    return _grouped(match, group_size, x0, x1)
+
+
+def nearest_target(path: Path, sample: PathSample, *, group_size: int | None = None) -> PathSample:
+    """Replaces each target by the nearest x1 of the minibatch to x_t (DM section 3.3).
+
+    With replacement, so labels no longer belong to their targets and images collapse onto few
+    targets (DM sections 4.1, C.6): for low-dimensional, unconditional problems.
+
+    Returns:
+      The sample with x0, t and x kept; x1 and the velocity are those of the new pairing.
+    """
+
+    def nearest(x, targets):
+        return targets[jnp.argmin(_squared_distances(x, targets), axis=1)]
+
+    x1 = _grouped(nearest, group_size, sample.x, sample.x1)
+    return interpolate(path, sample.x0, x1, sample.t)._replace(x=sample.x)
+
+
+COUPLINGS = {"independent": independent, "exact_assignment": exact_assignment}
+REMATCHINGS = {"none": lambda path, sample: sample, "nearest": nearest_target}

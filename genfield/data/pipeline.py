@@ -1,0 +1,185 @@
+"""From two sets of examples to a `Dataset`: order, flips and process slices by (seed, step)."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from genfield.errors import UserError
+
+# Splits, subsets and the order of held-out batches never depend on the seed of a run: two runs
+# that differ in seed must not evaluate on each other's training images.
+SPLIT_SEED = 20240229
+MAX_THREADS = 16
+ENDLESS = 1 << 62  # steps
+
+
+class Dataset(NamedTuple):
+    """What the training loop and the evaluation know of the data.
+
+    Attributes:
+      shape: of one example, channels last.
+      num_classes: 0 where the data has no labels or they are off.
+      class_names: in the order of the labels; empty where `num_classes` is 0.
+      train: start_step -> endless iterator of this process's batches, {"x1": uint8 [B/P, *shape],
+        "label": int32 [B/P]}; it has a `close`. None for problems drawn on the device.
+      heldout: (index, batch_size) -> the index-th global batch of held-out examples, cycling; the
+        same whatever the seed of the run. Float32 for problems drawn on the device.
+      draw: (key, n) -> x1 [n, *shape]; None for data fed from the host.
+      draw_source: (key, n) -> x0 [n, *shape]; None is standard normal.
+      sizes: {"train": n, "test": m}; 0 is endless.
+      fingerprint: changes when other files lie at the same path.
+      state: step -> what a checkpoint keeps, {"step", "seed", "fingerprint"}.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+    class_names: tuple[str, ...]
+    train: Callable[[int], Iterator[dict]] | None
+    heldout: Callable[[int, int], dict]
+    draw: Callable | None
+    draw_source: Callable | None
+    sizes: dict
+    fingerprint: str
+    state: Callable[[int], dict]
+
+
+class Feed(NamedTuple):
+    """What the program, not the config, tells a source."""
+
+    batch_size: int
+    seed: int
+    process_index: int
+    process_count: int
+    log: Callable[[str], None]
+
+
+class Examples(NamedTuple):
+    """A finite set: `gather(rows)` gives {"x1": [n, *shape], "label": [n]}, label where known.
+
+    `arrays` holds all of them where they are in memory.
+    """
+
+    size: int
+    gather: Callable[[np.ndarray], dict]
+    arrays: dict | None = None
+
+
+def from_arrays(arrays: dict) -> Examples:
+    """Examples from arrays that share their first axis."""
+    return Examples(len(arrays["x1"]), lambda rows: {k: v[rows] for k, v in arrays.items()}, arrays)
+
+
+def subset(examples: Examples, rows: np.ndarray) -> Examples:
+    """The examples at `rows`, in that order."""
+    if examples.arrays is not None:
+        return from_arrays(examples.gather(rows))
+    return Examples(len(rows), lambda inner: examples.gather(rows[inner]))
+
+
+def short_hash(*parts) -> str:
+    """Sixteen hex digits that depend on the parts' printed forms."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def iterator_state(seed: int, fingerprint: str) -> Callable[[int], dict]:
+    """step -> the JSON-able state; (seed, step) alone decides every later batch."""
+    return lambda step: {"step": int(step), "seed": int(seed), "fingerprint": fingerprint}
+
+
+def assemble(
+    train: Examples,
+    heldout: Examples,
+    *,
+    class_names: tuple[str, ...],
+    labels: bool,
+    flip: bool,
+    fingerprint: str,
+    feed: Feed,
+) -> Dataset:
+    """The data set that feeds `train` and evaluates on `heldout`.
+
+    Args:
+      class_names: of all labels; empty where the examples have none.
+      labels: whether batches carry labels.
+      flip: mirror each training image with probability 1/2.
+      fingerprint: of the files; the size of the training set is added.
+    Raises:
+      UserError: labels wanted and absent; a batch larger than the training set.
+    """
+    if labels and not class_names:
+        raise UserError("data.labels is on but this data has no labels: set data.labels=False")
+    if feed.batch_size > train.size:
+        raise UserError(f"batch_size {feed.batch_size} exceeds the {train.size} training examples")
+    fingerprint = short_hash(fingerprint, train.size)
+    order = np.random.default_rng(SPLIT_SEED).permutation(heldout.size)
+
+    def heldout_batch(index: int, batch_size: int) -> dict:
+        rows = (index * batch_size + np.arange(batch_size)) % heldout.size
+        return _select(heldout.gather(order[rows]), labels)
+
+    return Dataset(
+        shape=tuple(train.gather(np.arange(1))["x1"].shape[1:]),
+        num_classes=len(class_names) if labels else 0,
+        class_names=class_names if labels else (),
+        train=_train_batches(train, labels, flip, feed),
+        heldout=heldout_batch,
+        draw=None,
+        draw_source=None,
+        sizes={"train": train.size, "test": heldout.size},
+        fingerprint=fingerprint,
+        state=iterator_state(feed.seed, fingerprint),
+    )
+
+
+def _select(batch: dict, labels: bool) -> dict:
+    return {k: v for k, v in batch.items() if k != "label" or labels}
+
+
+def _train_batches(
+    train: Examples, labels: bool, flip: bool, feed: Feed
+) -> Callable[[int], Iterator[dict]]:
+    row_numbers = _row_numbers(train.size, feed.batch_size, feed.seed)
+    local = feed.batch_size // feed.process_count
+    mine = slice(feed.process_index * local, (feed.process_index + 1) * local)
+
+    def draw_flips(rows: np.ndarray, rng: np.random.Generator):
+        # For the whole batch, before the slice: processes must not share draws.
+        return rows, rng.random(len(rows)) < 0.5
+
+    def gather(batch) -> dict:
+        rows, mirrored = (column[mine] for column in batch)
+        batch = _select(train.gather(rows), labels)
+        if flip:
+            batch["x1"][mirrored] = batch["x1"][mirrored, :, ::-1]
+        return batch
+
+    steps = grain.MapDataset.range(ENDLESS).seed(feed.seed)
+    batches = steps.map(row_numbers).random_map(draw_flips).map(gather)
+    # Decoding wants threads; gathering from memory wants one, which runs beside the step.
+    threads = 1 if train.arrays is not None else min(MAX_THREADS, os.cpu_count() or 1)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return lambda start_step: iter(batches[start_step:].to_iter_dataset(options))
+
+
+def _row_numbers(size: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+    """step -> the global batch's rows; epochs are permutations and may end inside a batch.
+
+    Not grain's own shuffle().repeat().batch(): that costs milliseconds an element on small data
+    and overflows with batches of one (grain 0.2.18).
+    """
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(size)
+
+    def row_numbers(step: int) -> np.ndarray:
+        epoch, place = np.divmod(step * batch_size + np.arange(batch_size), size)
+        first, last = order(int(epoch[0])), order(int(epoch[-1]))
+        return np.where(epoch == epoch[0], first[place], last[place])
+
+    return row_numbers

@@ -1,0 +1,104 @@
+"""A configuration made ready to run: mesh, data, network, objective, sampler, all checked."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from genfield import configuration, data, objectives, rng, sharding, train
+from genfield.data import Dataset
+from genfield.objectives import Objective
+
+
+class Experiment(NamedTuple):
+    """Everything that training, evaluation and sampling share; nothing here is compiled yet."""
+
+    config: Any
+    workdir: Path
+    mesh: Mesh
+    data: Dataset
+    objective: Objective
+    sampler: Callable
+    tx: optax.GradientTransformation
+    ema_rate: float
+    abstract: train.TrainState  # shapes and shardings
+    init: Callable[[], train.TrainState]  # jitted, sharded: no host holds a whole model
+
+
+def prepare(config, workdir: Path) -> Experiment:
+    """Checks the whole configuration and builds what it names.
+
+    Raises:
+      UserError: anything in it that cannot work; before anything is compiled.
+    """
+    configuration.check_fields(config)
+    configuration.check_numbers(config)
+    configuration.check_same_run(config, workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(
+        "config.batch_size", config.batch_size, mesh, config.optimizer.accumulate
+    )
+    tx = train.make_optimizer(config.optimizer, config.train.steps)
+    ema_rate = train.ema_rate(config.ema, config.batch_size)
+    dataset = data.create(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    apply, abstract_params = objectives.create_net(config, dataset)
+    objective = objectives.create(config, dataset, apply, abstract_params)
+    sampler = objectives.create_sampler(config, dataset.num_classes, objective.has_distance)
+
+    key = rng.stream(config.seed, "init")
+
+    def init(key):
+        params = {"field": objectives.create_net(config, dataset, key)[1]}
+        return train.create_state(params, tx, ema_rate > 0)
+
+    abstract = jax.eval_shape(init, key)
+    shardings = sharding.state_shardings(mesh, abstract)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+    jitted = jax.jit(init, out_shardings=shardings)
+    return Experiment(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        data=dataset,
+        objective=objective,
+        sampler=sampler,
+        tx=tx,
+        ema_rate=ema_rate,
+        abstract=abstract,
+        init=lambda: jitted(key),
+    )
+
+
+def draw_batch(experiment: Experiment) -> Callable | None:
+    """key -> a global batch, for problems drawn on the device; None for data from files."""
+    if experiment.data.draw is None:
+        return None
+    return lambda key: {"x1": experiment.data.draw(key, experiment.config.batch_size)}
+
+
+def jit_train_step(experiment: Experiment) -> Callable:
+    """The train step of an experiment, jitted on its mesh; the state is donated."""
+    config, mesh = experiment.config, experiment.mesh
+    step = train.make_train_step(
+        experiment.objective,
+        experiment.tx,
+        rng.stream(config.seed, "train"),
+        ema_rate=experiment.ema_rate,
+        accumulate=config.optimizer.accumulate,
+        draw_batch=draw_batch(experiment),
+    )
+    shardings = jax.tree.map(lambda a: a.sharding, experiment.abstract)
+    return jax.jit(
+        step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0
+    )

@@ -1,0 +1,159 @@
+"""Fields: what networks compute and samplers follow, and the derivatives taken of them.
+
+A field maps a batch to a batch and never lets examples interact, so that its divergence, its
+energy gradient and its samplers can be taken for all examples at once.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Field(Protocol):
+    """A function of position, with its parameters already bound; batched."""
+
+    def __call__(self, x: Array, t: Array | None = None, cond: Any = None) -> Any:
+        """x [B, *D], t [B] or None, cond a pytree of [B, ...] -> [B, *D] or a Prediction."""
+        ...
+
+
+class Prediction(NamedTuple):
+    """What a distance-marching field returns (arXiv:2602.02928, section 3.3)."""
+
+    direction: Array  # [B, *D], points away from the data, about unit length far from it
+    distance: Array  # [B], distance-like, in the units of x
+
+
+def expand(a: Array, like: Array) -> Array:
+    """[B] -> [B, 1, ...] with the rank of `like`, for products example by example."""
+    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))
+
+
+def sum_features(x: Array) -> Array:
+    """[B, *D] -> [B]."""
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))
+
+
+def mean_features(x: Array) -> Array:
+    """[B, *D] -> [B]."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
+
+
+def squared_norm(x: Array) -> Array:
+    """Sum of squares over features, [B, *D] -> [B]."""
+    return sum_features(x * x)
+
+
+def direction(output: Array | Prediction) -> Array:
+    """The vector part of a field's output, [B, *D]."""
+    return output.direction if isinstance(output, Prediction) else output
+
+
+def displacement(output: Array | Prediction) -> Array:
+    """From the data to x: distance times direction (DM eq. 1), or the vector itself, [B, *D]."""
+    if isinstance(output, Prediction):
+        return expand(output.distance, output.direction) * output.direction
+    return output
+
+
+def evaluations(field: Field) -> int:
+    """Network evaluations that one call of the field costs: 2 under classifier-free guidance."""
+    return getattr(field, "evaluations", 1)
+
+
+def potential_field(potential: Callable) -> Field:
+    """The field of a scalar network: its gradient, and the scalar as the distance.
+
+    Args:
+      potential: (x [B, *D], t, cond) -> [B].
+    Returns:
+      A field whose Prediction is (∇u, u); one backward pass gives both (DM eq. 1 and 3).
+    """
+
+    def field(x, t=None, cond=None):
+        # Examples do not interact, so the gradient of the sum is each example's own gradient.
+        u, pullback = jax.vjp(lambda z: potential(z, t, cond), x)
+        return Prediction(pullback(jnp.ones_like(u))[0], u)
+
+    return field
+
+
+def gradient_field(potential: Callable) -> Field:
+    """The gradient of a scalar network alone, [B, *D]: an explicit energy (EqM eq. 7)."""
+    both = potential_field(potential)
+    return lambda x, t=None, cond=None: both(x, t, cond).direction
+
+
+def negate(field: Field) -> Field:
+    """The velocity that descends a gradient field: what an ODE sampler takes from EqM."""
+
+    def velocity(x, t=None, cond=None):
+        return -direction(field(x, t, cond))
+
+    velocity.evaluations = evaluations(field)
+    return velocity
+
+
+def divergence(field: Field, x: Array, t: Array | None = None, cond: Any = None) -> Array:
+    """Exact divergence by one jvp a dimension, [B, *D] -> [B]; for few dimensions."""
+    size = x[0].size
+
+    def along(i):
+        e = jnp.zeros((size,), x.dtype).at[i].set(1.0).reshape((1, *x.shape[1:]))
+        tangent = jnp.broadcast_to(e, x.shape)
+        return sum_features(tangent * jax.jvp(lambda z: field(z, t, cond), (x,), (tangent,))[1])
+
+    return jnp.sum(jax.lax.map(along, jnp.arange(size)), axis=0)
+
+
+def hutchinson_divergence(
+    key: Array,
+    field: Field,
+    x: Array,
+    t: Array | None = None,
+    cond: Any = None,
+    *,
+    num_probes: int = 1,
+    probe: str = "rademacher",
+) -> Array:
+    """Unbiased estimate of the divergence, E[εᵀ J ε], [B, *D] -> [B].
+
+    Args:
+      probe: "rademacher" (exact on diagonal Jacobians) or "normal".
+    """
+    draw = {"rademacher": jax.random.rademacher, "normal": jax.random.normal}[probe]
+
+    def one(k):
+        e = draw(k, x.shape, x.dtype)
+        return sum_features(e * jax.jvp(lambda z: field(z, t, cond), (x,), (e,))[1])
+
+    return jnp.mean(jax.lax.map(one, jax.random.split(key, num_probes)), axis=0)
+
+
+def velocity_to_score(velocity: Array, x: Array, t: Array) -> Array:
+    """Score of p_t on the linear path with a standard normal source, t in [0, 1): [B, *D].
+
+    With v = E[x1 - x0 | x] and x = (1-t) x0 + t x1, E[x0 | x] = x - t v and the score is
+    -E[x0 | x] / (1 - t).
+    """
+    t = expand(t, x)
+    return (t * velocity - x) / (1 - t)
+
+
+def score_to_velocity(score: Array, x: Array, t: Array) -> Array:
+    """Inverse of `velocity_to_score`, t in (0, 1]."""
+    t = expand(t, x)
+    return (x + (1 - t) * score) / t
+
+
+def velocity_to_denoiser(velocity: Array, x: Array, t: Array) -> Array:
+    """E[x1 | x_t] on the linear path: x + (1 - t) v."""
+    return x + expand(1 - t, x) * velocity
+
+
+def denoiser_to_velocity(denoised: Array, x: Array, t: Array) -> Array:
+    """Inverse of `velocity_to_denoiser`, t in [0, 1)."""
+    return (denoised - x) / expand(1 - t, x)

@@ -1,0 +1,138 @@
+"""What a run tells: progress on the screen, metrics.jsonl, TensorBoard, summary.json."""
+
+import json
+import math
+import os
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+INTERVAL = {True: 0.2, False: 5.0}  # seconds between updates on a terminal, and elsewhere
+PACKAGES = ("genfield", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def say(text: str) -> None:
+    """Prints on process 0 only, at once."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers, as installed."""
+    out = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            out[name] = "not installed"
+    return out
+
+
+def duration(seconds: float) -> str:
+    """65 -> "1:05"."""
+    minutes, seconds = divmod(math.ceil(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere: step, loss, examples/s, time left."""
+
+    def __init__(self, what: str, total: int, start: int = 0, examples: int = 1):
+        self.what, self.total, self.start, self.examples = what, total, start, examples
+        self.terminal = sys.stdout.isatty()
+        self.begun = self.shown = time.monotonic()
+        self.first = None  # (time, step) after the first step, so that rates leave compiling out
+
+    def rate(self, step: int) -> float:
+        """Examples a second since the first step; 0 before there is one to tell."""
+        if self.first is None or step <= self.first[1]:
+            return 0.0
+        return (step - self.first[1]) * self.examples / (time.monotonic() - self.first[0])
+
+    def update(self, step: int, note: str = "") -> None:
+        """Tells that `step` of `total` are done, if it is time to."""
+        now = time.monotonic()
+        first = self.first is None
+        if first:
+            self.first = (now, step)
+        last = step >= self.total
+        if not (first or last) and now - self.shown < INTERVAL[self.terminal]:
+            return
+        self.shown = now
+        rate = self.rate(step)
+        left = (self.total - step) * self.examples / rate if rate else 0
+        tail = f"{rate:,.0f} examples/s  {duration(left)} left" if rate else "compiled"
+        text = f"{self.what} {step}/{self.total}  {note}  {tail}"
+        if jax.process_index() != 0:
+            return
+        if self.terminal:
+            filled = round(24 * step / self.total)
+            print(f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K", end="", flush=True)
+            if last:
+                print(flush=True)
+        else:
+            print(text, flush=True)
+
+
+class Metrics:
+    """metrics.jsonl, a JSON object a line, and TensorBoard events where tensorboardX is there."""
+
+    def __init__(self, workdir: Path, step: int = 0):
+        """Appends to the file; lines beyond `step`, of a run that was killed later, go."""
+        self.path = workdir / "metrics.jsonl"
+        self.active = jax.process_index() == 0
+        self.board = None
+        if not self.active:
+            return
+        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            return
+        self.board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """One line: {"step": …, "split": "train" | "eval" | "sample", …}."""
+        if not self.active:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flushes the TensorBoard events."""
+        if self.board is not None:
+            self.board.close()
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    path, rows = Path(workdir) / "metrics.jsonl", []
+    if not path.exists():
+        return rows
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never a part."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    """A JSON file, by process 0, never a part of it."""
+    if jax.process_index() == 0:
+        replace_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,191 @@
+"""The training loop: restore, step, log, evaluate, save, stop when told to."""
+
+import time
+from collections import deque
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genfield import evaluate, experiment, logbook, preemption, rng, sharding, train
+from genfield.checkpoint import Checkpoints
+from genfield.errors import UserError
+from genfield.experiment import Experiment
+from genfield.logbook import say
+from genfield.objectives import draw_key, dropout_key
+
+LAG = 2  # steps dispatched before a step's figures are read: the device never waits for them
+
+
+def open_checkpoints(exp: Experiment) -> Checkpoints:
+    """The checkpoints of the run's workdir, kept as the config says."""
+    c = exp.config.checkpoint
+    return Checkpoints(
+        exp.workdir, keep=c.keep, keep_best=c.keep_best, best_metric=c.best_metric
+    )
+
+
+def _items(state: train.TrainState) -> dict:
+    return {"params": state.params, "ema": state.ema, "optimizer": state.optimizer}
+
+
+def restore(
+    exp: Experiment, checkpoints: Checkpoints, step: int | None = None
+) -> tuple[train.TrainState, dict] | None:
+    """The newest whole checkpoint (or that of `step`) as (state, meta); None if there is none.
+
+    Raises:
+      UserError: nothing whole, or the run was trained on other data than the config points to.
+    """
+    found = checkpoints.restore(_items(exp.abstract), step)
+    if found is None:
+        return None
+    items, meta = found
+    here, there = exp.data.fingerprint, meta["data"].get("fingerprint")
+    if here != there:
+        raise UserError(
+            f"the data differ from what the run was trained on (fingerprint {here}, not {there}): "
+            "point config.data.path to the same files"
+        )
+    put = jax.jit(lambda: jnp.int32(meta["step"]), out_shardings=exp.abstract.step.sharding)
+    return train.TrainState(step=put(), **items), meta
+
+
+class Loop:
+    """One training run in one process; what it changes is here, the rest is in `Experiment`."""
+
+    def __init__(self, exp: Experiment):
+        self.exp, self.config = exp, exp.config
+        self.checkpoints = open_checkpoints(exp)
+        found = restore(exp, self.checkpoints)
+        self.state, meta = found if found else (exp.init(), {})
+        self.step = meta.get("step", 0)
+        self.window = meta.get("window", {})  # sums of the figures since the last line
+        self.counted = meta.get("counted", 0)
+        self.spent = meta.get("wall_time_s", 0.0)
+        self.begun = time.monotonic()
+        self.metrics = logbook.Metrics(exp.workdir, self.step)
+        self.pending: deque[tuple[int, Any, Any]] = deque()  # (step, metrics, batch), unread
+        self.last_eval: tuple[int, dict] = (-1, {})
+        self.heldout = evaluate.make_heldout_loss(exp)
+        self.progress = None
+        if self.step:
+            say(f"resuming at step {self.step}")
+
+    def run(self) -> None:
+        """Trains to `train.steps`; raises preemption.Preempted after saving."""
+        config, steps = self.config, self.config.train.steps
+        if self.step < steps:
+            say("compiling the train step …")
+        train_step = experiment.jit_train_step(self.exp)
+        self.progress = logbook.Progress("step", steps, self.step, config.batch_size)
+        batches = None
+        if self.exp.data.train is not None:
+            batches = self.exp.data.train(self.step)
+        while self.step < steps:
+            if preemption.reached(self.step):
+                self._stop()
+            batch = {"step": np.int32(self.step)}
+            if batches is not None:
+                batch |= sharding.put_batch(next(batches), self.exp.mesh)
+            self.state, metrics = train_step(self.state, batch)
+            self.pending.append((self.step, metrics, batch))
+            self.step += 1
+            self._settle(LAG)
+            every = config.train.eval_every
+            if every and self.step % every == 0 and self.step < steps:
+                self._evaluate()
+            if self.step % config.checkpoint.every == 0 and self.step < steps:
+                self._save()
+        self._settle(0)
+        if self.last_eval[0] != self.step:
+            self._evaluate()
+        self._save()
+        self.checkpoints.wait()
+
+    def _stop(self):
+        self._save()
+        self.checkpoints.wait()
+        say(f"saved step {self.step} of {self.config.train.steps}; the same command goes on")
+        raise preemption.Preempted
+
+    def _settle(self, leave: int) -> None:
+        """Reads the figures of all but the last `leave` steps."""
+        while len(self.pending) > leave:
+            step, metrics, batch = self.pending.popleft()
+            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            try:
+                train.check_finite(step, values)
+            except FloatingPointError as error:
+                self._dump(step, batch, error)
+            del values["finite"]
+            for name, value in values.items():
+                self.window[name] = self.window.get(name, 0.0) + value
+            self.counted += 1
+            if (step + 1) % self.config.train.log_every == 0:
+                self._log(step + 1)
+            self.progress.update(step + 1, f"loss {values['loss']:.4g}")
+
+    def _log(self, step: int) -> None:
+        means = {name: total / self.counted for name, total in self.window.items()}
+        rate = self.progress.rate(step)
+        self.metrics.write(step, "train", {**means, "examples_per_second": round(rate, 1)})
+        self.window, self.counted = {}, 0
+
+    def _evaluate(self) -> None:
+        self._settle(0)
+        values = self.heldout(evaluate.parameters(self.exp, self.state))
+        self.metrics.write(self.step, "eval", values)
+        self.last_eval = (self.step, values)
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        say(f"\nheld-out at step {self.step}: {shown}" if self.progress.terminal
+            else f"held-out at step {self.step}: {shown}")
+
+    def _save(self) -> None:
+        self._settle(0)
+        meta = {
+            "data": self.exp.data.state(self.step),
+            "window": self.window,
+            "counted": self.counted,
+            "wall_time_s": self.wall_time(),
+        }
+        metrics = self.last_eval[1] if self.last_eval[0] == self.step else None
+        self.checkpoints.save(self.step, _items(self.state), meta, metrics)
+
+    def wall_time(self) -> float:
+        """Seconds spent on this run so far, earlier starts included."""
+        return self.spent + time.monotonic() - self.begun
+
+    def _dump(self, step: int, batch: dict, error: FloatingPointError):
+        """Writes what reproduces a non-finite step, and raises.
+
+        The state stayed as it was before that step: it is saved as its checkpoint, so running the
+        same command again meets the same step.
+        """
+        self.pending.clear()
+        exp, self.step = self.exp, step
+        key = jax.random.fold_in(rng.stream(self.config.seed, "train"), step)
+
+        def replay(params, batch):
+            data = train.batch_at(key, batch, experiment.draw_batch(exp))
+            drawn = exp.objective.draw(draw_key(key), data)
+            loss, terms = exp.objective.loss(params, drawn, dropout_key(key), True)
+            return {**data, **drawn.sample._asdict(), "loss": loss, **terms}
+
+        arrays = sharding.to_host(jax.jit(replay)(self.state.params, batch))
+        path = exp.workdir / f"nonfinite_step_{step}.npz"
+        if jax.process_index() == 0:
+            np.savez(path, key=np.asarray(jax.random.key_data(key)), **arrays)
+        self._save()
+        self.checkpoints.wait()
+        raise UserError(
+            f"{error}. Its batch, draws and losses are in {path}, the state before it in "
+            f"checkpoints/{step}; try a smaller learning rate or optimizer.clip_norm, in a new "
+            "workdir"
+        ) from error
+
+    def close(self) -> None:
+        """Ends the run's files."""
+        self.metrics.close()
+        self.checkpoints.close()

@@ -1,0 +1,67 @@
+"""Equilibrium Matching (Wang & Du, arXiv:2510.02300)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from genfield.fields import Field, direction, expand, mean_features
+from genfield.paths import PathSample
+
+Decay = Callable[[Array], Array]  # t [B] -> c(t) [B], multiplier included
+
+
+def _check(a: float) -> None:
+    if not 0 <= a < 1:
+        raise ValueError(f"a decay starts at 0 <= a < 1, got a={a}")
+
+
+def linear(multiplier: float = 1.0) -> Decay:
+    """λ (1-t) (eq. 4)."""
+    return lambda t: multiplier * (1 - t)
+
+
+def truncated(a: float = 0.8, multiplier: float = 4.0) -> Decay:
+    """λ for t <= a, then linear to 0 (eq. 5); the paper's default a = 0.8, λ = 4 (section 5.3)."""
+    _check(a)
+    return lambda t: multiplier * jnp.minimum(1.0, (1 - t) / (1 - a))
+
+
+def piecewise(a: float = 0.8, b: float = 1.4, multiplier: float = 1.0) -> Decay:
+    """λ (b - (b-1) t/a) for t <= a, then linear to 0 (eq. 6)."""
+    _check(a)
+    if a == 0:
+        raise ValueError("piecewise needs a > 0; use truncated(0) or linear()")
+    return lambda t: multiplier * jnp.where(t <= a, b - (b - 1) * t / a, (1 - t) / (1 - a))
+
+
+def constant(multiplier: float = 1.0) -> Decay:
+    """λ: the negative of flow matching (section 3.1); the gradient does not vanish on data."""
+    return lambda t: jnp.full_like(t, multiplier)
+
+
+DECAYS = {"linear": linear, "truncated": truncated, "piecewise": piecewise, "constant": constant}
+
+
+def equilibrium_matching(
+    field: Field,
+    sample: PathSample,
+    cond: Any = None,
+    *,
+    decay: Decay = truncated(0.8, 4.0),
+    time_input: bool = False,
+) -> tuple[Array, dict]:
+    """Mean over features of (f(x_t) - (x0 - x1) c(t))² (eq. 3).
+
+    Args:
+      field: the gradient of an implicit energy; it points from data to noise. A Prediction's
+        direction is used, so a scalar network's gradient is an explicit energy (eq. 7).
+      decay: c(t) with its multiplier.
+      time_input: the noise-conditioned ablation (Table 4).
+    Returns:
+      The loss [B], and its terms (none).
+    """
+    gradient = direction(field(sample.x, sample.t if time_input else None, cond))
+    target = (sample.x0 - sample.x1) * expand(decay(sample.t), sample.x)
+    return mean_features(jnp.square(gradient - target)), {}

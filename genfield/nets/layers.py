@@ -1,0 +1,117 @@
+"""What the networks share: the base class, initialisers, time embedding, attention, label rows.
+
+Sources: PyTorch's documented Linear/Conv initialisation; the sinusoidal embedding of Vaswani et al.
+(2017) as used by ADM (Dhariwal & Nichol 2021) and DiT (Peebles & Xie 2023).
+"""
+
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from genfield import errors
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ATTENTIONS = {"xla": "without fused kernels", "auto": "cuDNN where it can run, else xla"}
+
+
+class Network(nnx.Module):
+    """A network that `nets.create` can build: called as `network(x, t, cond, rngs=None)`.
+
+    `x` [B, *shape] float32, `t` [B] float32, `cond` [B] int32 or None where there are no classes;
+    `rngs` an `nnx.Rngs` for dropout, None for none. `dropout` is the rate it applies.
+    """
+
+    dropout = 0.0
+
+    def __init_subclass__(cls, **kwargs):
+        """Shows the constructor's fields to `inspect.signature`, which nnx's metaclass hides."""
+        super().__init_subclass__(**kwargs)
+        init = inspect.signature(cls.__init__)
+        cls.__signature__ = init.replace(parameters=list(init.parameters.values())[1:])
+
+
+def compute_dtype(name: str):
+    """The dtype of a config's `dtype` field; UserError for an unknown one."""
+    return errors.choose("dtype", name, DTYPES)
+
+
+def check_image(net: str, shape: tuple[int, ...], factor: int, why: str) -> None:
+    """UserError unless `shape` is (height, width, channels) with both sides divisible by factor."""
+    if len(shape) != 3:
+        raise errors.UserError(
+            f"net {net!r} needs examples of shape (height, width, channels), not {shape}: use 'mlp'"
+        )
+    if shape[0] % factor or shape[1] % factor:
+        raise errors.UserError(
+            f"net {net!r}: {shape[0]}x{shape[1]} images are not divisible by {factor} ({why})"
+        )
+
+
+def uniform(bound: float):
+    """An initialiser: uniform in [-bound, bound]; torch's is 1/sqrt(fan_in), weights and biases."""
+    return lambda key, shape, dtype, **_: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def torch_linear(inputs: int, outputs: int, *, rngs, dtype=jnp.float32) -> nnx.Linear:
+    """A linear layer with PyTorch's default initialisation."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=uniform(1 / math.sqrt(inputs)),
+        bias_init=uniform(1 / math.sqrt(inputs)),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def torch_conv(
+    inputs: int, outputs: int, size: int, *, rngs, dtype=jnp.float32, zero=False
+) -> nnx.Conv:
+    """A size x size convolution, same padding, PyTorch's default initialisation (or all zero)."""
+    bound = 0.0 if zero else 1 / math.sqrt(inputs * size * size)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        kernel_init=uniform(bound),
+        bias_init=uniform(bound),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def sinusoidal_embedding(t: jax.Array, size: int, max_period: float) -> jax.Array:
+    """[B] times -> [B, size] float32: cosines then sines of t at periods 2 pi ... 2 pi max_period.
+
+    `size` must be even. The times are used as they are (not multiplied by 1000).
+    """
+    half = size // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, attention: str) -> jax.Array:
+    """Softmax attention of [B, N, heads, head_channels] arrays, the softmax in float32.
+
+    "xla" has derivatives of every order. "auto" takes cuDNN's fused kernel where there is one
+    (GPU, bfloat16, head channels a multiple of 8 and at most 128): first-order reverse mode only.
+    """
+    fused = (
+        attention == "auto"
+        and jax.default_backend() == "gpu"
+        and query.dtype == jnp.bfloat16
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 128
+    )
+    return jax.nn.dot_product_attention(
+        query, key, value, implementation="cudnn" if fused else "xla"
+    )
+
+
+def label_rows(num_classes: int, size: int, *, rngs) -> nnx.Embed:
+    """Label embedding with a last row for the null class, N(0, 0.02) as in DiT, float32."""
+    return nnx.Embed(num_classes + 1, size, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)

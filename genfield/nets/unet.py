@@ -1,0 +1,249 @@
+"""The U-Net of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233) as the CIFAR-10 recipe of flow
+matching configures it (Lipman et al. 2024; Distance Marching, Table 6): 55,676,419 parameters."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from genfield import errors
+from genfield.nets import heads, layers
+
+GROUPS = 32  # ADM: GroupNorm32
+MAX_PERIOD = 1_000_000  # Distance Marching, Table 6
+
+
+def group_norm(channels, *, rngs, dtype) -> nnx.GroupNorm:
+    """32 groups, or as many as divide the channels; statistics in float32."""
+    groups = math.gcd(GROUPS, channels)
+    return nnx.GroupNorm(
+        channels, groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+def average_pool(x):
+    """[B, H, W, C] -> [B, H/2, W/2, C], means of 2x2 cells."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def upsample_nearest(x):
+    """[B, H, W, C] -> [B, 2H, 2W, C], each pixel repeated."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+class ResBlock(nnx.Module):
+    """norm, SiLU, conv; norm, scale and shift by the embedding, SiLU, dropout, zero conv; skip."""
+
+    def __init__(self, inputs, outputs, embedding_size, dropout, *, rngs, dtype):
+        self.norm1 = group_norm(inputs, rngs=rngs, dtype=dtype)
+        self.conv1 = layers.torch_conv(inputs, outputs, 3, rngs=rngs, dtype=dtype)
+        self.modulation = layers.torch_linear(embedding_size, 2 * outputs, rngs=rngs, dtype=dtype)
+        self.norm2 = group_norm(outputs, rngs=rngs, dtype=dtype)
+        self.dropout = nnx.Dropout(dropout)
+        self.conv2 = layers.torch_conv(outputs, outputs, 3, rngs=rngs, dtype=dtype, zero=True)
+        self.skip = (
+            layers.torch_conv(inputs, outputs, 1, rngs=rngs, dtype=dtype)
+            if inputs != outputs
+            else None
+        )
+
+    def __call__(self, x, embedding, key):
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        scale, shift = jnp.split(self.modulation(jax.nn.silu(embedding)), 2, axis=-1)
+        h = self.norm2(h) * (1 + scale[:, None, None]) + shift[:, None, None]
+        h = self.dropout(jax.nn.silu(h), deterministic=key is None, rngs=key)
+        return (x if self.skip is None else self.skip(x)) + self.conv2(h)
+
+
+class SelfAttention(nnx.Module):
+    """norm, attention over all pixels, zero projection, skip."""
+
+    def __init__(self, channels, num_heads, attention, *, rngs, dtype):
+        self.num_heads, self.attention = num_heads, attention
+        self.norm = group_norm(channels, rngs=rngs, dtype=dtype)
+        self.qkv = layers.torch_conv(channels, 3 * channels, 1, rngs=rngs, dtype=dtype)
+        self.out = layers.torch_conv(channels, channels, 1, rngs=rngs, dtype=dtype, zero=True)
+
+    def __call__(self, x):
+        b, h, w, c = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, h * w, 3, self.num_heads, c // self.num_heads)
+        y = layers.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention)
+        return x + self.out(y.reshape(b, h, w, c))
+
+
+class Stage(nnx.Module):
+    """A ResBlock, then self-attention where the level has it."""
+
+    def __init__(self, block, attention=None):
+        self.block, self.attention = block, attention
+
+    def __call__(self, x, embedding, key):
+        h = self.block(x, embedding, key)
+        return h if self.attention is None else self.attention(h)
+
+
+class StageSize(NamedTuple):
+    """The i-th stage of a level and the channels it takes and gives."""
+
+    level: int
+    index: int
+    inputs: int
+    outputs: int
+
+
+def plan_stages(widths, num_res_blocks) -> tuple[list[StageSize], list[StageSize]]:
+    """The stages down and up, in the order they run: each one up takes one more skip as input."""
+    down, up, width = [], [], widths[0]
+    skips = [width]  # the first convolution's
+    for level, outputs in enumerate(widths):
+        for i in range(num_res_blocks):
+            down.append(StageSize(level, i, width, outputs))
+            width = outputs
+            skips.append(width)
+        if level < len(widths) - 1:
+            skips.append(width)  # the pooled image's
+    for level, outputs in reversed(list(enumerate(widths))):
+        for i in range(num_res_blocks + 1):
+            up.append(StageSize(level, i, width + skips.pop(), outputs))
+            width = outputs
+    return down, up
+
+
+def _key(stage: StageSize) -> str:
+    return f"{stage.level}_{stage.index}"
+
+
+def _check_fields(shape, widths, channels, dropout, attention_levels, attention) -> list[bool]:
+    """For each level, whether it attends; UserError for fields that do not fit."""
+    if not widths or channels < 1 or channels % 2:
+        raise errors.UserError("net 'unet' needs even channels and at least one multiplier")
+    if not 0 <= dropout < 1:
+        raise errors.UserError(f"net 'unet': dropout must be in [0, 1), not {dropout}")
+    factors = [2**level for level in range(len(widths))]
+    layers.check_image("unet", shape, factors[-1], f"{len(widths)} levels")
+    errors.choose("attention", attention, layers.ATTENTIONS)
+    for factor in attention_levels:
+        errors.choose("attention level", factor, dict.fromkeys(factors))
+    return [factor in attention_levels for factor in factors]
+
+
+def _count_heads(width, num_heads, head_channels) -> int:
+    """Heads for a width: `num_heads`, or as many as `head_channels` gives."""
+    heads_here = width // head_channels if head_channels else num_heads
+    if heads_here < 1 or width % heads_here or (head_channels and width % head_channels):
+        raise errors.UserError(
+            f"net 'unet': {width} channels do not split into heads: change num_heads "
+            f"({num_heads}) or head_channels ({head_channels})"
+        )
+    return heads_here
+
+
+class UNet(layers.Network):
+    """ADM's U-Net on [B, H, W, C], resampling without parameters, scale-shift norms.
+
+    Fields:
+      channels: base width; the time embedding has 4 x channels.
+      channel_multipliers: width of each level over the base; each further level halves the image.
+      num_res_blocks: ResBlocks a level on the way down (one more on the way up).
+      attention_levels: downsampling factors (1, 2, 4, ...) at which pixels attend.
+      num_heads, or head_channels: attention heads, or the channels of one.
+      dropout: in every ResBlock.
+      max_period: of the time embedding.
+      distance_head, direction_scale, distance_input_scale: see `heads.create`.
+      dtype, attention ("xla", "auto"): computation; remat: recompute stages in the backward pass.
+    Raises:
+      UserError: an image side that the levels do not divide, heads that do not divide the width,
+        an attention level that does not exist.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels=128,
+        channel_multipliers=(2, 2, 2),
+        num_res_blocks=4,
+        attention_levels=(2,),
+        num_heads=1,
+        head_channels=None,
+        dropout=0.3,
+        max_period=MAX_PERIOD,
+        distance_head=None,
+        direction_scale=None,
+        distance_input_scale=None,
+        dtype="float32",
+        attention="xla",
+        remat=False,
+        shape,
+        num_classes,
+        rngs,
+    ):
+        widths = tuple(channels * multiplier for multiplier in channel_multipliers)
+        attends = _check_fields(shape, widths, channels, dropout, attention_levels, attention)
+        self.channels, self.num_res_blocks, self.num_levels = channels, num_res_blocks, len(widths)
+        self.dropout, self.max_period, self.remat = dropout, max_period, remat
+        self.compute = layers.compute_dtype(dtype)
+        options = {"rngs": rngs, "dtype": self.compute}
+
+        def stage(inputs, outputs, attend):
+            block = ResBlock(inputs, outputs, 4 * channels, dropout, **options)
+            if not attend:
+                return Stage(block)
+            split = _count_heads(outputs, num_heads, head_channels)
+            return Stage(block, SelfAttention(outputs, split, attention, **options))
+
+        self.time1 = layers.torch_linear(channels, 4 * channels, rngs=rngs)
+        self.time2 = layers.torch_linear(4 * channels, 4 * channels, rngs=rngs)
+        self.labels = (
+            layers.label_rows(num_classes, 4 * channels, rngs=rngs) if num_classes else None
+        )
+        down, up = plan_stages(widths, num_res_blocks)
+        self.first = layers.torch_conv(shape[-1], widths[0], 3, **options)
+        self.down = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in down})
+        self.middle1 = stage(widths[-1], widths[-1], True)
+        self.middle2 = stage(widths[-1], widths[-1], False)
+        self.up = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in up})
+        self.norm = group_norm(widths[0], rngs=rngs, dtype=jnp.float32)
+        self.last = layers.torch_conv(widths[0], shape[-1], 3, rngs=rngs, zero=True)
+        self.distance = heads.create(
+            distance_head,
+            direction_scale,
+            distance_input_scale,
+            channels=shape[-1],
+            num_classes=num_classes,
+            rngs=rngs,
+        )
+
+    def embed(self, t, cond):
+        """[B] times, [B] labels or None -> [B, 4 x channels], float32."""
+        embedding = layers.sinusoidal_embedding(t, self.channels, self.max_period)
+        embedding = self.time2(jax.nn.silu(self.time1(embedding)))
+        return embedding if self.labels is None else embedding + self.labels(cond)
+
+    def __call__(self, x, t, cond, rngs=None):
+        embedding = self.embed(t, cond).astype(self.compute)
+
+        def run(stage, h):
+            call = jax.checkpoint(stage) if self.remat else stage
+            return call(h, embedding, None if rngs is None else rngs.dropout())
+
+        h = self.first(x)
+        skips = [h]
+        for level in range(self.num_levels):
+            for i in range(self.num_res_blocks):
+                h = run(self.down[f"{level}_{i}"], h)
+                skips.append(h)
+            if level < self.num_levels - 1:
+                h = average_pool(h)
+                skips.append(h)
+        h = run(self.middle2, run(self.middle1, h))
+        for level in reversed(range(self.num_levels)):
+            for i in range(self.num_res_blocks + 1):
+                h = run(self.up[f"{level}_{i}"], jnp.concatenate([h, skips.pop()], axis=-1))
+            if level:
+                h = upsample_nearest(h)
+        y = self.last(jax.nn.silu(self.norm(h.astype(jnp.float32))))
+        return y if self.distance is None else self.distance(x, y, cond)

@@ -1,0 +1,204 @@
+"""From a configuration to what the program trains and samples: coupling . time . path . loss."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from genfield import couplings, losses, nets, paths, sampling
+from genfield.data import Dataset, to_unit
+from genfield.errors import UserError, bind, build, choose
+from genfield.fields import Field, Prediction, negate, potential_field
+from genfield.guidance import classifier_free
+
+# What a loss teaches its field to be; samplers that need the other kind take the negative.
+KIND = {
+    "flow_matching": "velocity",
+    "equilibrium_matching": "gradient",
+    "distance_marching": "gradient",
+}
+FOLLOWS_VELOCITY = ("euler", "heun", *sampling.SOLVERS)
+NEEDS_PREDICTION = ("sphere_tracing", "hamiltonian")
+SUPPLIED = ("field", "sample", "cond")
+
+
+class Drawn(NamedTuple):
+    """A batch after coupling, time and path; what a loss sees."""
+
+    sample: paths.PathSample
+    cond: Any  # labels [B] or None
+
+
+class Objective(NamedTuple):
+    """`draw` holds all the randomness of the loss; `loss` is a function of what was drawn.
+
+    draw(key, batch) -> Drawn
+    loss(params, drawn, key, train) -> (loss [B], terms {name: [B]}); key is for dropout
+    field(params, key=None, train=False) -> Field
+    has_distance: the field returns a Prediction
+    """
+
+    draw: Callable
+    loss: Callable
+    field: Callable
+    has_distance: bool
+
+    def __call__(self, key, params, batch, train=True):
+        """Draws and evaluates: (loss [B], terms)."""
+        drawn = self.draw(draw_key(key), batch)
+        return self.loss(params, drawn, dropout_key(key), train)
+
+
+def draw_key(key):
+    """The part of a step's key that draws noise, times and label dropout."""
+    return jax.random.fold_in(key, 0)
+
+
+def dropout_key(key):
+    """The part of a step's key that drives dropout inside the network."""
+    return jax.random.fold_in(key, 1)
+
+
+def _make_loss(section) -> Callable:
+    """The named loss, with its nested sections `decay` and `weight` built."""
+    fields = dict(section)
+    for name, table in (("decay", losses.DECAYS), ("weight", losses.WEIGHTS)):
+        if fields.get(name) is not None:
+            fields[name] = build(f"loss.{name}", table, fields[name])
+    return bind("loss", losses.LOSSES, fields, SUPPLIED)
+
+
+def _check_output(loss: str, output) -> bool:
+    """Whether the network is a scalar potential; raises UserError if the loss cannot use it."""
+    scalar = not isinstance(output, Prediction) and output.ndim == 1
+    if loss == "flow_matching" and (scalar or isinstance(output, Prediction)):
+        raise UserError(
+            "flow_matching needs a network with a vector output: "
+            "set config.net.output='vector' or leave out net.distance_head"
+        )
+    if loss == "distance_marching" and not (scalar or isinstance(output, Prediction)):
+        raise UserError(
+            "distance_marching needs a distance: set config.net.output='scalar' (mlp) or "
+            "config.net.distance_head='cifar' or 'imagenet' (unet, sit)"
+        )
+    if isinstance(output, Prediction) and loss == "equilibrium_matching":
+        raise UserError("equilibrium_matching trains no distance: leave out net.distance_head")
+    return scalar
+
+
+def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective:
+    """The objective of a configuration.
+
+    Args:
+      config: sections loss, coupling, rematching, time, path, label_dropout, net.
+      data: gives the shape of an example, the source and the number of classes.
+      apply, abstract_params: what `nets.create(..., rngs=None)` returned.
+    Raises:
+      UserError: unknown names or fields, or a network that the loss cannot use.
+    """
+    loss_fn = _make_loss(config.loss)
+    couple = bind("coupling", couplings.COUPLINGS, config.coupling, ("x0", "x1"))
+    rematch = bind("rematching", couplings.REMATCHINGS, config.rematching, ("path", "sample"))
+    times = build("time", paths.TIMES, config.time)
+    path = choose("path", config.path, paths.PATHS)
+    null_class = data.num_classes
+
+    x = jax.ShapeDtypeStruct((2, *data.shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((2,), jnp.float32)
+    output = jax.eval_shape(apply, abstract_params, x, t)
+    scalar = _check_output(config.loss.name, output)
+
+    def draw(key, batch) -> Drawn:
+        key_source, key_time, key_label = jax.random.split(key, 3)
+        x1 = to_unit(batch["x1"]) if batch["x1"].dtype == jnp.uint8 else batch["x1"]
+        n = x1.shape[0]
+        if data.draw_source is None:
+            x0 = jax.random.normal(key_source, x1.shape, jnp.float32)
+        else:
+            x0 = data.draw_source(key_source, n)
+        sample = paths.interpolate(path, couple(x0, x1), x1, times(key_time, n))
+        cond = batch.get("label")
+        if cond is not None and config.label_dropout > 0:
+            drop = jax.random.bernoulli(key_label, config.label_dropout, (n,))
+            cond = jnp.where(drop, null_class, cond)
+        return Drawn(rematch(path, sample), cond)
+
+    def field(params, key=None, train=False) -> Field:
+        call = lambda x, t=None, cond=None: apply(
+            params["field"], x, t, cond, rngs=key, train=train
+        )
+        return potential_field(call) if scalar else call
+
+    def loss(params, drawn: Drawn, key=None, train=False):
+        return loss_fn(field(params, key, train), drawn.sample, drawn.cond)
+
+    return Objective(draw, loss, field, scalar or isinstance(output, Prediction))
+
+
+def _stages(section) -> list[tuple[str, Any, int]]:
+    """A sampler section and the one nested in its `then`, and so on."""
+    stages = []
+    while section is not None:
+        fields = dict(section)
+        then, num_steps = fields.pop("then", None), fields.pop("num_steps", None)
+        if num_steps is None or num_steps < 1:
+            raise UserError(
+                f"config.sampler {fields.get('name')!r} needs num_steps >= 1, got {num_steps}"
+            )
+        stages.append((fields["name"], build("sampler", sampling.SAMPLERS, fields), num_steps))
+        section = then
+    return stages
+
+
+def create_sampler(config, num_classes: int = 0, has_distance: bool = True) -> Callable:
+    """run(key, field, x, cond=None, trace=None) -> Samples, of the section `sampler`.
+
+    `sampler.then` nests a further stage. The field is negated where the sampler follows the other
+    kind, and guided where `sample.guidance_scale` is not 1 and labels are given.
+    Raises:
+      UserError: unknown sampler or field, a clocked sampler chained, a distance that is not there.
+    """
+    section, kind = config.sampler, choose("loss", config.loss.name, KIND)
+    name = section.get("name")
+    adaptive = name in sampling.SOLVERS
+    if adaptive:
+        solver = {**section, "name": "adaptive"}
+        known = {"adaptive": sampling.solve_ode}
+        solve = bind("sampler", known, solver, ("field", "x", "cond", "method"))
+        stages = [(name, None, 0)]
+    else:
+        if name not in sampling.SAMPLERS:
+            choose("sampler", name, {**sampling.SAMPLERS, **sampling.SOLVERS})
+        stages = _stages(section)
+    names = [stage[0] for stage in stages]
+    wants = {"velocity" if n in FOLLOWS_VELOCITY else "gradient" for n in names}
+    if len(wants) > 1:
+        raise UserError(f"config.sampler chains {', '.join(names)}: they follow different fields")
+    for n in names:
+        if n in NEEDS_PREDICTION and not has_distance:
+            raise UserError(
+                f"sampler {n!r} needs a network with an energy or a distance: "
+                "config.net.output='scalar' or a config.net.distance_head"
+            )
+    if wants == {"gradient"} and kind == "velocity" and config.loss.get("time_input", True):
+        raise UserError(f"sampler {names[0]!r} has no clock, but the field was trained with one")
+    flip = wants != {kind}
+    scale, null = config.sample.guidance_scale, num_classes
+
+    def run(key, field, x, cond=None, trace=None):
+        if cond is not None and scale != 1.0:
+            field = classifier_free(field, scale, null, on=config.sample.guidance_on)
+        if flip:
+            field = negate(field)
+        if adaptive:
+            return solve(field, x, cond=cond, method=name)
+        plan = [(sampler, steps) for _, sampler, steps in stages]
+        return sampling.chain(key, field, x, plan, cond=cond, trace=trace)
+
+    return run
+
+
+def create_net(config, data: Dataset, key=None):
+    """`nets.create` for this data: (apply, params), params abstract where key is None."""
+    return nets.create(config.net, key, shape=data.shape, num_classes=data.num_classes)

@@ -1,0 +1,84 @@
+"""Paths from source to data, and the distributions of time that training draws on them.
+
+t = 0 is the source, t = 1 the data; a path is x_t = α(t) x1 + σ(t) x0.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from genfield.fields import expand
+
+
+class Path(NamedTuple):
+    """x_t = alpha(t) x1 + sigma(t) x0; both take and return arrays of any shape."""
+
+    alpha: Callable[[Array], Array]
+    sigma: Callable[[Array], Array]
+
+
+class PathSample(NamedTuple):
+    """One point on each example's path; x0, x1, x, v are [B, *D] and t is [B]."""
+
+    x0: Array
+    x1: Array
+    t: Array
+    x: Array
+    v: Array
+
+
+linear = Path(alpha=lambda t: t, sigma=lambda t: 1 - t)
+
+PATHS = {"linear": linear}
+
+
+def interpolate(path: Path, x0: Array, x1: Array, t: Array) -> PathSample:
+    """The point x_t and its velocity dx_t/dt, by one jvp in t.
+
+    Args:
+      x0: source [B, *D]. x1: data [B, *D]. t: [B], float32.
+    Raises:
+      ValueError: x0 and x1 differ in shape, or t is not [B].
+    """
+    if x0.shape != x1.shape or t.shape != x0.shape[:1]:
+        raise ValueError(
+            f"interpolate needs x0 and x1 of one shape [B, *D] and t of shape [B]; "
+            f"got {x0.shape}, {x1.shape} and {t.shape}"
+        )
+
+    def at(time):
+        return expand(path.alpha(time), x1) * x1 + expand(path.sigma(time), x0) * x0
+
+    x, v = jax.jvp(at, (t,), (jnp.ones_like(t),))
+    return PathSample(x0=x0, x1=x1, t=t, x=x, v=v)
+
+
+TimeSampler = Callable[[Array, int], Array]  # (key, n) -> times [n], float32
+
+
+def uniform(low: float = 0.0, high: float = 1.0) -> TimeSampler:
+    """U(low, high); (0, 0.999) is the truncated one of DM's ImageNet runs (Table 7)."""
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"uniform times need 0 <= low < high <= 1, got low={low}, high={high}")
+    return lambda key, n: jax.random.uniform(key, (n,), jnp.float32, low, high)
+
+
+def skewed(mean: float = -1.2, std: float = 1.2, low: float = 1e-4) -> TimeSampler:
+    """t = 1/(1+σ) with ln σ ~ N(mean, std²), clipped to [low, 1]: DM's CIFAR-10 runs (Table 6)."""
+
+    def draw(key, n):
+        noise_level = jnp.exp(mean + std * jax.random.normal(key, (n,), jnp.float32))
+        return jnp.clip(1 / (1 + noise_level), low, 1.0)
+
+    return draw
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+    """t = sigmoid(n), n ~ N(mean, std²): weight on the middle of the path."""
+    return lambda key, n: jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,), jnp.float32))
+
+
+TIMES = {"uniform": uniform, "skewed": skewed, "logit_normal": logit_normal}

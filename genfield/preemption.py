@@ -1,0 +1,57 @@
+"""SIGTERM and Ctrl-C: finish the step, save, exit with code 143.
+
+`install` is called before the slow imports, so that no moment of a run is unguarded.
+"""
+
+import os
+import signal
+import sys
+
+EXIT_CODE = 143
+
+_received: list[str] = []
+
+
+class Preempted(Exception):
+    """Raised by `poll`; what must be saved has been or is saved by whoever catches it."""
+
+
+def _note(number, frame) -> None:
+    name = signal.Signals(number).name
+    if _received and number == signal.SIGINT:  # a second Ctrl-C: the user does not want to wait
+        sys.stderr.write("\nstopped without saving\n")
+        os._exit(EXIT_CODE)
+    _received.append(name)
+    sys.stderr.write(f"\n{name}: finishing the step, then saving\n")
+
+
+def install() -> None:
+    """Notes SIGTERM and SIGINT instead of dying of them."""
+    signal.signal(signal.SIGTERM, _note)
+    signal.signal(signal.SIGINT, _note)
+
+
+def install_distributed() -> None:
+    """With jax.distributed, SIGTERM belongs to its notifier, which tells all processes."""
+    signal.signal(signal.SIGINT, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def reached(step: int) -> bool:
+    """Whether to stop now; with several processes, True at one agreed step on all of them.
+
+    Args:
+      step: grows from call to call; the same sequence on every process.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return bool(_received)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def poll(step: int) -> None:
+    """Raises Preempted if it is time to stop."""
+    if reached(step):
+        raise Preempted

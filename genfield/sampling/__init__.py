@@ -1,0 +1,40 @@
+"""Samplers: pairs of pure functions, run by `sample` (one) or `chain` (several in turn).
+
+    samples = sampling.sample(key, field, x, sampling.gradient_descent(0.003), num_steps=250)
+
+A sampler's `init(x, num_steps)` makes a State and `step(key, field, state, cond)` advances it;
+`solve_ode` integrates adaptively. All report the network evaluations used per sample.
+"""
+
+from genfield.sampling.core import Sampler, Samples, State, chain, sample
+from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracing
+from genfield.sampling.mcmc import hamiltonian, langevin
+from genfield.sampling.ode import SOLVERS, euler, heun, solve_ode
+
+SAMPLERS = {
+    "gradient_descent": gradient_descent,
+    "nesterov": nesterov,
+    "sphere_tracing": sphere_tracing,
+    "euler": euler,
+    "heun": heun,
+    "langevin": langevin,
+    "hamiltonian": hamiltonian,
+}
+
+__all__ = [
+    "SAMPLERS",
+    "SOLVERS",
+    "Sampler",
+    "Samples",
+    "State",
+    "chain",
+    "euler",
+    "gradient_descent",
+    "hamiltonian",
+    "heun",
+    "langevin",
+    "nesterov",
+    "sample",
+    "solve_ode",
+    "sphere_tracing",
+]

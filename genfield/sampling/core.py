@@ -1,0 +1,132 @@
+"""The loop that every fixed-step sampler shares, and what it returns."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from genfield.fields import Field, evaluations, expand
+
+
+class State(NamedTuple):
+    """What a sampler carries from step to step."""
+
+    x: Array  # [B, *D]
+    nfe: Array  # [B] int32, calls of the field
+    done: Array  # [B] bool: this sample moves no more and costs no more
+    memory: Any = ()  # the sampler's own: the last step, the time grid, counters
+
+
+class Sampler(NamedTuple):
+    """init(x, num_steps) -> State; step(key, field, state, cond) -> State."""
+
+    init: Callable[[Array, int], State]
+    step: Callable[[Array, Field, State, Any], State]
+    info: Callable[[State], dict] = lambda state: {}  # what the sampler says at the end, [B] each
+
+
+class Samples(NamedTuple):
+    """The result of sampling."""
+
+    x: Array  # [B, *D]
+    nfe: Array  # [B] int32, network evaluations: field calls times their cost
+    trace: Array | None  # [1 + steps // trace, B, *D], the start first; None unless asked for
+    info: dict  # per-sample figures of the sampler, e.g. HMC's "acceptance"
+
+
+def start(x: Array, memory: Any = ()) -> State:
+    """A fresh State at x."""
+    zeros = jnp.zeros(x.shape[:1], jnp.int32)
+    return State(x=x, nfe=zeros, done=zeros > 0, memory=memory)
+
+
+def advance(state: State, x: Array, calls: int, memory: Any = (), done=None) -> State:
+    """The next State: finished samples stay where they are and count nothing."""
+    keep = expand(state.done, x)
+    return State(
+        x=jnp.where(keep, state.x, x),
+        nfe=state.nfe + jnp.where(state.done, 0, calls),
+        done=state.done if done is None else state.done | done,
+        memory=memory,
+    )
+
+
+def sample(
+    key: Array,
+    field: Field,
+    x: Array,
+    sampler: Sampler,
+    *,
+    num_steps: int,
+    cond: Any = None,
+    trace: int | None = None,
+) -> Samples:
+    """Runs `sampler` for `num_steps` steps from x, as one lax.scan.
+
+    Args:
+      key: drives the sampler's own noise; step k uses fold_in(key, k).
+      field: what the sampler follows. x: start points [B, *D], float32.
+      cond: conditions, a pytree of [B, ...].
+      trace: also return the positions after every `trace` steps.
+    Raises:
+      ValueError: num_steps or trace is not positive.
+    """
+    if num_steps < 1 or (trace is not None and trace < 1):
+        raise ValueError(f"num_steps and trace must be positive, got {num_steps} and {trace}")
+
+    def body(state, k):
+        return sampler.step(jax.random.fold_in(key, k), field, state, cond), None
+
+    def run(state, steps):
+        return jax.lax.scan(body, state, steps)[0]
+
+    def traced(state, steps):
+        state = run(state, steps)
+        return state, state.x
+
+    state, positions = sampler.init(x, num_steps), None
+    steps = jnp.arange(num_steps)
+    if trace is None:
+        state = run(state, steps)
+    else:
+        whole = num_steps // trace * trace
+        state, positions = jax.lax.scan(traced, state, steps[:whole].reshape(-1, trace))
+        positions = jnp.concatenate([x[None], positions])
+        if whole < num_steps:
+            state = run(state, steps[whole:])
+    nfe = state.nfe * evaluations(field)
+    return Samples(x=state.x, nfe=nfe, trace=positions, info=sampler.info(state))
+
+
+def chain(
+    key: Array,
+    field: Field,
+    x: Array,
+    stages: Sequence[tuple[Sampler, int]],
+    *,
+    cond: Any = None,
+    trace: int | None = None,
+) -> Samples:
+    """Runs several samplers one after the other: [(sampler, num_steps), ...].
+
+    Evaluations add up, traces are joined (the start of a stage is the end of the one before, and
+    stands once), and `info` is the union.
+    """
+    nfe, traces, info = 0, [], {}
+    for i, (sampler, num_steps) in enumerate(stages):
+        stage_trace = None if trace is None else min(trace, num_steps)
+        out = sample(
+            jax.random.fold_in(key, i),
+            field,
+            x,
+            sampler,
+            num_steps=num_steps,
+            cond=cond,
+            trace=stage_trace,
+        )
+        x, nfe, info = out.x, nfe + out.nfe, info | out.info
+        if trace is not None:
+            traces.append(out.trace if i == 0 else out.trace[1:])
+    return Samples(x=x, nfe=nfe, trace=jnp.concatenate(traces) if traces else None, info=info)

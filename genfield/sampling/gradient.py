@@ -1,0 +1,42 @@
+"""Samplers that descend a field without a clock: EqM eq. 8-9, DM eq. 9-10."""
+
+import jax.numpy as jnp
+
+from genfield.fields import direction, displacement, squared_norm
+from genfield.sampling.core import Sampler, advance, start
+
+
+def gradient_descent(step_size: float, stop_norm: float | None = None) -> Sampler:
+    """x <- x - η f(x), f the gradient (EqM eq. 8) or a Prediction's direction (DM eq. 10).
+
+    Args:
+      step_size: η. stop_norm: a sample whose gradient's 2-norm is below this takes no more steps
+        (EqM section 3.3); None never stops.
+    """
+
+    def step(key, field, state, cond):
+        gradient = direction(field(state.x, None, cond))
+        done = None if stop_norm is None else jnp.sqrt(squared_norm(gradient)) < stop_norm
+        return advance(state, state.x - step_size * gradient, 1, done=done)
+
+    return Sampler(init=lambda x, num_steps: start(x), step=step)
+
+
+def nesterov(step_size: float, momentum: float) -> Sampler:
+    """x_{k+1} = x_k - η f(x_k + μ (x_k - x_{k-1})) (EqM eq. 9)."""
+
+    def step(key, field, state, cond):
+        previous = state.memory
+        gradient = direction(field(state.x + momentum * (state.x - previous), None, cond))
+        return advance(state, state.x - step_size * gradient, 1, memory=state.x)
+
+    return Sampler(init=lambda x, num_steps: start(x, memory=x), step=step)
+
+
+def sphere_tracing(step_size: float = 1.0) -> Sampler:
+    """x <- x - η u(x) v(x) (DM eq. 9); η = 1 jumps by the whole predicted distance."""
+
+    def step(key, field, state, cond):
+        return advance(state, state.x - step_size * displacement(field(state.x, None, cond)), 1)
+
+    return Sampler(init=lambda x, num_steps: start(x), step=step)

@@ -1,0 +1,158 @@
+"""The train state, the jitted step, and what a step needs: optimiser and moving average."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from genfield.errors import UserError, choose
+from genfield.objectives import Objective, draw_key, dropout_key
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes; float32 but for the step."""
+
+    step: Array  # int32, optimiser steps taken
+    params: dict  # by role: {"field": …}
+    ema: dict  # as params; {} where no average is kept
+    optimizer: Any  # optax state
+
+
+def create_state(params: dict, tx: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state at step 0; call it under jit with `out_shardings`."""
+    average = jax.tree.map(jnp.copy, params) if ema else {}
+    return TrainState(jnp.int32(0), params, average, tx.init(params))
+
+
+def ema_rate(section, batch_size: int) -> float:
+    """Decay a step, from `rate` or from `half_life` in images; 0 is no average."""
+    rate, half_life = section.rate, section.half_life
+    if rate and half_life:
+        raise UserError("config.ema takes rate or half_life, not both")
+    if not 0 <= rate < 1 or half_life < 0:
+        raise UserError(f"config.ema needs 0 <= rate < 1 and half_life >= 0, got {rate}")
+    return 0.5 ** (batch_size / half_life) if half_life else float(rate)
+
+
+def _schedule(section, steps: int) -> optax.Schedule:
+    peak, warmup = section.learning_rate, section.warmup_steps
+    if not 0 <= warmup < steps:
+        raise UserError(f"config.optimizer.warmup_steps {warmup} must be below {steps} steps")
+    rest = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, steps - warmup),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, steps - warmup),
+    }
+    after = choose("schedule", section.schedule, rest)()
+    if not warmup:
+        return after
+    # Step 0 already learns: the ramp reaches the peak at step `warmup`.
+    ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_optimizer(section, steps: int) -> optax.GradientTransformation:
+    """The optimiser of the role "field", with schedule and clipping.
+
+    Raises:
+      UserError: unknown optimiser or schedule, or a weight decay that would be ignored.
+    """
+    rate = _schedule(section, steps)
+    adam = dict(b1=section.b1, b2=section.b2)
+    table = {
+        "adam": lambda: optax.adam(rate, **adam),
+        "adamw": lambda: optax.adamw(rate, **adam, weight_decay=section.weight_decay),
+        "radam": lambda: optax.radam(rate, **adam),
+        "sgd": lambda: optax.sgd(rate, momentum=section.b1),
+    }
+    inner = choose("optimizer", section.name, table)()
+    if section.weight_decay and section.name != "adamw":
+        raise UserError("config.optimizer.weight_decay needs config.optimizer.name='adamw'")
+    if section.clip_norm:
+        inner = optax.chain(optax.clip_by_global_norm(section.clip_norm), inner)
+    return optax.partition({"field": inner}, lambda params: {k: k for k in params})
+
+
+def make_train_step(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    key: Array,
+    *,
+    ema_rate: float = 0.0,
+    accumulate: int = 1,
+    draw_batch: Callable[[Array], dict] | None = None,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """A pure step(state, batch) -> (state, metrics), to be jitted.
+
+    Args:
+      key: of the run; step k draws from fold_in(key, k) and from nothing else.
+      accumulate: microbatches; what is drawn does not depend on it, only dropout does.
+      draw_batch: key -> batch, for problems drawn on the device; then `batch` holds no data.
+    Returns:
+      A step whose batch may carry "step", the step it belongs to. A step whose loss or gradient is
+      not finite changes nothing, and neither does a batch of another step: so the state stays as
+      it was before the first non-finite step, however late the loop notices. metrics: scalars
+      "loss", "grad_norm", "finite" and the loss's terms.
+    """
+
+    def mean_loss(params, drawn, key):
+        loss, terms = objective.loss(params, drawn, key, True)
+        return jnp.mean(loss), jax.tree.map(jnp.mean, terms)
+
+    gradient = jax.value_and_grad(mean_loss, has_aux=True)
+
+    def accumulated(params, drawn, key):
+        if accumulate == 1:
+            return gradient(params, drawn, key)
+
+        # Every k-th example, so that each device keeps its share of each microbatch.
+        def split(a):
+            parts = a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:])
+            return jnp.swapaxes(parts, 0, 1)
+
+        def one(total, part):
+            index, drawn = part
+            out = gradient(params, drawn, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, out), None
+
+        parts = (jnp.arange(accumulate), jax.tree.map(split, drawn))
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[0], parts[1]), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(one, zeros, parts)
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        step_key = jax.random.fold_in(key, state.step)
+        data = batch_at(step_key, batch, draw_batch)
+        drawn = objective.draw(draw_key(step_key), data)
+        (loss, terms), grads = accumulated(state.params, drawn, dropout_key(step_key))
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        apply = finite & (batch.get("step", state.step) == state.step)
+
+        updates, optimizer = tx.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = optax.incremental_update(params, state.ema, 1 - ema_rate) if state.ema else {}
+        new = TrainState(state.step + 1, params, ema, optimizer)
+        new = jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, state)
+        return new, {"loss": loss, "grad_norm": norm, "finite": finite, **terms}
+
+    return step
+
+
+def batch_at(step_key: Array, batch: dict, draw_batch: Callable | None) -> dict:
+    """The data of a step: what the batch holds, or what the device draws for it."""
+    if draw_batch is None:
+        return {k: v for k, v in batch.items() if k != "step"}
+    return draw_batch(jax.random.fold_in(step_key, 2))
+
+
+def check_finite(step: int, metrics: dict) -> None:
+    """Raises FloatingPointError naming the step and the offending figures."""
+    if not metrics["finite"]:
+        bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
+        raise FloatingPointError(f"step {step}: {bad} is not finite")

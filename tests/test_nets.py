@@ -1,0 +1,516 @@
+"""Networks: published parameter counts, formulas written out, and what every network promises."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from genfield import nets
+from genfield.errors import UserError
+from genfield.fields import Prediction
+from genfield.nets import sit, unet
+
+UNET = {
+    "name": "unet",
+    "channels": 8,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "num_heads": 2,
+    "dropout": 0.3,
+}
+SIT = {"name": "sit", "depth": 2, "width": 16, "num_heads": 2, "patch_size": 2}
+IMAGE = (4, 8, 3)  # not square: rows and columns must not be confused
+
+CASES = {  # name: config, shape of an example, classes, whether the time matters
+    "mlp": ({"name": "mlp", "width": 16}, (2,), 0, False),
+    "mlp_scalar": ({"name": "mlp", "width": 16, "output": "scalar"}, (2,), 0, False),
+    "mlp_time_labels": ({"name": "mlp", "width": 16, "time_input": True}, (4, 2), 3, True),
+    "unet": (UNET, IMAGE, 0, True),
+    "unet_distance": (UNET | {"distance_head": "cifar"}, IMAGE, 3, True),
+    "sit": (SIT, IMAGE, 3, True),
+    "sit_distance": (SIT | {"distance_head": "imagenet", "remat": True}, IMAGE, 3, True),
+}
+BATCH = 3
+
+
+@functools.cache
+def build(name):
+    """apply, params, x, t, cond of a case: parameters with noise, as fresh outputs are zero."""
+    config, shape, num_classes, _ = CASES[name]
+    apply, params = init(config, shape, num_classes)
+    keys = jax.random.split(jax.random.key(1), 2)
+    x = jax.random.normal(keys[0], (BATCH, *shape))
+    cond = jnp.arange(BATCH) % num_classes if num_classes else None
+    return apply, params, x, jnp.array([0.1, 0.5, 0.9]), cond
+
+
+def init(config, shape, num_classes=0, noise=0.1):
+    apply, _ = nets.create(config, None, shape=shape, num_classes=num_classes)
+    make = jax.jit(lambda key: nets.create(config, key, shape=shape, num_classes=num_classes)[1])
+    leaves, tree = jax.tree.flatten(make(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    noisy = [a + jnp.asarray(noise * rng.standard_normal(a.shape), a.dtype) for a in leaves]
+    return jax.jit(apply, static_argnames="train"), jax.tree.unflatten(tree, noisy)
+
+
+def close(a, b, tolerance=1e-5):
+    """Largest difference within tolerance of the largest value, for every leaf of two trees."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        scale = np.abs(v).max()
+        assert scale > 0
+        np.testing.assert_allclose(u, v, rtol=0, atol=tolerance * scale)
+
+
+def differ(a, b):
+    return all(
+        np.abs(u - v).max() > 1e-4 * np.abs(v).max()
+        for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def direction(output):
+    return output.direction if isinstance(output, Prediction) else output
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "num_classes", "count"),
+    [
+        ({"name": "unet"}, (32, 32, 3), 0, 55_676_419),
+        ({"name": "unet", "distance_head": "cifar"}, (32, 32, 3), 0, 55_676_419 + 10_177),
+        ({"name": "sit", "size": "S"}, (32, 32, 4), 1000, 32_865_056),
+        ({"name": "sit", "size": "B"}, (32, 32, 4), 1000, 130_315_808),
+        ({"name": "sit", "size": "B", "patch_size": 4}, (32, 32, 4), 1000, 130_426_496),
+        ({"name": "sit", "size": "L"}, (32, 32, 4), 1000, 457_840_672),
+        ({"name": "sit", "size": "XL"}, (32, 32, 4), 1000, 674_834_720),
+        (
+            {"name": "sit", "size": "S", "distance_head": "imagenet"},
+            (32, 32, 4),
+            1000,
+            32_865_056 + 62_801,
+        ),
+        ({"name": "mlp"}, (2,), 0, 2 * 64 + 64 + 2 * (64 * 64 + 64) + 64 * 2 + 2),
+    ],
+)
+def test_published_parameter_counts(config, shape, num_classes, count):
+    _, params = nets.create(config, None, shape=shape, num_classes=num_classes)
+    assert nets.count_parameters(params) == count
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_are_plain_and_abstract_ones_agree(name):
+    config, shape, num_classes, _ = CASES[name]
+    _, abstract = nets.create(config, None, shape=shape, num_classes=num_classes)
+    _, params, *_ = build(name)
+
+    def check(tree):
+        if isinstance(tree, dict):
+            assert all(type(key) is str for key in tree)
+            return all(check(value) for value in tree.values())
+        return isinstance(tree, jax.Array) and tree.dtype == jnp.float32
+
+    assert check(params)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), abstract
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs(name):
+    """Shape, float32, finite, and the same without jit."""
+    config, shape, num_classes, _ = CASES[name]
+    apply, params, x, t, cond = build(name)
+    output = apply(params, x, t, cond)
+    if "distance_head" in config:
+        assert isinstance(output, Prediction)
+        assert output.distance.shape == (BATCH,)
+    expected = (BATCH,) if config.get("output") == "scalar" else (BATCH, *shape)
+    assert direction(output).shape == expected
+    for leaf in jax.tree.leaves(output):
+        assert leaf.dtype == jnp.float32
+        assert np.isfinite(leaf).all()
+    plain, _ = nets.create(config, None, shape=shape, num_classes=num_classes)
+    close(plain(params, x, t, cond), output)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_time_input(name):
+    *_, matters = CASES[name]
+    apply, params, x, t, cond = build(name)
+    off = apply(params, x, None, cond)
+    np.testing.assert_array_equal(
+        direction(off), direction(apply(params, x, jnp.zeros(BATCH), cond))
+    )
+    assert differ(direction(off), direction(apply(params, x, t, cond))) == matters
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case[2]])
+def test_null_class(name):
+    apply, params, x, t, cond = build(name)
+    null = apply(params, x, t, None)
+    jax.tree.map(
+        np.testing.assert_array_equal, null, apply(params, x, t, jnp.full(BATCH, CASES[name][2]))
+    )
+    assert differ(direction(null), direction(apply(params, x, t, cond)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_examples_never_interact(name):
+    apply, params, x, t, cond = build(name)
+    other = apply(params, x.at[1].add(1.0), t.at[1].set(0.0), cond)
+    for before, after in zip(
+        jax.tree.leaves(apply(params, x, t, cond)), jax.tree.leaves(other), strict=True
+    ):
+        np.testing.assert_array_equal(before[::2], after[::2])
+        assert np.abs(before[1] - after[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp_scalar", "unet_distance", "sit"])
+def test_second_derivatives(name):
+    """jvp of vjp against vjp of jvp: c.J in direction e, the operator of Flux Matching's loss."""
+    apply, params, x, t, cond = build(name)
+    f = lambda z: apply(params, z, t, cond)
+    e = jax.random.normal(jax.random.key(2), x.shape)
+    c = jax.tree.map(jnp.cos, jax.eval_shape(f, x) and f(x))
+    joint = jax.jit(lambda z: jax.jvp(lambda u: jax.vjp(f, u)[1](c)[0], (z,), (e,))[1])(x)
+
+    def along(z):
+        tangent = jax.jvp(f, (z,), (e,))[1]
+        return sum(jnp.vdot(a, b) for a, b in zip(map_leaves(c), map_leaves(tangent), strict=True))
+
+    map_leaves = jax.tree.leaves
+    close(joint, jax.jit(jax.grad(along))(x), 1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"scan": False}, {"remat": True}, {"attention": "auto"}])
+def test_sit_executions_agree(changes):
+    """Scanned, unrolled and rematerialised: one checkpoint, one result, one gradient."""
+    apply, params, x, t, cond = build("sit")
+    other, _ = nets.create(SIT | changes, None, shape=IMAGE, num_classes=3)
+    close(jax.jit(other)(params, x, t, cond), apply(params, x, t, cond), 2e-6)
+    loss = lambda f: jax.jit(jax.grad(lambda p: (f(p, x, t, cond) ** 2).sum()))
+    close(loss(other)(params), loss(apply)(params), 1e-5)
+
+
+@pytest.mark.parametrize("config", [UNET, SIT, {"name": "mlp"}], ids=lambda c: c["name"])
+def test_bfloat16(config):
+    """Near float32 but not equal to it, with float32 outputs and parameters."""
+    apply, params = init(config, IMAGE)
+    half, half_params = nets.create(config | {"dtype": "bfloat16"}, None, shape=IMAGE)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half_params)} == {jnp.dtype(jnp.float32)}
+    x, t = jax.random.normal(jax.random.key(1), (BATCH, *IMAGE)), jnp.array([0.1, 0.5, 0.9])
+    full, low = apply(params, x, t), jax.jit(half)(params, x, t)
+    assert low.dtype == jnp.float32
+    assert differ(low, full)
+    error = np.linalg.norm(low - full) / np.linalg.norm(full)
+    assert 1e-5 < error < 0.05
+    # times stay float32: 0.9 and 0.901 are one bfloat16 number
+    if config["name"] != "mlp":
+        shifted = jax.jit(half)(params, x, t.at[2].set(0.901))
+        assert np.abs(shifted[2] - low[2]).max() > 0
+
+
+def test_dropout():
+    apply, params, x, t, _ = build("unet")
+    keys = jax.random.split(jax.random.key(3))
+    train = lambda key: apply(params, x, t, rngs=key, train=True)
+    np.testing.assert_array_equal(train(keys[0]), train(keys[0]))
+    assert differ(train(keys[0]), train(keys[1]))
+    evaluation = apply(params, x, t)
+    np.testing.assert_array_equal(evaluation, apply(params, x, t, rngs=keys[0]))
+    assert differ(evaluation, train(keys[0]))
+    with pytest.raises(UserError, match=r"dropout 0\.3 needs rngs"):
+        apply(params, x, t, train=True)
+    none, _ = nets.create(UNET | {"dropout": 0.0}, None, shape=IMAGE)
+    close(jax.jit(lambda p: none(p, x, t, train=True))(params), evaluation, 2e-6)
+
+
+def test_unet_remat_draws_the_same_dropout():
+    apply, params, x, t, _ = build("unet")
+    remat, _ = nets.create(UNET | {"remat": True}, None, shape=IMAGE)
+    loss = lambda f: lambda p: (f(p, x, t, rngs=jax.random.key(3), train=True) ** 2).sum()
+    close(jax.jit(jax.grad(loss(remat)))(params), jax.jit(jax.grad(loss(apply)))(params), 1e-5)
+
+
+def test_mlp_is_the_formula_with_torch_initialisation():
+    config = {"name": "mlp", "width": 400, "depth": 2, "activation": "silu", "time_input": True}
+    apply, params = nets.create(config, jax.random.key(0), shape=(2,))
+    x, t = jax.random.normal(jax.random.key(1), (5, 2)), jnp.linspace(0, 1, 5)
+    h = np.concatenate([x, t[:, None]], axis=1)
+    for layer in (params["hidden"]["0"], params["hidden"]["1"]):
+        h = h @ layer["kernel"] + layer["bias"][None]
+        h = h / (1 + np.exp(-h))
+        bound = 1 / math.sqrt(len(layer["kernel"]))
+        for leaf in layer.values():  # uniform: its maximum is near the bound, its std bound/sqrt(3)
+            assert 0.95 * bound < np.abs(leaf).max() <= bound
+            np.testing.assert_allclose(np.std(leaf), bound / math.sqrt(3), rtol=0.1)
+    y = h @ params["last"]["kernel"] + params["last"]["bias"][None]
+    np.testing.assert_allclose(apply(params, x, t), y, atol=2e-6)
+
+
+def test_fresh_unet_and_sit_return_zero():
+    """Zero-initialised last layers, with every skip and residual branch closed."""
+    for config in (UNET, SIT):
+        apply, params = init(config, IMAGE, noise=0.0)
+        np.testing.assert_array_equal(apply(params, jnp.ones((1, *IMAGE))), jnp.zeros((1, *IMAGE)))
+        assert sum(np.abs(leaf).sum() for leaf in jax.tree.leaves(params)) > 1
+
+
+def group_norm(x, groups, scale, bias):
+    b, h, w, c = x.shape
+    cells = x.reshape(b, h, w, groups, c // groups)
+    mean = cells.mean(axis=(1, 2, 4), keepdims=True)
+    variance = cells.var(axis=(1, 2, 4), keepdims=True)
+    y = ((cells - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+    return y * scale[None, None, None] + bias[None, None, None]
+
+
+def convolve(x, layer):
+    """Same-padded convolution, written as a sum over the kernel's cells."""
+    kernel = np.asarray(layer["kernel"], np.float64)
+    r = kernel.shape[0] // 2
+    padded = np.pad(x, ((0, 0), (r, r), (r, r), (0, 0)))
+    h, w = x.shape[1:3]
+    cells = np.ndindex(kernel.shape[:2])
+    total = sum(padded[:, i : i + h, j : j + w] @ kernel[i, j] for i, j in cells)
+    return total + np.asarray(layer["bias"])[None, None, None]
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def attention(q, k, v):
+    """[N, heads, c] each, head by head."""
+    heads = [
+        softmax(q[:, i] @ k[:, i].T / math.sqrt(q.shape[-1])) @ v[:, i] for i in range(q.shape[1])
+    ]
+    return np.concatenate(heads, axis=1)
+
+
+def test_unet_is_the_formula():
+    """The whole tiny U-Net in numpy: order of blocks, skips, attention, scale and shift."""
+    apply, params, x, t, _ = build("unet")
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+
+    frequencies = 1e6 ** (-np.arange(4) / 4)
+    angles = np.asarray(t)[:, None] * frequencies[None]
+    e = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    e = silu(e @ p["time1"]["kernel"] + p["time1"]["bias"][None])
+    e = e @ p["time2"]["kernel"] + p["time2"]["bias"][None]
+
+    def stage(q, h):
+        norm = lambda h, n: group_norm(h, h.shape[-1], n["scale"], n["bias"])  # fewer than 32
+        block = q["block"]
+        y = convolve(silu(norm(h, block["norm1"])), block["conv1"])
+        m = silu(e) @ block["modulation"]["kernel"] + block["modulation"]["bias"][None]
+        scale, shift = np.split(m[:, None, None], 2, axis=-1)
+        y = convolve(silu(norm(y, block["norm2"]) * (1 + scale) + shift), block["conv2"])
+        h = y + (convolve(h, block["skip"]) if "skip" in block else h)
+        if "attention" not in q:
+            return h
+        b, height, width, c = h.shape
+        qkv = convolve(norm(h, q["attention"]["norm"]), q["attention"]["qkv"])
+        qkv = qkv.reshape(b, height * width, 3, 2, c // 2)
+        y = np.stack([attention(*row.swapaxes(0, 1)) for row in qkv])
+        return h + convolve(y.reshape(h.shape), q["attention"]["out"])
+
+    skips = [convolve(np.asarray(x), p["first"])]
+    skips.append(stage(p["down"]["0_0"], skips[-1]))
+    h = skips[-1]
+    pooled = (h[:, ::2, ::2] + h[:, 1::2, ::2] + h[:, ::2, 1::2] + h[:, 1::2, 1::2]) / 4
+    skips.append(pooled)
+    skips.append(stage(p["down"]["1_0"], pooled))
+    h = stage(p["middle2"], stage(p["middle1"], skips[-1]))
+    for key in ("1_0", "1_1"):
+        h = stage(p["up"][key], np.concatenate([h, skips.pop()], axis=-1))
+    h = h.repeat(2, axis=1).repeat(2, axis=2)
+    for key in ("0_0", "0_1"):
+        h = stage(p["up"][key], np.concatenate([h, skips.pop()], axis=-1))
+    h = group_norm(h, h.shape[-1], p["norm"]["scale"], p["norm"]["bias"])
+    close(apply(params, x, t), convolve(silu(h), p["last"]), 1e-5)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (384, 32), (64, 32), (48, 16), (8, 8)])
+def test_group_norm_groups_divide(channels, groups):
+    from flax import nnx
+
+    norm = unet.group_norm(channels, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    assert norm.num_groups == groups
+
+
+def test_position_table():
+    table = sit.position_table(2, 3, 8)
+    for row in range(2):
+        for column in range(3):
+            expected = []
+            for position in (column, row):
+                angles = [position / 10_000 ** (k / 2) for k in range(2)]
+                expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            np.testing.assert_allclose(table[row * 3 + column], expected, atol=1e-6)
+
+
+def test_sit_is_the_formula():
+    """The whole tiny SiT in numpy: patches, condition, adaLN-Zero blocks, dropped half."""
+    apply, params, x, t, cond = build("sit")
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    linear = lambda q, h: h @ q["kernel"] + np.expand_dims(q["bias"], tuple(range(h.ndim - 1)))
+
+    def norm(h):
+        return (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+
+    def gelu(h):
+        return 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+
+    output = []
+    for image, time, label in zip(np.asarray(x, np.float64), np.asarray(t), cond, strict=True):
+        angles = time * 10_000 ** (-np.arange(128) / 128)
+        c = linear(p["time1"], np.concatenate([np.cos(angles), np.sin(angles)]))
+        c = silu(linear(p["time2"], silu(c)) + p["labels"]["embedding"][label])
+        grid = [(i, j) for i in range(0, 4, 2) for j in range(0, 8, 2)]
+        patches = np.stack([image[i : i + 2, j : j + 2].reshape(-1) for i, j in grid])
+        h = linear(p["patches"], patches) + sit.position_table(2, 4, 16)
+        for i in range(2):
+            q = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
+            m = [row[None] for row in np.split(linear(q["modulation"], c), 6)]
+            qkv = linear(q["qkv"], norm(h) * (1 + m[1]) + m[0]).reshape(8, 3, 2, 8)
+            h = h + m[2] * linear(q["out"], attention(qkv[:, 0], qkv[:, 1], qkv[:, 2]))
+            y = gelu(linear(q["mlp1"], norm(h) * (1 + m[4]) + m[3]))
+            h = h + m[5] * linear(q["mlp2"], y)
+        shift, scale = (row[None] for row in np.split(linear(p["modulation"], c), 2))
+        tokens = linear(p["last"], norm(h) * (1 + scale) + shift).reshape(8, 2, 2, 6)
+        y = np.zeros(IMAGE)
+        for (i, j), token in zip(grid, tokens, strict=True):
+            y[i : i + 2, j : j + 2] = token[..., :3]
+        output.append(y)
+    close(apply(params, x, t, cond), np.stack(output), 1e-5)
+
+
+def test_sit_without_double_output_is_its_first_half():
+    apply, params, x, t, cond = build("sit")
+    single, abstract = nets.create(SIT | {"double_output": False}, None, shape=IMAGE, num_classes=3)
+    assert abstract["last"]["kernel"].shape == (16, 12)
+    halved = jax.tree.map(
+        lambda a: a.reshape(*a.shape[:-1], 4, 6)[..., :3].reshape(*a.shape[:-1], 12), params["last"]
+    )
+    close(single(params | {"last": halved}, x, t, cond), apply(params, x, t, cond))
+
+
+@pytest.mark.parametrize(("name", "input_scale"), [("unet_distance", 1.0), ("sit_distance", 0.01)])
+def test_distance_head_is_the_formula(name, input_scale):
+    """distance = head(x times the input scale); direction = the headless output over 120."""
+    apply, params, x, t, cond = build(name)
+    output = apply(params, x, t, cond)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["distance"]["head"])
+    linear = lambda q, h: h @ q["kernel"] + q["bias"][None]
+    h = np.maximum(convolve(np.asarray(x) * input_scale, p["conv1"]), 0)
+    h = np.maximum(convolve(h, p["conv2"]), 0).mean(axis=(1, 2))
+    if name == "sit_distance":
+        m = linear(p["modulation"], silu(p["labels"]["embedding"][np.asarray(cond)]))
+        shift, scale, gate = np.split(m, 3, axis=1)
+        y = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+        h = h + gate * linear(p["residual"], silu(y * (1 + scale) + shift))
+    close(output.distance, linear(p["last"], h)[:, 0], 1e-5)
+
+    config = {k: v for k, v in CASES[name][0].items() if k != "distance_head"}
+    bare, _ = nets.create(config, None, shape=IMAGE, num_classes=3)
+    without = {k: v for k, v in params.items() if k != "distance"}
+    close(output.direction, jax.jit(bare)(without, x, t, cond) / 120, 1e-5)
+
+
+def test_distance_scales_are_fields():
+    _, params, x, t, cond = build("unet_distance")
+    scales = {"distance_head": "cifar", "direction_scale": 2.0, "distance_input_scale": 0.5}
+    scaled, _ = nets.create(UNET | scales, None, shape=IMAGE, num_classes=3)
+    plain, *_ = build("unet_distance")
+    a, b = jax.jit(scaled)(params, x, t, cond), plain(params, x, t, cond)
+    close(a.direction, b.direction * 240)
+    close(a.distance, plain(params, 0.5 * x, t, cond).distance)
+
+
+def test_sharded_initialisation_equals_unsharded():
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    config = SIT | {"distance_head": "imagenet"}
+    make = lambda key: nets.create(config, key, shape=IMAGE, num_classes=3)[1]
+    _, abstract = nets.create(config, None, shape=IMAGE, num_classes=3)
+
+    def place(leaf):
+        axes = ["fsdp" if size % 4 == 0 and i else None for i, size in enumerate(leaf.shape)]
+        first = axes.index("fsdp") if "fsdp" in axes else len(axes)
+        return NamedSharding(mesh, PartitionSpec(*axes[: first + 1]))
+
+    shardings = jax.tree.map(place, abstract)
+    sharded = jax.jit(make, out_shardings=shardings)(jax.random.key(0))
+    kernel = sharded["blocks"]["qkv"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 4, 48)
+    assert not np.array_equal(kernel[0], kernel[1])  # each block has its own draw
+    jax.tree.map(np.testing.assert_array_equal, sharded, jax.jit(make)(jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "message"),
+    [
+        ({"name": "unnet"}, IMAGE, "unknown net 'unnet'; did you mean 'unet'"),
+        ({"name": "mlp", "widht": 3}, (2,), "unknown field 'widht'.*did you mean 'width'"),
+        ({"name": "mlp", "shape": (2,)}, (2,), "unknown field 'shape'"),
+        ({"name": "mlp", "activation": "sulu"}, (2,), "did you mean 'selu'"),
+        ({"name": "mlp", "output": "energy"}, (2,), "unknown output 'energy'.*scalar, vector"),
+        ({"name": "mlp", "depth": 0}, (2,), "depth and width"),
+        ({"name": "mlp", "dtype": "float16"}, (2,), "unknown dtype.*bfloat16"),
+        ({"name": "unet"}, (2,), "use 'mlp'"),
+        ({"name": "unet"}, (30, 32, 3), "30x32 images are not divisible by 4"),
+        (UNET | {"attention_levels": (3,)}, IMAGE, "unknown attention level 3.*Known: 1, 2"),
+        (UNET | {"num_heads": 3}, IMAGE, "16 channels do not split into heads"),
+        (UNET | {"dropout": 1.0}, IMAGE, "dropout must be in"),
+        (UNET | {"direction_scale": 0.1}, IMAGE, "direction_scale has no effect"),
+        (UNET | {"distance_head": "cifer"}, IMAGE, "did you mean 'cifar'"),
+        (SIT, (2,), "use 'mlp'"),
+        (SIT | {"patch_size": 8}, IMAGE, "4x8 images are not divisible by 8"),
+        (SIT | {"num_heads": 3}, IMAGE, "width 16 must be divisible by num_heads"),
+        (SIT | {"size": "M"}, IMAGE, "unknown size 'M'.*Known: B, L, S, XL"),
+        (SIT | {"attention": "cudnn"}, IMAGE, "unknown attention.*auto, xla"),
+    ],
+)
+def test_mistakes_in_a_config_are_named(config, shape, message):
+    with pytest.raises(UserError, match=message) as caught:
+        nets.create(config, None, shape=shape)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "cond", "message"),
+    [
+        ((3, 4), None, None, r"x of shape \[B, \*\(2,\)\], not \(3, 4\)"),
+        ((2,), None, None, "x of shape"),
+        ((3, 2), jnp.zeros(1), None, "t of shape"),
+        ((3, 2), None, jnp.zeros(3), "integer labels"),
+        ((3, 2), None, jnp.zeros((3, 1), int), "integer labels"),
+    ],
+)
+def test_wrong_inputs_fail_at_once(x, t, cond, message):
+    apply, params = nets.create({"name": "mlp"}, jax.random.key(0), shape=(2,), num_classes=4)
+    with pytest.raises(UserError, match=message):
+        apply(params, jnp.zeros(x), t, cond)
+
+
+def test_labels_without_classes_fail():
+    apply, params, x, t, _ = build("mlp")
+    with pytest.raises(UserError, match="num_classes=0"):
+        apply(params, x, t, jnp.zeros(BATCH, int))
+
+
+def test_config_dicts_are_accepted():
+    from ml_collections import ConfigDict
+
+    apply, params = init(ConfigDict(UNET | {"channel_multipliers": [1, 2]}), IMAGE)
+    close(apply(params, jnp.ones((1, *IMAGE))), build("unet")[0](params, jnp.ones((1, *IMAGE))))
