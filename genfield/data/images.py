@@ -61,8 +61,11 @@ def images(
         raise UserError(f"data.path {path} does not exist")
     wanted = [name for name in (split, heldout_split) if name]
     pixels = {"size": size, "channels": channels, "labels": labels}
-    listing = list_folder(place, wanted) if place.is_dir() else None
-    identity = listing.identity if listing else file_identity(place)
+    try:
+        listing = list_folder(place, wanted) if place.is_dir() else None
+        identity = listing.identity if listing else file_identity(place)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
 
     def read() -> tuple[Examples, Examples, tuple[str, ...]]:
         if place.suffix == ".npz":
@@ -70,7 +73,7 @@ def images(
         else:
             files = listing or list_archive(place, wanted, splits.limit)
             known, class_names = _file_splits(place, files, split, **pixels)
-        return *splits.settle(known, path, feed.log), class_names
+        return *splits.settle(known, path, feed), class_names
 
     if cache is None:
         train, heldout, class_names = read()
@@ -118,7 +121,11 @@ def _file_splits(
 
         def read(row: int):
             where = f"{names[row]} in {path}"
-            return decode(files.read(names[row]), size, channels, where), targets[row], where
+            try:
+                encoded = files.read(names[row])
+            except OSError as error:
+                raise UserError(f"cannot read the image {where}: {error.strerror}") from error
+            return decode(encoded, size, channels, where), targets[row], where
 
         return on_demand(len(names), read)
 

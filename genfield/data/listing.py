@@ -1,11 +1,12 @@
 """The image files of a folder or a tar archive: what they are called and how to read one."""
 
 import hashlib
+import io
 import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -57,16 +58,36 @@ def list_archive(path: Path, splits: Iterable[str], limit: float) -> Listing:
       UserError: not an archive or a damaged one; a compressed one with over `limit` bytes of files.
     """
     try:
-        try:
-            with tarfile.open(path, "r:") as tar:
-                return _list_plain(path, tar, set(splits))
-        except tarfile.ReadError:
-            with tarfile.open(path, "r|*") as tar:
-                return _list_compressed(path, tar, set(splits), limit)
+        with tarfile.open(path, "r:*") as tar:
+            compressed = not isinstance(tar.fileobj, io.BufferedReader)
+            members, folders = {}, set()
+            for name, member in _members(tar, set(splits)):
+                if member.isdir():
+                    folders.add(name)
+                elif compressed:
+                    limit -= member.size
+                    if limit < 0:
+                        raise UserError(
+                            f"the images in {path} exceed data.memory_limit_gb, and a compressed "
+                            "archive cannot be read in place: extract it and pass the folder"
+                        )
+                    members[name] = tar.extractfile(member).read()
+                else:
+                    members[name] = (member.offset_data, member.size)
     except ARCHIVE_ERRORS as error:
+        reason = str(error).splitlines()[0].rstrip(":")
         raise UserError(
-            f"{path} is damaged, or neither a folder nor a tar archive nor an .npz file: {error}"
+            f"{path} is damaged, or neither a folder nor a tar archive nor an .npz file: {reason}"
         ) from error
+
+    def read_in_place(name: str) -> bytes:
+        offset, size = members[name]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    read = members.__getitem__ if compressed else read_in_place
+    return Listing(sorted(members), _shallow(folders), read, file_identity(path))
 
 
 def file_identity(path: Path) -> str:
@@ -79,39 +100,15 @@ def file_identity(path: Path) -> str:
     return short_hash(size, hashlib.sha256(head + tail).hexdigest())
 
 
-def _list_plain(path: Path, tar: tarfile.TarFile, splits: set[str]) -> Listing:
-    places, folders = {}, set()
+def _members(tar: tarfile.TarFile, splits: set[str]) -> Iterator[tuple[str, tarfile.TarInfo]]:
     for member in tar:
         name = _below_split(member.name, splits)
-        if name and member.isdir():
-            folders.add(name)
-        elif name and member.isreg() and _is_image(name):
-            places[name] = (member.offset_data, member.size)
-
-    def read(name: str) -> bytes:
-        offset, size = places[name]
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    return Listing(sorted(places), _shallow(folders), read, file_identity(path))
-
-
-def _list_compressed(path: Path, tar: tarfile.TarFile, splits: set[str], limit: float) -> Listing:
-    contents, folders, total = {}, set(), 0
-    for member in tar:
-        name = _below_split(member.name, splits)
-        if name and member.isdir():
-            folders.add(name)
-        elif name and member.isreg() and _is_image(name):
-            total += member.size
-            if total > limit:
-                raise UserError(
-                    f"the files in {path} exceed data.memory_limit_gb={limit / 1e9:g}, and a "
-                    "compressed archive cannot be read in place: extract it and pass the folder"
-                )
-            contents[name] = tar.extractfile(member).read()
-    return Listing(sorted(contents), _shallow(folders), contents.__getitem__, file_identity(path))
+        if name and (member.isdir() or (member.isreg() and _is_image(name))):
+            yield name, member
+    # tarfile takes a cut or a broken header for the end; the true end is a block of zeros.
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it ends too early")
 
 
 def _is_image(name: str) -> bool:

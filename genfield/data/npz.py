@@ -1,7 +1,6 @@
 """Images and labels in an .npz file, and the cache of decoded images, which is one as well."""
 
-import os
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -64,7 +63,7 @@ def cached(
     """What `read` gives, from `file` if it exists; otherwise written to it, if it is in memory.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or its folder cannot be made.
     """
     if file.exists():
         arrays = _read(file, f"the cache {file} is damaged: delete it")
@@ -73,16 +72,18 @@ def cached(
             for part in ("train_", "heldout_")
         )
         return from_arrays(train), from_arrays(heldout), tuple(map(str, arrays["class_names"]))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder data.cache={file.parent}: {error}") from error
     train, heldout, class_names = read()
     if train.arrays is not None and heldout.arrays is not None:
         arrays = {f"train_{k}": v for k, v in train.arrays.items()}
         arrays |= {f"heldout_{k}": v for k, v in heldout.arrays.items()}
-        file.parent.mkdir(parents=True, exist_ok=True)
         # Whole or not at all, also when several processes write it.
-        handle, unfinished = tempfile.mkstemp(suffix=".npz", dir=file.parent)
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, class_names=np.array(class_names, dtype=str), **arrays)
-        os.replace(unfinished, file)
+        unfinished = file.with_name(f".{uuid.uuid4().hex}.npz")
+        np.savez(unfinished, class_names=np.array(class_names, dtype=str), **arrays)
+        unfinished.replace(file)
     return train, heldout, class_names
 
 

@@ -91,6 +91,12 @@ def iterator_state(seed: int, fingerprint: str) -> Callable[[int], dict]:
     return lambda step: {"step": int(step), "seed": int(seed), "fingerprint": fingerprint}
 
 
+def check_batch(train: Examples, feed: Feed) -> None:
+    """Raises UserError where a batch is larger than the training set."""
+    if feed.batch_size > train.size:
+        raise UserError(f"batch_size {feed.batch_size} exceeds the {train.size} training examples")
+
+
 def assemble(
     train: Examples,
     heldout: Examples,
@@ -113,8 +119,7 @@ def assemble(
     """
     if labels and not class_names:
         raise UserError("data.labels is on but this data has no labels: set data.labels=False")
-    if feed.batch_size > train.size:
-        raise UserError(f"batch_size {feed.batch_size} exceeds the {train.size} training examples")
+    check_batch(train, feed)
     fingerprint = short_hash(fingerprint, train.size)
     order = np.random.default_rng(SPLIT_SEED).permutation(heldout.size)
 

@@ -74,7 +74,7 @@ def tfds(
     # A slice such as "train[:90%]" exists where its split does.
     wanted = [n for n in (split, heldout_split) if n and n.split("[")[0] in infos]
     known = {name: partial(examples, name) for name in dict.fromkeys([*infos, *wanted])}
-    train, heldout = splits.settle(known, f"TFDS {dataset}", feed.log)
+    train, heldout = splits.settle(known, f"TFDS {dataset}", feed)
     shards = [(info.name, info.shard_lengths, info.num_bytes) for info in infos.values()]
     return assemble(
         train,

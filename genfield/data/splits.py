@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from genfield.data.pipeline import SPLIT_SEED, Examples, subset
+from genfield.data.pipeline import SPLIT_SEED, Examples, Feed, check_batch, subset
 from genfield.data.pixels import load, nbytes
 from genfield.errors import UserError, choose
 
@@ -42,7 +42,7 @@ class Splits(NamedTuple):
         self,
         known: Mapping[str, Callable[[], Examples]],
         where: str,
-        log: Callable[[str], None],
+        feed: Feed,
     ) -> tuple[Examples, Examples]:
         """The training and the held-out examples, in memory if that is asked for or fits.
 
@@ -50,7 +50,7 @@ class Splits(NamedTuple):
           known: the examples of each split that exists.
           where: the data's name in messages.
         Raises:
-          UserError: an absent split, too few examples, image shapes that differ.
+          UserError: an absent split, fewer examples than a batch, image shapes that differ.
         """
         train = choose(f"split of {where}", self.split, known)()
         if self.heldout_split == self.split:
@@ -59,7 +59,7 @@ class Splits(NamedTuple):
             heldout = known[self.heldout_split]()
         elif self.heldout_split in (None, DEFAULT_HELDOUT):
             train, heldout = hold_out(train, self.heldout_fraction)
-            log(f"{where}: holding out {heldout.size:,} of the {self.split!r} images")
+            feed.log(f"{where}: holding out {heldout.size:,} of the {self.split!r} images")
         else:
             choose(f"split of {where}", self.heldout_split, known)
         shapes = [s.gather(np.arange(1))["x1"].shape[1:] for s in (train, heldout)]
@@ -71,11 +71,12 @@ class Splits(NamedTuple):
         same = heldout is train
         train = at_most(train, self.max_images)
         heldout = train if same else at_most(heldout, self.max_images)
+        check_batch(train, feed)  # before the long work
         needed = nbytes(train) + (0 if same else nbytes(heldout))
         if self.in_memory is False or needed > self.limit:
             return train, heldout
-        train = load(train, where, log)
-        return train, train if same else load(heldout, where, log)
+        train = load(train, where, feed.log)
+        return train, train if same else load(heldout, where, feed.log)
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:

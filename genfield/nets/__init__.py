@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from genfield import errors
+from genfield.nets import initial
 from genfield.nets.mlp import MLP
 from genfield.nets.sit import SiT
 from genfield.nets.unet import UNet
@@ -42,18 +43,21 @@ def create(
     """
     shape = tuple(int(side) for side in shape)
 
-    def construct(key):
+    def construct():
         return errors.build(
-            "net", NETS, config, shape=shape, num_classes=num_classes, rngs=nnx.Rngs(key)
+            "net", NETS, config, shape=shape, num_classes=num_classes, rngs=nnx.Rngs(0)
         )
 
-    if rngs is None:
-        network = nnx.eval_shape(construct, jax.eval_shape(lambda: jax.random.key(0)))
-    else:
-        network = construct(rngs)
+    network = nnx.eval_shape(construct)  # nothing is computed: `initial.draw` makes the values
     graph, state = nnx.split(network)
     apply = _bind(graph, network.dropout, shape, num_classes)
-    return apply, nnx.to_pure_dict(state)
+    params = nnx.to_pure_dict(state)
+    if rngs is not None:
+        leaves, tree = jax.tree.flatten(params)
+        initials = nnx.to_pure_dict(state, lambda variable: variable.initial)
+        initials = jax.tree.leaves(initials, is_leaf=lambda a: isinstance(a, initial.Initial))
+        params = tree.unflatten(initial.draw(rngs, leaves, initials))
+    return apply, params
 
 
 def _bind(graph, dropout: float, shape: tuple[int, ...], num_classes: int) -> Callable:

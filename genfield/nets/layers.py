@@ -1,4 +1,4 @@
-"""What the networks share: the base class, initialisers, time embedding, attention, label rows.
+"""What the networks share: the base class, layers, time embedding, attention, label rows.
 
 Sources: PyTorch's documented Linear/Conv initialisation; the sinusoidal embedding of Vaswani et al.
 (2017) as used by ADM (Dhariwal & Nichol 2021) and DiT (Peebles & Xie 2023).
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from genfield import errors
+from genfield.nets.initial import Initial, constant, normal, uniform
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATTENTIONS = {"xla": "without fused kernels", "auto": "cuDNN where it can run, else xla"}
@@ -50,37 +51,45 @@ def check_image(net: str, shape: tuple[int, ...], factor: int, why: str) -> None
         )
 
 
-def uniform(bound: float):
-    """An initialiser: uniform in [-bound, bound]; torch's is 1/sqrt(fan_in), weights and biases."""
-    return lambda key, shape, dtype, **_: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def torch_linear(inputs: int, outputs: int, *, rngs, dtype=jnp.float32) -> nnx.Linear:
-    """A linear layer with PyTorch's default initialisation."""
+def linear(
+    inputs: int, outputs: int, kernel: Initial, bias: Initial, *, rngs, dtype=jnp.float32
+) -> nnx.Linear:
+    """A linear layer with the given initial values."""
     return nnx.Linear(
         inputs,
         outputs,
-        kernel_init=uniform(1 / math.sqrt(inputs)),
-        bias_init=uniform(1 / math.sqrt(inputs)),
+        kernel_metadata={"initial": kernel},
+        bias_metadata={"initial": bias},
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def torch_linear(inputs: int, outputs: int, *, rngs, dtype=jnp.float32) -> nnx.Linear:
+    """A linear layer with PyTorch's default: weights and biases uniform in +-1/sqrt(fan_in)."""
+    bounds = uniform(1 / math.sqrt(inputs))
+    return linear(inputs, outputs, bounds, bounds, rngs=rngs, dtype=dtype)
 
 
 def torch_conv(
     inputs: int, outputs: int, size: int, *, rngs, dtype=jnp.float32, zero=False
 ) -> nnx.Conv:
-    """A size x size convolution, same padding, PyTorch's default initialisation (or all zero)."""
-    bound = 0.0 if zero else 1 / math.sqrt(inputs * size * size)
+    """A size x size convolution, same padding, with PyTorch's default (or all zero)."""
+    initial = constant(0.0) if zero else uniform(1 / math.sqrt(inputs * size * size))
     return nnx.Conv(
         inputs,
         outputs,
         (size, size),
-        kernel_init=uniform(bound),
-        bias_init=uniform(bound),
+        kernel_metadata={"initial": initial},
+        bias_metadata={"initial": initial},
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def label_rows(num_classes: int, size: int, initial=normal(0.02), *, rngs) -> nnx.Embed:
+    """Label embedding with a last row for the null class, float32; DiT's N(0, 0.02)."""
+    return nnx.Embed(num_classes + 1, size, embedding_metadata={"initial": initial}, rngs=rngs)
 
 
 def sinusoidal_embedding(t: jax.Array, size: int, max_period: float) -> jax.Array:
@@ -110,8 +119,3 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, attention: str) -
     return jax.nn.dot_product_attention(
         query, key, value, implementation="cudnn" if fused else "xla"
     )
-
-
-def label_rows(num_classes: int, size: int, *, rngs) -> nnx.Embed:
-    """Label embedding with a last row for the null class, N(0, 0.02) as in DiT, float32."""
-    return nnx.Embed(num_classes + 1, size, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from genfield import errors
-from genfield.nets import layers
+from genfield.nets import initial, layers
 
 ACTIVATIONS = {
     "elu": jax.nn.elu,
@@ -61,11 +61,9 @@ class MLP(layers.Network):
             }
         )
         self.last = layers.torch_linear(width, 1 if output == "scalar" else size, rngs=rngs)
-        rows = layers.uniform(1 / math.sqrt(inputs))
+        rows = initial.uniform(1 / math.sqrt(inputs))
         self.labels = (
-            nnx.Embed(num_classes + 1, width, embedding_init=rows, dtype=compute, rngs=rngs)
-            if num_classes
-            else None
+            layers.label_rows(num_classes, width, rows, rngs=rngs) if num_classes else None
         )
 
     def __call__(self, x, t, cond, rngs=None):
@@ -74,7 +72,7 @@ class MLP(layers.Network):
             h = jnp.concatenate([h, t[:, None]], axis=-1)
         h = self.hidden["0"](h)
         if self.labels is not None:
-            h = h + self.labels(cond)
+            h = h + self.labels(cond).astype(h.dtype)
         for i in range(1, self.depth):
             h = self.hidden[str(i)](self.activation(h))
         y = self.last(self.activation(h).astype(jnp.float32))

@@ -1,13 +1,15 @@
 """SiT, the transformer of DiT (Peebles & Xie 2023, arXiv:2212.09748; Ma et al. 2024,
 arXiv:2401.08740): patches, adaLN-Zero blocks, fixed sin-cos positions."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from genfield import errors
-from genfield.nets import heads, layers
+from genfield.nets import heads, initial, layers
 
 SIZES = {  # depth, width, heads: DiT, Table 1
     "S": (12, 384, 6),
@@ -17,6 +19,7 @@ SIZES = {  # depth, width, heads: DiT, Table 1
 }
 TIME_FREQUENCIES = 256  # DiT's timestep embedder
 MAX_PERIOD = 10_000
+ZERO = initial.constant(0.0)  # adaLN-Zero
 
 
 def position_table(height: int, width: int, size: int) -> np.ndarray:
@@ -29,19 +32,10 @@ def position_table(height: int, width: int, size: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def xavier_linear(inputs, outputs, *, rngs, dtype=jnp.float32) -> nnx.Linear:
-    init = nnx.initializers.xavier_uniform()
-    return nnx.Linear(inputs, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
-
-
-def zero_linear(inputs, outputs, *, rngs, dtype=jnp.float32) -> nnx.Linear:
-    init = nnx.initializers.zeros
-    return nnx.Linear(inputs, outputs, kernel_init=init, dtype=dtype, rngs=rngs)
-
-
-def normal_linear(inputs, outputs, *, rngs) -> nnx.Linear:
-    init = nnx.initializers.normal(0.02)
-    return nnx.Linear(inputs, outputs, kernel_init=init, rngs=rngs)
+def dit_linear(inputs, outputs, kernel=None, *, rngs, dtype=jnp.float32) -> nnx.Linear:
+    """A linear layer with zero biases, Xavier-uniform unless told."""
+    kernel = kernel or initial.uniform(math.sqrt(6 / (inputs + outputs)))
+    return layers.linear(inputs, outputs, kernel, initial.constant(0.0), rngs=rngs, dtype=dtype)
 
 
 def plain_norm(size, *, rngs, dtype=jnp.float32) -> nnx.LayerNorm:
@@ -62,12 +56,12 @@ class Block(nnx.Module):
     def __init__(self, width, num_heads, mlp_ratio, attention, *, rngs, dtype):
         self.num_heads, self.attention = num_heads, attention
         self.norm1 = plain_norm(width, rngs=rngs, dtype=dtype)
-        self.qkv = xavier_linear(width, 3 * width, rngs=rngs, dtype=dtype)
-        self.out = xavier_linear(width, width, rngs=rngs, dtype=dtype)
+        self.qkv = dit_linear(width, 3 * width, rngs=rngs, dtype=dtype)
+        self.out = dit_linear(width, width, rngs=rngs, dtype=dtype)
         self.norm2 = plain_norm(width, rngs=rngs, dtype=dtype)
-        self.mlp1 = xavier_linear(width, int(width * mlp_ratio), rngs=rngs, dtype=dtype)
-        self.mlp2 = xavier_linear(int(width * mlp_ratio), width, rngs=rngs, dtype=dtype)
-        self.modulation = zero_linear(width, 6 * width, rngs=rngs, dtype=dtype)
+        self.mlp1 = dit_linear(width, int(width * mlp_ratio), rngs=rngs, dtype=dtype)
+        self.mlp2 = dit_linear(int(width * mlp_ratio), width, rngs=rngs, dtype=dtype)
+        self.modulation = dit_linear(width, 6 * width, ZERO, rngs=rngs, dtype=dtype)
 
     def attend(self, h):
         b, n, width = h.shape
@@ -143,9 +137,9 @@ class SiT(layers.Network):
         self.outputs = shape[-1] * (2 if double_output else 1)
         pixels = patch_size * patch_size
 
-        self.patches = xavier_linear(pixels * shape[-1], width, rngs=rngs, dtype=self.compute)
-        self.time1 = normal_linear(TIME_FREQUENCIES, width, rngs=rngs)
-        self.time2 = normal_linear(width, width, rngs=rngs)
+        self.patches = dit_linear(pixels * shape[-1], width, rngs=rngs, dtype=self.compute)
+        self.time1 = dit_linear(TIME_FREQUENCIES, width, initial.normal(0.02), rngs=rngs)
+        self.time2 = dit_linear(width, width, initial.normal(0.02), rngs=rngs)
         self.labels = layers.label_rows(num_classes, width, rngs=rngs) if num_classes else None
 
         @nnx.split_rngs(splits=depth)
@@ -155,8 +149,8 @@ class SiT(layers.Network):
 
         self.blocks = stack(rngs)
         self.norm = plain_norm(width, rngs=rngs)
-        self.modulation = zero_linear(width, 2 * width, rngs=rngs)
-        self.last = zero_linear(width, pixels * self.outputs, rngs=rngs)
+        self.modulation = dit_linear(width, 2 * width, ZERO, rngs=rngs)
+        self.last = dit_linear(width, pixels * self.outputs, ZERO, rngs=rngs)
         self.distance = heads.create(
             distance_head,
             direction_scale,

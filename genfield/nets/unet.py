@@ -1,7 +1,6 @@
 """The U-Net of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233) as the CIFAR-10 recipe of flow
 matching configures it (Lipman et al. 2024; Distance Marching, Table 6): 55,676,419 parameters."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -10,16 +9,25 @@ from flax import nnx
 
 from genfield import errors
 from genfield.nets import heads, layers
+from genfield.nets.initial import constant
 
 GROUPS = 32  # ADM: GroupNorm32
 MAX_PERIOD = 1_000_000  # Distance Marching, Table 6
 
 
 def group_norm(channels, *, rngs, dtype) -> nnx.GroupNorm:
-    """32 groups, or as many as divide the channels; statistics in float32."""
-    groups = math.gcd(GROUPS, channels)
+    """32 groups, fewer where they would not divide the channels or hold one channel each
+    (which would erase the channel means); statistics in float32."""
+    fits = [g for g in range(1, GROUPS + 1) if channels % g == 0 and channels // g >= 2]
     return nnx.GroupNorm(
-        channels, groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
+        channels,
+        max(fits),
+        epsilon=1e-5,
+        use_fast_variance=False,
+        scale_metadata={"initial": constant(1.0)},
+        bias_metadata={"initial": constant(0.0)},
+        dtype=dtype,
+        rngs=rngs,
     )
 
 

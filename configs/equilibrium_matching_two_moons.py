@@ -1,0 +1,39 @@
+"""Equilibrium Matching, 8 Gaussians to two moons: the scalar network and rematching of DM C.1."""
+
+from ml_collections import ConfigDict
+
+from genfield import configuration
+
+
+def get_config():
+    config = configuration.base()
+    config.data = ConfigDict({"name": "two_moons", "source": "eight_gaussians"})
+    config.net = ConfigDict(
+        {"name": "mlp", "width": 64, "depth": 3, "activation": "selu", "output": "scalar"}
+    )
+    config.rematching.name = "nearest"
+    config.loss = ConfigDict(
+        {
+            "name": "equilibrium_matching",
+            "decay": {"name": "truncated", "a": 0.8, "multiplier": 4.0},
+        }
+    )
+    config.train.steps = 20_000
+    config.checkpoint.every = 5_000
+    config.sampler = ConfigDict({"name": "gradient_descent", "num_steps": 100, "step_size": 0.0025})
+    config.sample.num = 10_000
+    config.sample.batch_size = 10_000
+    config.evaluate.metrics = ("point_cloud", "heldout_loss")
+    config.evaluate.repeats = 5
+    config.evaluate.paper = ConfigDict({"w2": 1.433, "hausdorff": 2.034, "chamfer": 0.260})
+    return config
+
+
+def smoke(config):
+    """Shrinks the config to a step or two, for tests."""
+    config.train.steps = 2
+    config.sampler.num_steps = 2
+    config.sample.batch_size = config.evaluate.num_samples = 64
+    config.evaluate.transport_points = 64
+    config.evaluate.repeats = 1
+    return config
