@@ -8,7 +8,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from genfield import configuration, data, objectives, rng, sharding, train
+from genfield import configuration, data, logbook, objectives, rng, sharding, train
 from genfield.data import Dataset
 from genfield.objectives import Objective
 
@@ -37,6 +37,7 @@ def prepare(config, workdir: Path) -> Experiment:
     configuration.check_fields(config)
     configuration.check_numbers(config)
     configuration.check_same_run(config, workdir)
+    objectives.check_names(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(
         "config.batch_size", config.batch_size, mesh, config.optimizer.accumulate
@@ -49,6 +50,7 @@ def prepare(config, workdir: Path) -> Experiment:
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        log=logbook.say,
     )
     apply, abstract_params = objectives.create_net(config, dataset)
     objective = objectives.create(config, dataset, apply, abstract_params)

@@ -87,6 +87,24 @@ def _check_output(loss: str, output) -> bool:
     return scalar
 
 
+def check_names(config) -> None:
+    """Raises UserError for unknown losses, samplers, couplings, …; before any data are read."""
+    choose("net", config.net.get("name"), nets.NETS)
+    _parts(config)
+    create_sampler(config)
+
+
+def _parts(config):
+    """The loss, coupling, rematching, time distribution and path of a configuration."""
+    return (
+        _make_loss(config.loss),
+        bind("coupling", couplings.COUPLINGS, config.coupling, ("x0", "x1")),
+        bind("rematching", couplings.REMATCHINGS, config.rematching, ("path", "sample")),
+        build("time", paths.TIMES, config.time),
+        choose("path", config.path, paths.PATHS),
+    )
+
+
 def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective:
     """The objective of a configuration.
 
@@ -97,11 +115,7 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
     Raises:
       UserError: unknown names or fields, or a network that the loss cannot use.
     """
-    loss_fn = _make_loss(config.loss)
-    couple = bind("coupling", couplings.COUPLINGS, config.coupling, ("x0", "x1"))
-    rematch = bind("rematching", couplings.REMATCHINGS, config.rematching, ("path", "sample"))
-    times = build("time", paths.TIMES, config.time)
-    path = choose("path", config.path, paths.PATHS)
+    loss_fn, couple, rematch, times, path = _parts(config)
     null_class = data.num_classes
 
     x = jax.ShapeDtypeStruct((2, *data.shape), jnp.float32)

@@ -29,7 +29,7 @@ class MLP(layers.Network):
       activation: one of ACTIVATIONS.
       output: "vector" returns [B, *shape], "scalar" returns [B].
       time_input: the time is an extra input of the first layer; without it t is ignored.
-      dtype: the hidden layers compute in it.
+      dtype: the hidden layers but the first compute in it (the first sees the time).
     Labels, where there are classes, enter the first layer one-hot, with a row for the null class.
     """
 
@@ -51,13 +51,14 @@ class MLP(layers.Network):
         errors.choose("output", output, OUTPUTS)
         self.activation = errors.choose("activation", activation, ACTIVATIONS)
         self.output, self.time_input, self.depth = output, time_input, depth
-        compute = layers.compute_dtype(dtype)
+        self.compute = layers.compute_dtype(dtype)
         size = math.prod(shape)
         inputs = size + int(time_input)
+        self.first = layers.torch_linear(inputs, width, rngs=rngs)
         self.hidden = nnx.Dict(
             {
-                str(i): layers.torch_linear(width if i else inputs, width, rngs=rngs, dtype=compute)
-                for i in range(depth)
+                str(i): layers.torch_linear(width, width, rngs=rngs, dtype=self.compute)
+                for i in range(1, depth)
             }
         )
         self.last = layers.torch_linear(width, 1 if output == "scalar" else size, rngs=rngs)
@@ -70,9 +71,10 @@ class MLP(layers.Network):
         h = x.reshape(len(x), -1)
         if self.time_input:
             h = jnp.concatenate([h, t[:, None]], axis=-1)
-        h = self.hidden["0"](h)
+        h = self.first(h)
         if self.labels is not None:
-            h = h + self.labels(cond).astype(h.dtype)
+            h = h + self.labels(cond)
+        h = h.astype(self.compute)
         for i in range(1, self.depth):
             h = self.hidden[str(i)](self.activation(h))
         y = self.last(self.activation(h).astype(jnp.float32))

@@ -1,0 +1,84 @@
+"""Latents of an autoencoder, computed once: a folder with latents.npy and labels.npy.
+
+The arrays stay on disk and are read by memory map, so a data set may be larger than the memory.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from genfield.data.pipeline import (
+    SPLIT_SEED,
+    Dataset,
+    Examples,
+    Feed,
+    assemble,
+    short_hash,
+    subset,
+)
+from genfield.errors import UserError
+
+HELDOUT = 10_000  # at most, and at most a tenth
+
+
+def latents(
+    *,
+    path: str | None = None,
+    shape: tuple[int, ...] = (32, 32, 4),
+    num_classes: int = 1000,
+    scale: float = 0.18215,
+    feed: Feed,
+) -> Dataset:
+    """Latents with labels.
+
+    Args:
+      path: folder with latents.npy, float16 or float32 [N, *shape], and labels.npy, ints [N].
+      shape: of a latent, channels last. num_classes: labels lie below it.
+      scale: multiplies the stored latents; 0.18215 makes those of Stable Diffusion's autoencoder
+        about unit variance (Rombach et al., 2022).
+    Raises:
+      UserError: no such files, or arrays of another shape or dtype.
+    """
+    if path is None:
+        raise UserError("data.path is not set: pass --config.data.path=…, a folder of latents")
+    folder, shape = Path(path), tuple(shape)
+    values, labels = (_open(folder / name) for name in ("latents.npy", "labels.npy"))
+    if values.shape[1:] != shape or not np.issubdtype(values.dtype, np.floating):
+        raise UserError(
+            f"{folder / 'latents.npy'} holds {values.dtype} {values.shape}, not floats of "
+            f"shape (N, {', '.join(map(str, shape))})"
+        )
+    if labels.shape != values.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{folder / 'labels.npy'} holds {labels.dtype} {labels.shape}, not "
+            f"{len(values)} integers"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f"{folder / 'labels.npy'} has labels outside 0..{num_classes - 1}")
+
+    def gather(rows):
+        # In the order of the file, for the disk's sake, and back.
+        order = np.argsort(rows)
+        x1 = np.empty((len(rows), *shape), np.float32)
+        x1[order] = values[rows[order]]
+        return {"x1": x1 * np.float32(scale), "label": labels[rows].astype(np.int32)}
+
+    everything = Examples(len(values), gather)
+    rows = np.random.default_rng(SPLIT_SEED).permutation(len(values))
+    count = max(1, min(HELDOUT, len(values) // 10))
+    return assemble(
+        subset(everything, rows[count:]),
+        subset(everything, rows[:count]),
+        class_names=tuple(map(str, range(num_classes))),
+        labels=True,
+        flip=False,
+        fingerprint=short_hash("latents", values.shape, str(values.dtype)),
+        feed=feed,
+    )
+
+
+def _open(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
