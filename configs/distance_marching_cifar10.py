@@ -49,9 +49,9 @@ def get_config(size: str = "full"):
         config.batch_size = 64
         config.optimizer.learning_rate = 1e-3
         config.ema.rate = 0.995
-        config.train.steps = 1_500
+        config.train.steps = 600
         config.train.log_every = 50
-        config.train.eval_every = config.checkpoint.every = 500
+        config.train.eval_every = config.checkpoint.every = 150
         config.sample.batch_size = 64
     return config
 

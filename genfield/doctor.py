@@ -1,0 +1,83 @@
+"""What this machine can do: python -m genfield.doctor. One line a matter, each with a verdict."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+
+CORE = ("jax", "optax", "diffrax", "numpy", "scipy")
+PROGRAM = ("flax", "orbax-checkpoint", "grain", "ml_collections", "clu", "chex", "pillow")
+# Module, what it is for, the extra that brings it.
+OPTIONAL = (
+    ("sklearn", "data.name='digits'", "digits"),
+    ("tensorflow_datasets", "data.name='tfds'", "tfds"),
+    ("ot", "W2 of more than 3,000 points in seconds", "transport"),
+    ("tensorboardX", "TensorBoard events", "tensorboard"),
+)
+
+
+def check_packages() -> list[tuple[bool, str]]:
+    """The packages that genfield cannot do without."""
+    rows = []
+    for name in (*CORE, *PROGRAM):
+        try:
+            rows.append((True, f"{name} {metadata.version(name)}"))
+        except metadata.PackageNotFoundError:
+            rows.append((False, f"{name} is not installed: pip install -e ."))
+    return rows
+
+
+def check_extras() -> list[tuple[bool | None, str]]:
+    """The packages that only some features want; None is "not needed unless wanted"."""
+    rows = []
+    for module, purpose, extra in OPTIONAL:
+        found = importlib.util.find_spec(module) is not None
+        note = "" if found else f": not installed, pip install 'genfield[{extra}]'"
+        rows.append((True if found else None, f"{purpose}{note}"))
+    return rows
+
+
+def check_devices() -> list[tuple[bool | None, str]]:
+    """JAX's devices, that they compute, and whether a GPU lies idle beside a CPU-only JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    try:
+        devices = jax.devices()
+        value = float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((64, 64))))
+    except Exception as error:
+        return [(False, f"JAX finds no working device: {str(error).splitlines()[0]}")]
+    kinds = sorted({d.device_kind for d in devices})
+    count = f"{len(devices)} x {', '.join(kinds)} on {jax.process_count()} process(es)"
+    rows = [(value == 64.0**3, f"devices: {count}")]
+    if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
+        rows.append((None, "an NVIDIA driver is here, but JAX runs on the CPU: genfield[cuda]"))
+    if jax.default_backend() == "gpu":
+        stats = devices[0].memory_stats() or {}
+        rows.append((True, f"memory: {stats.get('bytes_limit', 0) / 2**30:.1f} GiB a device"))
+    cache = jax.config.jax_compilation_cache_dir
+    note = f"compilation cache: {cache}" if cache else (
+        "compilation cache: off; set JAX_COMPILATION_CACHE_DIR to start faster the next time"
+    )
+    return [*rows, (True if cache else None, note)]
+
+
+def main() -> int:
+    """Prints the verdicts; 0 if everything needed is here, else 2."""
+    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, "
+          f"{os.cpu_count()} cores")  # fmt: skip
+    rows = [(sys.version_info >= (3, 11), "Python 3.11 or newer"), *check_packages()]
+    if all(ok for ok, _ in rows):
+        rows += check_devices()
+    rows += check_extras()
+    for ok, text in rows:
+        print({True: "ok      ", None: "optional", False: "MISSING "}[ok], text)
+    healthy = not any(ok is False for ok, _ in rows)
+    print("verdict: ready" if healthy else "verdict: not ready, see MISSING above")
+    return 0 if healthy else 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
