@@ -81,8 +81,9 @@ class Checkpoints:
         self.folder = Path(workdir).resolve() / FOLDER
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep, keep_best, best_metric),
-            enable_async_checkpointing=True,
-            step_prefix=None,
+            # Without it orbax does not write the metrics down, and a resumed run forgets its best.
+            best_fn=lambda metrics: metrics[best_metric],
+            best_mode="min",
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self.best_metric = best_metric
@@ -133,23 +134,18 @@ class Checkpoints:
         known = self.steps()
         if step is not None and step not in known:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {known}")
+        damaged = {}
         for candidate in [step] if step is not None else known[::-1]:
             problem, result = self._try_restore(candidate, abstract)
             if _agreed(problem is None):
+                self._set_aside(damaged)
                 return result
-            problem = problem or "another process could not read it"
-            if step is not None:
-                raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {problem}")
-            warnings.warn(
-                f"checkpoint {self.folder / str(candidate)} is damaged ({problem}); "
-                f"moved to {self.folder.parent / DAMAGED}, falling back to the one before",
-                stacklevel=2,
-            )
-            self._set_aside(candidate)
-        if known:
+            damaged[candidate] = problem or "another process could not read it"
+        if damaged:
+            problems = "; ".join(f"{step}: {problem}" for step, problem in damaged.items())
             raise UserError(
-                f"no checkpoint in {self.folder} is whole; they were moved to "
-                f"{self.folder.parent / DAMAGED}. Run again to start from step 0"
+                f"no checkpoint asked for in {self.folder} is whole ({problems}). They are left "
+                "as they are; move them away to start from step 0, or pass another --step"
             )
         return None
 
@@ -169,15 +165,23 @@ class Checkpoints:
         except Exception as error:  # anything can come out of a damaged file
             return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", None
 
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            target = self.folder.parent / DAMAGED
-            target.mkdir(exist_ok=True)
-            shutil.rmtree(target / str(step), ignore_errors=True)
-            shutil.move(self.folder / str(step), target / str(step))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoint set aside")
-        self._manager.reload()
+    def _set_aside(self, damaged: dict[int, str]) -> None:
+        """Moves damaged checkpoints out of the way of the steps that will be saved again."""
+        target = self.folder.parent / DAMAGED
+        for step, problem in damaged.items():
+            warnings.warn(
+                f"checkpoint {self.folder / str(step)} is damaged ({problem}); "
+                f"moved to {target}, falling back to the one before",
+                stacklevel=3,
+            )
+            if jax.process_index() == 0:
+                target.mkdir(exist_ok=True)
+                shutil.rmtree(target / str(step), ignore_errors=True)
+                shutil.move(self.folder / str(step), target / str(step))
+        if damaged and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        if damaged:
+            self._manager.reload()
 
     def wait(self) -> None:
         """Blocks until the last save is on disk; raises what it failed with."""

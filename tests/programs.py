@@ -1,0 +1,62 @@
+"""Small runs of the program, for the tests that need one: overrides, and the lines they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from genfield.main import main
+
+ROOT = Path(__file__).resolve().parent.parent
+MOONS = ROOT / "configs" / "distance_marching_two_moons.py"
+DIGITS = ROOT / "configs" / "distance_marching_digits.py"
+
+SMALL = {  # a run of seconds, whatever the config
+    "batch_size": 16,
+    "net.width": 16,
+    "net.depth": 2,
+    "train.steps": 20,
+    "train.log_every": 1,
+    "train.eval_batches": 1,
+    "checkpoint.every": 10,
+    "sample.batch_size": 64,
+    "sample.num": 64,
+    "evaluate.num_samples": 64,
+    "evaluate.transport_points": 64,
+    "evaluate.repeats": 1,
+    "evaluate.figures": False,
+}
+
+
+def arguments(workdir, config=MOONS, *extra: str, small: dict = SMALL, **overrides) -> list[str]:
+    """A command line; overrides are config fields with dots written as double underscores."""
+    fields = small | {k.replace("__", "."): v for k, v in overrides.items()}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return ["genfield", f"--config={config}", f"--workdir={workdir}", *extra, *flags]
+
+
+def run(workdir, config=MOONS, *extra: str, **kwargs) -> int:
+    """Runs the program in this process, on the eight fake devices; its exit code."""
+    return main(arguments(workdir, config, *extra, **kwargs))
+
+
+def start(argv: list[str], devices: int = 1, **options) -> subprocess.Popen:
+    """The program as a process of its own, its output as text."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "genfield.main", *argv[1:]]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=env, cwd=ROOT, **(pipes | options))
+
+
+def losses(workdir) -> dict[tuple[int, str], dict]:
+    """The lines of metrics.jsonl by (step, split), without what depends on the clock."""
+    rows = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("examples_per_second", None)
+    return {(row.pop("step"), row.pop("split")): row for row in rows}

@@ -1,0 +1,208 @@
+"""Checkpoints: exact on any mesh, readable as numpy, and damage found and survived."""
+
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from genfield import checkpoint
+from genfield.checkpoint import Checkpoints
+from genfield.errors import UserError
+
+
+def make_state(scale: float = 1.0) -> dict:
+    tree = {
+        "field": {
+            "kernel": scale * jnp.arange(64 * 32, dtype=jnp.float32).reshape(64, 32),
+            "half": jnp.full((8,), scale, jnp.bfloat16),
+        }
+    }
+    return {
+        "params": tree,
+        "ema": {},
+        "optimizer": (tree, jnp.int32(3), {"mask": jnp.array([True, False])}),
+    }
+
+
+def abstract(state, sharding=None):
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A workdir with checkpoints of steps 1 and 2, scaled by the step."""
+    manager = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        manager.save(step, make_state(step), {"note": f"step {step}"})
+    manager.close()
+    return tmp_path
+
+
+def test_restores_the_newest_with_its_meta(saved):
+    manager = Checkpoints(saved)
+    state, meta = manager.restore(abstract(make_state()))
+    chex.assert_trees_all_equal(state, make_state(2))
+    assert meta["note"] == "step 2" and meta["step"] == 2
+
+
+def test_restores_a_step_by_name_and_lists_those_there(saved):
+    manager = Checkpoints(saved)
+    state, _ = manager.restore(abstract(make_state()), 1)
+    chex.assert_trees_all_equal(state, make_state(1))
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; it has \[1, 2\]"):
+        manager.restore(abstract(make_state()), 7)
+
+
+def test_nothing_to_restore_is_none(tmp_path):
+    assert Checkpoints(tmp_path).restore(abstract(make_state())) is None
+
+
+def test_a_relative_workdir_keeps_its_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manager = Checkpoints("run")
+    manager.save(1, make_state(), {})
+    manager.close()
+    assert checkpoint.load("run")["field"]["kernel"].shape == (64, 32)
+
+
+def test_another_mesh_restores_the_same_bits(saved):
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    target = abstract(make_state(), NamedSharding(mesh, PartitionSpec()))
+    target["params"]["field"]["kernel"] = jax.ShapeDtypeStruct(
+        (64, 32), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp"))
+    )
+    state, _ = Checkpoints(saved).restore(target)
+    assert len(state["params"]["field"]["kernel"].addressable_shards) == 8
+    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(make_state(2)))
+
+
+@pytest.mark.parametrize("item", [None, "params", "optimizer"])
+def test_load_reads_plain_numpy(saved, item):
+    tree = checkpoint.load(saved, item=item)
+    leaves = jax.tree.leaves(tree)
+    assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    expected = make_state(2)[item or "params"]
+    for a, b in zip(leaves, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, np.asarray(b))
+
+
+def test_load_says_what_is_missing(saved, tmp_path_factory):
+    with pytest.raises(UserError, match="no item 'discriminator'"):
+        checkpoint.load(saved, item="discriminator")
+    with pytest.raises(UserError, match="no checkpoint of step 9"):
+        checkpoint.load(saved, step=9)
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.load(tmp_path_factory.mktemp("empty"))
+
+
+def data_files(workdir, step):
+    """The files that hold a checkpoint's parameters, the largest first."""
+    folder = workdir / checkpoint.FOLDER / str(step) / "params"
+    files = [p for p in folder.rglob("*") if p.is_file() and "/d/" in p.as_posix()]
+    return sorted(files, key=lambda p: -p.stat().st_size)
+
+
+def remove(path):
+    path.unlink()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, flip, empty])
+def test_damage_is_found_and_the_one_before_is_used(saved, damage):
+    damage(data_files(saved, 2)[0])
+    manager = Checkpoints(saved)
+    with pytest.warns(UserWarning, match=r"checkpoints/2 is damaged .* falling back"):
+        state, meta = manager.restore(abstract(make_state()))
+    chex.assert_trees_all_equal(state, make_state(1))
+    assert meta["step"] == 1 and (saved / checkpoint.DAMAGED / "2").exists()
+    # The step can be saved anew, which orbax by itself would silently refuse.
+    manager.save(2, make_state(5), {})
+    manager.close()
+    np.testing.assert_array_equal(checkpoint.load(saved, step=2)["field"]["half"], 5)
+
+
+def test_load_refuses_a_flipped_byte(saved):
+    flip(data_files(saved, 2)[0])
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.load(saved)
+
+
+def test_every_flipped_byte_of_the_largest_file_is_found_or_harmless(saved):
+    """Values that differ from what was saved never come back, wherever the byte lies."""
+    path = data_files(saved, 2)[0]
+    original = path.read_bytes()
+    for position in np.linspace(0, len(original) - 1, 25).astype(int):
+        content = bytearray(original)
+        content[position] ^= 0x01
+        path.write_bytes(content)
+        try:
+            tree = checkpoint.load(saved)
+        except UserError:
+            continue
+        chex.assert_trees_all_equal(tree, jax.device_get(make_state(2)["params"]))
+
+
+def test_a_digest_that_lies_is_damage(saved):
+    path = saved / checkpoint.FOLDER / "2" / "meta" / "metadata"
+    path.write_text(path.read_text().replace('"step": 2', '"step" 2'))
+    with pytest.warns(UserWarning, match="is damaged"):
+        _, meta = Checkpoints(saved).restore(abstract(make_state()))
+    assert meta["step"] == 1
+
+
+def test_all_damaged_is_an_error_and_nothing_is_lost(saved):
+    for step in (1, 2):
+        truncate(data_files(saved, step)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match="no checkpoint asked for in .* is whole"):
+            Checkpoints(saved).restore(abstract(make_state()))
+    assert Checkpoints(saved).steps() == [1, 2]
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    manager = Checkpoints(tmp_path, keep=2, keep_best=1)
+    for step, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0], start=1):
+        manager.save(step, make_state(step), {}, {"loss": loss})
+    manager.close()
+    manager = Checkpoints(tmp_path, keep=2, keep_best=1)  # a resumed run knows its best
+    assert manager.steps() == [2, 4, 5] and manager.best_step() == 2
+    manager.save(6, make_state(6), {}, {"loss": 6.0})
+    manager.save(7, make_state(7), {})  # no held-out figures at this step
+    manager.wait()
+    assert manager.steps() == [2, 6, 7] and manager.best_step() == 2
+    manager.close()
+
+
+def test_digests_agree_between_numpy_and_devices_and_see_one_bit():
+    tree = jax.device_get(make_state(3))
+    on_device = checkpoint.digests(jax.tree.map(jnp.asarray, tree))
+    assert checkpoint.digests(tree) == on_device
+    bits = tree["params"]["field"]["kernel"].view(np.uint32).copy()
+    for index, bit in [((0, 0), 0), ((63, 31), 31), ((5, 7), 13)]:
+        changed = bits.copy()
+        changed[index] ^= np.uint32(1 << bit)
+        tree["params"]["field"]["kernel"] = changed.view(np.float32)
+        assert checkpoint.digests(tree) != on_device
+    swapped = bits.copy()
+    swapped[[3, 4]] = swapped[[4, 3]]
+    tree["params"]["field"]["kernel"] = swapped.view(np.float32)
+    assert checkpoint.digests(tree) != on_device
