@@ -4,12 +4,18 @@ A config file starts from `base()` and sets what differs; sections with a `name`
 of the function that the name stands for, so `base()` leaves them open.
 """
 
+import inspect
 import json
+import math
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from genfield.errors import UserError, choose
+from genfield.errors import UserError, check_type, choose
 
 # Fields that may differ when a run is continued: how long, how often, where; never what is learned.
 MAY_CHANGE = ("train", "checkpoint", "sampler", "sample", "evaluate", "mesh")
@@ -64,17 +70,128 @@ def base() -> ConfigDict:
     return config
 
 
+def load(name: str) -> ConfigDict:
+    """What `get_config` of a config file returns; an argument for it may follow a colon.
+
+    Raises:
+      UserError: no such file, anything that it raises, or not a ConfigDict.
+    """
+    name, colon, argument = name.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        known = sorted(p.name for p in folder.glob("*.py"))
+        choose(f"config file in {folder}", path.name, dict.fromkeys(known))
+    module = {"__name__": path.stem, "__file__": str(path)}
+    _blame(path, lambda: exec(compile(path.read_bytes(), path, "exec"), module))
+    if "get_config" not in module:
+        raise UserError(f"{path} has no function get_config() that returns the configuration")
+    arguments = [argument] if colon else []
+    try:
+        inspect.signature(module["get_config"]).bind(*arguments)
+    except TypeError as error:
+        wanted = "takes no argument" if colon else "needs an argument"
+        raise UserError(f"{path} {wanted} after a colon: {error}") from error
+    config = _blame(path, lambda: module["get_config"](*arguments))
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() of {path} returns {type(config).__name__}, not a ConfigDict: "
+            "start it from genfield.configuration.base()"
+        )
+    return config
+
+
+def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """`config` with --config.section.field=value of a command line applied.
+
+    Sections nested in the open ones are made as they are named: --config.loss.weight.name=…
+
+    Raises:
+      UserError: unknown sections, values of the wrong type.
+    """
+    for argument in arguments:
+        names = argument.split("=")[0].split(".")[1:-1]
+        section = config
+        for depth, name in enumerate(names):
+            if name not in section:
+                if names[0] not in OPEN or depth == 0:
+                    choose(f"section in {argument}:", name, section)
+                section[name] = ConfigDict()
+            section = section[name]
+            if not isinstance(section, ConfigDict):
+                raise UserError(f"{argument}: {name} is {section!r}, not a section")
+    values, argv = flags.FlagValues(), ["", *arguments]
+    try:
+        config_flags.DEFINE_config_dict(
+            "config",
+            config,
+            lock_config=False,
+            flag_values=values,
+            accept_new_attributes=True,
+            sys_argv=argv,
+        )
+        rest = values(argv)
+    except (flags.Error, ValueError, TypeError, AttributeError) as error:
+        raise UserError(problem(str(error))) from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+    return config
+
+
+def problem(text: str) -> str:
+    """What absl and ml_collections say of a flag's value, in the words of `errors.TYPES`."""
+    text = text.splitlines()[0]
+    flag, _, reason = text.removeprefix("flag ").partition(": ")
+    for sign, mend in (
+        ("for int()", "must be a whole number"),
+        ("to float", "must be a number"),
+        ("Non-boolean", "must be True or False"),
+        ("as a ConfigDict", "is a section: set its fields, as --config.net.name=mlp"),
+    ):
+        if sign in reason:
+            return f"{flag} {mend}"
+    return text
+
+
+def _blame(path: Path, function: Callable) -> Any:
+    """function(); what it raises becomes a UserError with the line of `path` that it comes from."""
+    try:
+        return function()
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        text = str(error).splitlines()[0] if str(error) else ""
+        if isinstance(error, SyntaxError):
+            lines, text = [error.lineno], error.msg
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"config file {path}{where}: {type(error).__name__}: {text}") from error
+
+
 def to_dict(config: ConfigDict) -> dict:
     """Plain JSON types: what `config.json` holds."""
-    return json.loads(json.dumps(config.to_dict()))
+    try:
+        return json.loads(json.dumps(config.to_dict()))
+    except TypeError as error:
+        raise UserError(f"a config holds numbers, strings, tuples and sections: {error}") from error
 
 
 def from_file(path: Path) -> ConfigDict:
     """The configuration that a run left in its workdir."""
+
+    def restored(value):  # JSON has lists where a config has tuples
+        if isinstance(value, list):
+            return tuple(map(restored, value))
+        return {k: restored(v) for k, v in value.items()} if isinstance(value, dict) else value
+
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a configuration: {error}") from error
+        return ConfigDict(restored(json.loads(path.read_text())))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as a configuration ({error}): put back a whole one, or delete "
+            "it and pass --config"
+        ) from error
 
 
 def differences(a: dict, b: dict, prefix: str = "") -> list[str]:
@@ -108,47 +225,80 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
 OPEN = ("data", "net", "time", "coupling", "rematching", "loss", "sampler")  # checked by name
 
 
+def check(config: ConfigDict) -> None:
+    """Raises UserError for fields, types and numbers that cannot work; within milliseconds."""
+    check_fields(config)
+    check_numbers(config)
+
+
 def check_fields(config: ConfigDict) -> None:
-    """Raises UserError for sections and fields that `base()` does not know."""
+    """Raises UserError for sections, fields and types that `base()` does not know."""
     known = base()
-    for section, value in config.items():
-        if section not in known:
-            choose("config section", section, known)
-        if section in OPEN or not isinstance(known[section], ConfigDict):
-            continue
-        if not isinstance(value, ConfigDict):
-            raise UserError(f"config.{section} is a section, not a value")
-        for field in value:
-            choose(f"field of config.{section}", field, known[section])
+    for section in config:
+        choose("config section", section, known)
     missing = [name for name in known if name not in config]
     if missing:
-        raise UserError(f"config lacks the section {missing[0]!r}: start it from base()")
+        raise UserError(
+            f"config lacks the section {missing[0]!r}: start it from genfield.configuration.base()"
+        )
+    for section, default in known.items():
+        value = config[section]
+        if not isinstance(default, ConfigDict):
+            check_type(section, value, type(default))
+            continue
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"config.{section} is a section, not a value: {value!r}")
+        for field in value if section not in OPEN else ():
+            choose(f"field of config.{section}", field, default)
+            check_type(f"{section}.{field}", value[field], type(default[field]))
+        lost = [field for field in default if field not in value] if section not in OPEN else []
+        if lost:
+            raise UserError(f"config.{section} lacks the field {lost[0]!r}")
+
+
+# Fields of any section, named or not, that only make sense above zero, or not below it.
+POSITIVE = (
+    *("batch_size", "steps", "log_every", "eval_batches", "every", "keep", "num", "num_samples"),
+    *("num_steps", "transport_points", "repeats", "learning_rate", "accumulate", "group_size"),
+    *("step_size", "num_leapfrog", "mass", "max_steps", "rtol", "atol", "std"),
+)
+NOT_NEGATIVE = (
+    *("seed", "eval_every", "keep_best", "warmup_steps", "weight_decay", "clip_norm", "half_life"),
+    *("epsilon", "c0", "one_step_weight", "eikonal_weight", "temperature"),
+)
+FRACTIONS = ("label_dropout", "b1", "b2", "rate", "dropout")  # in [0, 1)
+LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
+GUIDANCE = ("direction", "displacement")
+
+
+def _numbers(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, str, float]]:
+    """Every number of a section and those below it, as (dotted name, name, value)."""
+    for field, value in section.items():
+        if isinstance(value, ConfigDict):
+            yield from _numbers(value, f"{prefix}{field}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{field}", field, value
 
 
 def check_numbers(config: ConfigDict) -> None:
     """Raises UserError for values that cannot work, before anything is compiled."""
-    positive = (
-        ("batch_size", config.batch_size),
-        ("train.steps", config.train.steps),
-        ("train.log_every", config.train.log_every),
-        ("train.eval_batches", config.train.eval_batches),
-        ("checkpoint.every", config.checkpoint.every),
-        ("checkpoint.keep", config.checkpoint.keep),
-        ("sample.num", config.sample.num),
-        ("sample.batch_size", config.sample.batch_size),
-        ("evaluate.num_samples", config.evaluate.num_samples),
-        ("evaluate.transport_points", config.evaluate.transport_points),
-        ("evaluate.repeats", config.evaluate.repeats),
-        ("optimizer.learning_rate", config.optimizer.learning_rate),
-        ("optimizer.accumulate", config.optimizer.accumulate),
-    )
-    for name, value in positive:
-        if not value > 0:
+    for name, field, value in _numbers(config):
+        if not math.isfinite(value):
+            raise UserError(f"config.{name} must be finite, got {value}")
+        if field in POSITIVE and value <= 0:
             raise UserError(f"config.{name} must be positive, got {value}")
-    if not 0 <= config.label_dropout < 1:
-        raise UserError(f"config.label_dropout must be in [0, 1), got {config.label_dropout}")
-    if config.batch_size % config.optimizer.accumulate:
-        raise UserError(
-            f"config.batch_size {config.batch_size} is not a multiple of "
-            f"config.optimizer.accumulate {config.optimizer.accumulate}"
-        )
+        if field in NOT_NEGATIVE and value < 0:
+            raise UserError(f"config.{name} must not be negative, got {value}")
+        if field in FRACTIONS and not 0 <= value < 1:
+            raise UserError(f"config.{name} must be in [0, 1), got {value}")
+    if config.seed > LARGEST_SEED:
+        raise UserError(f"config.seed must be at most {LARGEST_SEED}, got {config.seed}")
+    choose("config.sample.guidance_on", config.sample.guidance_on, dict.fromkeys(GUIDANCE))
+    parts = {"config.optimizer.accumulate": config.optimizer.accumulate}
+    for section in ("coupling", "rematching"):
+        parts[f"config.{section}.group_size"] = config[section].get("group_size") or 1
+    for name, size in parts.items():
+        if isinstance(size, int) and config.batch_size % size:
+            raise UserError(
+                f"config.batch_size {config.batch_size} is not a multiple of {name} {size}"
+            )

@@ -1,13 +1,14 @@
 """The modes of the program: train, evaluate, sample."""
 
-import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from genfield import configuration, evaluate as evaluation, figures, logbook, preemption, rng
-from genfield.errors import UserError
+from genfield import configuration, figures, logbook, rng
+from genfield import evaluate as evaluation
+from genfield.errors import UserError, choose
 from genfield.experiment import Experiment
 from genfield.logbook import say
 from genfield.loop import Loop, open_checkpoints, restore
@@ -21,11 +22,23 @@ TRACED = 2_000  # points of a scatter plot and its trajectories
 def check(exp: Experiment) -> None:
     """Raises UserError for what the modes need and the config does not have."""
     evaluation.check_metrics(exp)
+    config, data = exp.config, exp.data
+    if config.sample.guidance_scale != 1 and not data.num_classes:
+        raise UserError("config.sample.guidance_scale needs labels: set config.data.labels=True")
+    batch = {"x1": jax.ShapeDtypeStruct((config.batch_size, *data.shape), jnp.float32)}
+    key = rng.stream(config.seed, "check")
+    try:
+        drawn = jax.eval_shape(exp.objective.draw, key, batch)
+    except ValueError as error:
+        raise UserError(f"config.coupling, rematching or time: {error}") from error
+    metric = config.checkpoint.best_metric
+    if metric != "loss":
+        _, terms = jax.eval_shape(exp.objective.loss, exp.abstract.params, drawn, key)
+        choose("config.checkpoint.best_metric", metric, {"loss": None, **terms})
 
 
 def write_config(exp: Experiment) -> None:
     """config.json: the resolved configuration; one that a continued run changed is kept beside."""
-    exp.workdir.mkdir(parents=True, exist_ok=True)
     path = exp.workdir / "config.json"
     new = configuration.to_dict(exp.config)
     if jax.process_index() == 0 and path.exists():
@@ -38,13 +51,14 @@ def write_config(exp: Experiment) -> None:
 
 def train(exp: Experiment, **_) -> None:
     """Trains (or goes on), evaluates, draws the pictures, prints the table."""
-    write_config(exp)
-    loop = Loop(exp)
-    if loop.step > exp.config.train.steps:
+    try:
+        exp.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise UserError(
-            f"{exp.workdir} is at step {loop.step}, beyond config.train.steps "
-            f"{exp.config.train.steps}"
-        )
+            f"cannot make --workdir {exp.workdir}: {error.strerror}; choose another folder"
+        ) from error
+    loop = Loop(exp)
+    write_config(exp)
     loop.run()
     rate = loop.progress.rate(loop.step)
     results, pictures = finish(exp, loop.state, loop.step, loop.metrics)

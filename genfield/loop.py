@@ -61,6 +61,11 @@ class Loop:
         found = restore(exp, self.checkpoints)
         self.state, meta = found if found else (exp.init(), {})
         self.step = meta.get("step", 0)
+        if self.step > self.config.train.steps:
+            raise UserError(
+                f"{exp.workdir} is at step {self.step}, beyond config.train.steps "
+                f"{self.config.train.steps}: set at least {self.step}, or choose another --workdir"
+            )
         self.window = meta.get("window", {})  # sums of the figures since the last line
         self.counted = meta.get("counted", 0)
         self.spent = meta.get("wall_time_s", 0.0)

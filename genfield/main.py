@@ -10,40 +10,38 @@ from genfield import preemption
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
 
+import errno
 import functools
 import logging
 import os
 import re
 import traceback
+import warnings
 from pathlib import Path
 
 from absl import flags
 
-from genfield.errors import UserError
+from genfield import configuration
+from genfield.errors import UserError, choose
 
 MODES = ("train", "evaluate", "sample")
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def parse(argv: list[str]):
-    """The flags of a command line.
+    """The flags of a command line, and the arguments that override fields of the config.
 
     Raises:
-      UserError: unknown flags, no config or an unknown one, values of the wrong type.
+      UserError: unknown flags, values of the wrong type.
     """
-    from ml_collections import config_flags
-
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
+    define = functools.partial(flags.DEFINE_string, flag_values=values)
+    define(
         "config",
         None,
         "Configuration file, with an argument after a colon where it takes one; --config.a.b=… "
         "sets a field. Left out: the one in the workdir.",
-        lock_config=False,
-        flag_values=values,
-        accept_new_attributes=True,
-        sys_argv=argv,
     )
-    define = functools.partial(flags.DEFINE_string, flag_values=values)
     define("workdir", None, "Folder of the run: checkpoints, metrics, samples, figures.")
     define("mode", "train", f"One of {', '.join(MODES)}.")
     define("coordinator", None, "host:port of process 0, for several processes.")
@@ -56,37 +54,47 @@ def parse(argv: list[str]):
     flags.DEFINE_bool("best", False, "Evaluate or sample the best one.", flag_values=values)
     flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
     try:
-        rest = values(argv)
-        str(values["config"].value)  # a config file that failed to load says so only when used
-    except Exception as error:
-        raise UserError(_flag_problem(error)) from error
-    if values.help:
-        print(__doc__, values.get_help(), sep="\n")
-        raise SystemExit(0)
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
-    return values
+        overrides = values(argv, known_only=True)[1:]
+    except flags.IllegalFlagValueError as error:
+        raise UserError(configuration.problem(str(error))) from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    for argument in overrides:
+        name = re.match(r"--?(?:no)?([a-z_]\w*)(?!\w|\.)", argument)
+        if name:
+            choose("flag", name[1], dict.fromkeys([*values, "config.<section>.<field>"]))
+    return values, overrides
 
 
-def _flag_problem(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"no such config section: {error.args[0]}"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return re.sub(r"\s+", " ", text)
-
-
-def load_config(values, workdir: Path):
-    """The config of the command line, or the one that the workdir holds."""
-    from genfield import configuration
-
+def load_config(values, overrides: list[str], workdir: Path):
+    """The config of the command line, or the one that the workdir holds, with its overrides."""
     if values.config is not None:
-        return values.config
-    if (workdir / "config.json").exists():
-        return configuration.from_file(workdir / "config.json")
-    raise UserError(
-        f"--config is missing, and {workdir} holds no run to take it from: "
-        "pass --config=configs/….py"
-    )
+        config = configuration.load(values.config)
+    elif (workdir / "config.json").exists():
+        config = configuration.from_file(workdir / "config.json")
+    else:
+        raise UserError(
+            f"--config is missing, and {workdir} holds no run to take it from: "
+            "pass --config=configs/….py"
+        )
+    config = configuration.override(config, overrides)
+    configuration.check(config)
+    return config
+
+
+def check_flags(values, workdir: Path) -> None:
+    """Raises UserError for an unknown mode, or a workdir that cannot serve it."""
+    if values.mode not in MODES:
+        raise UserError(f"unknown mode {values.mode!r}. Known: {', '.join(MODES)}")
+    if values.mode == "train" and (values.best or values.step is not None):
+        raise UserError("--step and --best choose what --mode=evaluate or sample reads")
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file, not a folder")
+    if values.mode != "train" and not (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds no checkpoints to {values.mode}: train first")
+    there = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"--workdir {workdir}: cannot write in {there}; choose another folder")
 
 
 def start_distributed(values) -> None:
@@ -94,14 +102,22 @@ def start_distributed(values) -> None:
     import jax
 
     given = [values.coordinator, values.process_id, values.num_processes]
-    if values.distributed:
-        jax.distributed.initialize()
-    elif any(v is not None for v in given):
-        if any(v is None for v in given):
-            raise UserError("--coordinator, --process_id and --num_processes go together")
-        jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
-    else:
+    if not values.distributed and given == [None] * 3:
         return
+    if not values.distributed:
+        if None in given:
+            raise UserError("--coordinator, --process_id and --num_processes go together")
+        if not 0 <= values.process_id < values.num_processes:
+            raise UserError(
+                f"--process_id {values.process_id} must be one of 0 to --num_processes - 1"
+            )
+    try:
+        if values.distributed:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
     preemption.install_distributed()
 
 
@@ -123,21 +139,21 @@ def describe(exp) -> None:
     )
 
 
-def run(values) -> None:
-    """Runs a parsed command line to its end."""
-    if values.workdir is None:
-        raise UserError("--workdir is missing: the folder that the run writes to")
-    if values.mode not in MODES:
-        raise UserError(f"unknown mode {values.mode!r}. Known: {', '.join(MODES)}")
-    workdir = Path(values.workdir).resolve()
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file, not a folder")
-    if values.mode != "train" and not (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} holds no checkpoints to {values.mode}: train first")
-    config = load_config(values, workdir)
-    print(f"genfield: {values.mode} {config.loss.name} in {workdir}", flush=True) if (
-        not values.process_id
-    ) else None
+def run(argv: list[str]) -> None:
+    """Runs a command line to its end."""
+    values, overrides = parse(argv)
+    if values.help:
+        print(__doc__, values.get_help(include_special_flags=False), sep="\n")
+        return
+    if not values.workdir:
+        raise UserError(
+            "--workdir is missing: the folder that the run writes to. --help lists all flags"
+        )
+    workdir = Path(values.workdir).expanduser().resolve()
+    check_flags(values, workdir)
+    config = load_config(values, overrides, workdir)
+    if not values.process_id:
+        print(f"genfield: {values.mode} {config.loss.name} in {workdir}", flush=True)
     start_distributed(values)
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import experiment, jobs
@@ -145,23 +161,44 @@ def run(values) -> None:
     exp = experiment.prepare(config, workdir)
     jobs.check(exp)
     describe(exp)
+    preemption.begin()
     {"train": jobs.train, "evaluate": jobs.evaluate, "sample": jobs.sample}[values.mode](
         exp, step=values.step, best=values.best
     )
+
+
+def mendable(error: Exception) -> str | None:
+    """What the user can do about an error that is no bug of the program; None if it is one."""
+    text = str(error)
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and error.errno in MENDABLE:
+        return f"{error.filename or 'the disk'}: {error.strerror}. Make room or choose another path"
+    if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return (
+            f"out of memory ({text.splitlines()[0]}): lower config.batch_size or "
+            "config.sample.batch_size, raise config.optimizer.accumulate, or shrink config.net"
+        )
+    if "Unable to initialize backend" in text:
+        return f"{text.splitlines()[0]}. python -m genfield.doctor shows what is here"
+    return None
 
 
 def main(argv: list[str]) -> int:
     """Runs a command line; returns the exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        run(parse(argv))
+        run(argv)
         return 0
-    except UserError as error:
-        message = re.sub(r"\s*\n\s*", " ", str(error))
-        print(f"genfield: error: {message}", file=sys.stderr, flush=True)
-        return 2
     except preemption.Preempted:
         return preemption.EXIT_CODE
+    except Exception as error:
+        message = mendable(error)
+        if message is None:
+            raise
+        message = re.sub(r"\s*\n\s*", " ", message)
+        print(f"genfield: error: {message}", file=sys.stderr, flush=True)
+        return 2
 
 
 def _exit(code: int) -> None:
@@ -172,6 +209,7 @@ def _exit(code: int) -> None:
 
 
 if __name__ == "__main__":
+    warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
     try:
         code = main(sys.argv)
     except Exception:

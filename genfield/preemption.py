@@ -5,30 +5,43 @@
 
 import os
 import signal
-import sys
 
 EXIT_CODE = 143
 
 _received: list[str] = []
+_begun = False
 
 
 class Preempted(Exception):
     """Raised by `poll`; what must be saved has been or is saved by whoever catches it."""
 
 
+def _tell(text: str) -> None:
+    os.write(2, f"\n{text}\n".encode())  # sys.stderr may be in mid-write, and not reentrant
+
+
 def _note(number, frame) -> None:
     name = signal.Signals(number).name
+    if not _begun:
+        _tell(f"{name}: stopped before the run began")
+        os._exit(EXIT_CODE)
     if _received and number == signal.SIGINT:  # a second Ctrl-C: the user does not want to wait
-        sys.stderr.write("\nstopped without saving\n")
+        _tell("stopped without saving")
         os._exit(EXIT_CODE)
     _received.append(name)
-    sys.stderr.write(f"\n{name}: finishing the step, then saving\n")
+    _tell(f"{name}: finishing the step, then saving")
 
 
 def install() -> None:
     """Notes SIGTERM and SIGINT instead of dying of them."""
     signal.signal(signal.SIGTERM, _note)
     signal.signal(signal.SIGINT, _note)
+
+
+def begin() -> None:
+    """From now on a signal waits for the next poll; before, there was nothing to save."""
+    global _begun
+    _begun = True
 
 
 def install_distributed() -> None:

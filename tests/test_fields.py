@@ -1,5 +1,7 @@
 """Fields, scores, paths and guidance against closed forms."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from genfield import fields, guidance, paths, scores
 from genfield.fields import Prediction
 
 BATCH = 5
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def normal(seed, *shape):
@@ -56,14 +59,14 @@ def linear_field(x, t=None, cond=None):
 
 
 def test_exact_divergence_of_a_linear_field_is_its_trace():
-    found = fields.divergence(linear_field, normal(1, BATCH, 4))
+    found = quick(lambda x: fields.divergence(linear_field, x))(normal(1, BATCH, 4))
     np.testing.assert_allclose(found, np.full(BATCH, np.trace(MATRIX)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 1)])
 def test_exact_divergence_of_a_nonlinear_field(shape):
     x = normal(2, BATCH, *shape)
-    found = jax.jit(lambda x: fields.divergence(quartic, x))(x)
+    found = quick(lambda x: fields.divergence(quartic, x))(x)
     chex.assert_shape(found, (BATCH,))
     np.testing.assert_allclose(found, 3 * fields.squared_norm(x), rtol=1e-5)
 
@@ -71,19 +74,28 @@ def test_exact_divergence_of_a_nonlinear_field(shape):
 def test_divergence_passes_time_and_condition():
     field = lambda x, t, cond: x * fields.expand(t * cond, x)
     t, cond = jnp.linspace(0.1, 0.9, BATCH), jnp.arange(1.0, 1 + BATCH)
-    found = fields.divergence(field, normal(3, BATCH, 2), t, cond)
-    np.testing.assert_allclose(found, 2 * t * cond, rtol=1e-5)
-    estimate = fields.hutchinson_divergence(jax.random.key(0), field, normal(3, BATCH, 2), t, cond)
-    np.testing.assert_allclose(estimate, 2 * t * cond, rtol=1e-5)
+    both = quick(
+        lambda x, t, cond: (
+            fields.divergence(field, x, t, cond),
+            fields.hutchinson_divergence(jax.random.key(0), field, x, t, cond),
+        )
+    )
+    for found in both(normal(3, BATCH, 2), t, cond):
+        np.testing.assert_allclose(found, 2 * np.asarray(t) * np.asarray(cond), rtol=1e-5)
 
 
 def test_one_rademacher_probe_is_exact_on_a_diagonal_jacobian():
     x = normal(4, BATCH, 3)
     field = lambda z, t=None, cond=None: jnp.sin(z)
-    found = fields.hutchinson_divergence(jax.random.key(1), field, x)
-    np.testing.assert_allclose(found, jnp.sum(jnp.cos(x), -1), rtol=1e-5)
-    gaussian = fields.hutchinson_divergence(jax.random.key(1), field, x, probe="normal")
-    assert np.abs(gaussian - found).min() > 1e-3
+    exact = np.cos(np.asarray(x)).sum(-1)
+    found, gaussian = quick(
+        lambda x: [
+            fields.hutchinson_divergence(jax.random.key(1), field, x, probe=probe)
+            for probe in ("rademacher", "normal")
+        ]
+    )(x)
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    assert np.abs(gaussian - exact).min() > 1e-3
 
 
 @pytest.mark.parametrize("probe", ["rademacher", "normal"])
@@ -95,7 +107,7 @@ def test_hutchinson_is_unbiased_with_its_known_variance(probe):
     estimate = lambda k: fields.hutchinson_divergence(
         k, linear_field, x, num_probes=probes, probe=probe
     )[0]
-    found = jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(2), draws))
+    found = quick(jax.vmap(estimate))(jax.random.split(jax.random.key(2), draws))
     assert abs(found.mean() - np.trace(MATRIX)) < 5 * np.sqrt(variance / probes / draws)
     # A kurtosis below 15 makes the variance's own standard error 8%: 5 of them.
     np.testing.assert_allclose(np.var(found), variance / probes, rtol=0.42)
@@ -104,11 +116,11 @@ def test_hutchinson_is_unbiased_with_its_known_variance(probe):
 def test_potential_field_is_the_gradient_and_the_value():
     potential = lambda x, t, cond: jnp.sum(jnp.sin(x) * x, -1) * t + jnp.sum(x, -1) * cond
     x, t, cond = normal(5, BATCH, 3), jnp.linspace(0.1, 1.0, BATCH), jnp.arange(1.0, 1 + BATCH)
-    out = jax.jit(fields.potential_field(potential))(x, t, cond)
+    out = quick(fields.potential_field(potential))(x, t, cond)
     one = lambda x, t, cond: potential(x[None], t[None], cond[None])[0]
-    value, gradient = jax.jit(jax.vmap(jax.value_and_grad(one)))(x, t, cond)
+    value, gradient = quick(jax.vmap(jax.value_and_grad(one)))(x, t, cond)
     chex.assert_trees_all_close(out, Prediction(gradient, value), rtol=1e-5)
-    alone = jax.jit(fields.gradient_field(potential))(x, t, cond)
+    alone = quick(fields.gradient_field(potential))(x, t, cond)
     np.testing.assert_allclose(alone, out.direction, rtol=1e-6)
 
 
@@ -174,16 +186,16 @@ def test_gaussian_mixture_density_and_score_by_hand():
     parts = SHARES * np.exp(-0.5 * np.sum(gap**2, -1) / STDS**2) / (2 * np.pi * STDS**2)
     density = parts.sum(-1)
     score = -np.sum(parts[..., None] * gap / STDS[:, None] ** 2, 1) / density[:, None]
-    log_density = jax.jit(scores.gaussian_mixture_log_density)(x, *mixture())
+    log_density = quick(scores.gaussian_mixture_log_density)(x, *mixture())
     np.testing.assert_allclose(log_density, np.log(density), rtol=1e-4, atol=1e-5)
-    found = jax.jit(scores.gaussian_mixture_score)(x, *mixture())
+    found = quick(scores.gaussian_mixture_score)(x, *mixture())
     np.testing.assert_allclose(found, score, rtol=1e-4, atol=1e-5)
 
 
 def test_gaussian_mixture_density_integrates_to_one():
     axis = np.arange(-8, 8, 0.1)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-    log_density = jax.jit(scores.gaussian_mixture_log_density)(jnp.asarray(grid, "f4"), *mixture())
+    log_density = quick(scores.gaussian_mixture_log_density)(jnp.asarray(grid, "f4"), *mixture())
     # The trapezoidal rule is exact to rounding on a smooth density that vanishes at the border.
     np.testing.assert_allclose(np.exp(np.asarray(log_density, np.float64)).sum() * 0.01, 1, 1e-4)
 
@@ -197,7 +209,7 @@ def test_kde_score_is_the_softmax_form(shape):
     logit = -0.5 * np.sum(gap**2, -1) / noise[:, None] ** 2
     weight = np.exp(logit) / np.exp(logit).sum(-1, keepdims=True)
     expected = np.einsum("bn,bnd->bd", weight, gap) / noise[:, None] ** 2
-    found = jax.jit(scores.kde_score)(x, centres, jnp.asarray(noise, jnp.float32))
+    found = quick(scores.kde_score)(x, centres, jnp.asarray(noise, jnp.float32))
     chex.assert_shape(found, x.shape)
     np.testing.assert_allclose(found.reshape(BATCH, -1), expected, rtol=1e-4, atol=1e-4)
     # A scalar noise level serves all.
@@ -208,7 +220,7 @@ def test_kde_score_is_the_softmax_form(shape):
 def test_kde_score_is_that_of_an_equal_mixture():
     x, centres = normal(13, BATCH, 2), normal(14, 6, 2)
     std, weights = jnp.full(6, 0.6), jnp.full(6, 1 / 6)
-    expected = jax.jit(scores.gaussian_mixture_score)(x, centres, std, weights)
+    expected = quick(scores.gaussian_mixture_score)(x, centres, std, weights)
     np.testing.assert_allclose(scores.kde_score(x, centres, 0.6), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -280,7 +292,7 @@ def test_time_samplers_follow_their_distribution(name):
     assert t.min() >= np.float32(low) and t.max() <= np.float32(high)
     # Kolmogorov-Smirnov at a fixed seed; a wrong sign or scale gives p < 1e-20.
     assert scipy.stats.kstest(np.asarray(t, np.float64), cdf).pvalue > 1e-3
-    again = jax.jit(draw, static_argnums=1)(jax.random.key(19), 4000)
+    again = quick(draw, static_argnums=1)(jax.random.key(19), 4000)
     np.testing.assert_allclose(again, t, rtol=1e-6)
     assert not np.array_equal(t, draw(jax.random.key(20), 4000))
 
@@ -318,42 +330,52 @@ def labelled_prediction(x, t=None, cond=None):
     return Prediction(labelled(x, t, cond), jnp.where(cond == NULL, 5.0, 1.0 + cond))
 
 
+def by_hand(x, t=None, null=False):
+    """`labelled` and the distance beside it, for labels 0, 1, … or the null one, in numpy."""
+    shift = np.full(BATCH, -2.0) if null else np.arange(BATCH)
+    distance = np.full(BATCH, 5.0) if null else 1.0 + np.arange(BATCH)
+    return np.asarray(x) + (shift + (0 if t is None else np.asarray(t)))[:, None], distance
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_guided_vector_field(scale):
-    x, t, cond = normal(22, BATCH, 2), jnp.linspace(0.1, 0.9, BATCH), jnp.arange(BATCH)
-    null = jnp.full_like(cond, NULL)
-    calls = []
+    x, t = normal(22, BATCH, 2), jnp.linspace(0.1, 0.9, BATCH)
+    rows = []
 
     def field(*arguments):
-        calls.append(arguments[0].shape)
+        rows.append(len(arguments[0]))
         return labelled(*arguments)
 
+    run = quick(guidance.classifier_free(field, scale, NULL))
     for time in (None, t):
-        found = guidance.classifier_free(field, scale, NULL)(x, time, cond)
-        c, u = labelled(x, time, cond), labelled(x, time, null)
-        np.testing.assert_allclose(found, u + scale * (c - u), rtol=1e-5, atol=1e-5)
-        if scale < 2:
-            np.testing.assert_allclose(found, (u, c)[int(scale)], rtol=1e-5, atol=1e-6)
-    assert calls == [(2 * BATCH, 2)] * 2
+        found = run(x, time, jnp.arange(BATCH))
+        (c, _), (u, _) = by_hand(x, time), by_hand(x, time, null=True)
+        close(found, {0.0: u, 1.0: c, 3.0: 3 * c - 2 * u}[scale])
+    assert rows == [2 * BATCH] * 2  # one call on a doubled batch
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_guided_prediction(scale):
-    x, cond = normal(23, BATCH, 2), jnp.arange(BATCH)
-    null = jnp.full_like(cond, NULL)
-    c, u = labelled_prediction(x, None, cond), labelled_prediction(x, None, null)
-    on_direction = guidance.classifier_free(labelled_prediction, scale, NULL)(x, None, cond)
-    expected = u.direction + scale * (c.direction - u.direction)
-    np.testing.assert_allclose(on_direction.direction, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(on_direction.distance, c.distance)
+    x = normal(23, BATCH, 2)
+    (c, c_distance), (u, u_distance) = by_hand(x), by_hand(x, null=True)
+    out = quick(guidance.classifier_free(labelled_prediction, scale, NULL))(
+        x, None, jnp.arange(BATCH)
+    )
+    close(out.direction, u + scale * (c - u))
+    close(out.distance, c_distance)
 
-    guided = guidance.classifier_free(labelled_prediction, scale, NULL, on="displacement")
-    out = guided(x, None, cond)
-    a, b = (np.asarray(p.direction) * np.asarray(p.distance)[:, None] for p in (c, u))
+    out = quick(guidance.classifier_free(labelled_prediction, scale, NULL, on="displacement"))(
+        x, None, jnp.arange(BATCH)
+    )
+    a, b = c_distance[:, None] * c, u_distance[:, None] * u
     expected = b + scale * (a - b)
-    np.testing.assert_allclose(fields.displacement(out), expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(out.distance, np.linalg.norm(expected, axis=1), rtol=1e-5)
-    np.testing.assert_allclose(jnp.linalg.norm(out.direction, axis=1), np.ones(BATCH), rtol=1e-5)
+    length = np.linalg.norm(expected, axis=1)
+    close(out.distance, length)
+    close(out.direction, expected / length[:, None])
 
 
 def test_guidance_takes_a_tree_of_conditions():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from genfield.data import digits, images, prepared, toys
+from genfield.data import digits, images, latents, prepared, toys
 from genfield.data.pipeline import Dataset, Feed
 from genfield.data.pixels import to_uint8, to_unit
 from genfield.data.toys import DISTRIBUTIONS
@@ -20,6 +20,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     **{name: partial(toys.toy, name) for name in DISTRIBUTIONS},
     "digits": digits.digits,
     "images": images.images,
+    "latents": latents.latents,
     "tfds": prepared.tfds,
 }
 

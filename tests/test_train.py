@@ -1,0 +1,225 @@
+"""The train step and the loop: resume to the bit, meshes that agree, averages, NaN, accumulation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from programs import DIGITS, MOONS, losses, run
+
+from genfield import checkpoint, configuration, experiment, rng, sharding, train
+from genfield.errors import UserError
+from genfield.objectives import draw_key, dropout_key
+
+METHODS = ["flow_matching", "equilibrium_matching", "distance_marching"]
+MESHES = {"data": (8, 1), "fsdp": (1, 8), "both": (2, 4)}
+
+
+def tiny_images(method: str, unet: bool = False):
+    """The digits config of a method with a tiny transformer, or a tiny U-Net."""
+    module = {}
+    path = DIGITS.with_name(f"{method}_digits.py")
+    exec(compile(path.read_text(), path, "exec"), module)
+    config = module["smoke"](module["get_config"]())
+    config.batch_size = 16
+    if unet:
+        config.net.dropout = 0.0
+        return config
+    config.net = ConfigDict({"name": "sit", "depth": 2, "width": 32, "num_heads": 2})
+    if method == "distance_marching":
+        config.net.distance_head = "imagenet"
+    return config
+
+
+def prepare(config, tmp_path, mesh=(1, 1)):
+    """The experiment on the first devices."""
+    config.mesh = ConfigDict(dict(zip(("data", "fsdp"), mesh, strict=True)))
+    devices = jax.devices()[: mesh[0] * mesh[1]]
+    original = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda section: original(section, devices))
+        return experiment.prepare(config, tmp_path)
+
+
+def loss_and_gradient(exp):
+    """Loss, gradients and drawn noise of step 3 on the first batch, as numpy."""
+    state = exp.init()
+    key = jax.random.fold_in(rng.stream(exp.config.seed, "train"), 3)
+    batch = sharding.put_batch(next(exp.data.train(0)), exp.mesh)
+
+    def compute(params, batch):
+        drawn = exp.objective.draw(draw_key(key), batch)
+        mean = lambda p: jnp.mean(exp.objective.loss(p, drawn, dropout_key(key), True)[0])
+        return *jax.value_and_grad(mean)(params), drawn.sample
+
+    # Zero-initialised layers would hide most of the network: move every parameter a little.
+    generator = np.random.default_rng(9)
+    nudge = lambda a: (a + 0.05 * generator.standard_normal(a.shape)).astype(np.float32)
+    params = jax.tree.map(
+        lambda p: jax.device_put(nudge(jax.device_get(p)), p.sharding), state.params
+    )
+    return jax.device_get(jax.jit(compute)(params, batch))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_mesh_draws_and_computes_the_same(method, tmp_path, monkeypatch):
+    compare_meshes(lambda: tiny_images(method), MESHES, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_every_mesh_agrees_on_a_unet(tmp_path, monkeypatch):
+    compare_meshes(lambda: tiny_images("distance_marching", True), MESHES, tmp_path, monkeypatch)
+
+
+def compare_meshes(make_config, meshes, tmp_path, monkeypatch):
+    loss, gradient, sample = loss_and_gradient(prepare(make_config(), tmp_path))
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 16)  # so that tiny parameters are split too
+    for mesh in meshes.values():
+        exp = prepare(make_config(), tmp_path, mesh)
+        if mesh[1] > 1:
+            specs = [a.sharding.spec for a in jax.tree.leaves(exp.abstract.params)]
+            assert any("fsdp" in spec for spec in specs)
+        check_same(loss_and_gradient(exp), loss, gradient, sample)
+
+
+def check_same(found, loss, gradient, sample):
+    loss_b, gradient_b, sample_b = found
+    chex.assert_trees_all_equal((sample.x0, sample.t), (sample_b.x0, sample_b.t))
+    np.testing.assert_allclose(loss_b, loss, rtol=1e-5)
+    scale = float(optax.global_norm(gradient))
+    chex.assert_trees_all_close(gradient_b, gradient, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_init_is_the_same_on_every_mesh(tmp_path):
+    states = [prepare(tiny_images("distance_marching"), tmp_path, m).init() for m in [(1, 1), (2, 4)]]
+    chex.assert_trees_all_equal(*(jax.device_get(s.params) for s in states))
+
+
+def moons(**fields) -> ConfigDict:
+    config = configuration.base()
+    config.data = ConfigDict({"name": "two_moons", "source": "eight_gaussians"})
+    config.net.width, config.net.depth = 16, 2
+    config.batch_size = 16
+    config.train.steps = 20
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+def steps(exp, num, state=None):
+    """The state and the metrics after `num` train steps."""
+    state = exp.init() if state is None else state
+    step, history = experiment.jit_train_step(exp), []
+    for _ in range(num):
+        state, metrics = step(state, {"step": np.int32(state.step)})
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+def test_accumulation_draws_the_same_and_gives_the_same_gradient(tmp_path):
+    one, _ = steps(prepare(moons(), tmp_path), 3)
+    four, _ = steps(prepare(moons(optimizer__accumulate=4), tmp_path), 3)
+    chex.assert_trees_all_close(one.params, four.params, rtol=1e-4, atol=1e-6)
+
+
+def test_ema_follows_its_definition(tmp_path):
+    exp = prepare(moons(ema__half_life=16.0), tmp_path)
+    assert exp.ema_rate == pytest.approx(0.5)  # one batch of 16 images is one half-life
+    state = exp.init()
+    expected = jax.device_get(state.params)
+    for _ in range(3):
+        state, _ = steps(exp, 1, state)
+        expected = jax.tree.map(lambda e, p: 0.5 * e + 0.5 * p, expected, jax.device_get(state.params))
+    chex.assert_trees_all_close(jax.device_get(state.ema), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_schedules_and_their_limits():
+    section = configuration.base().optimizer
+    section.warmup_steps, section.schedule = 10, "cosine"
+    rate = train._schedule(section, 110)
+    np.testing.assert_allclose(
+        [rate(0), rate(5), rate(10), rate(60), rate(110)],
+        np.array([1 / 11, 1 / 11 + 0.5 * 10 / 11, 1, 0.5, 0]) * 1e-3,
+        atol=1e-9,
+    )
+    section.warmup_steps = 200
+    with pytest.raises(UserError, match="warmup_steps"):
+        train._schedule(section, 110)
+
+
+def test_clipping_bounds_the_update(tmp_path):
+    fields = dict(optimizer__name="sgd", optimizer__b1=0.0, optimizer__learning_rate=1.0)
+    exp = prepare(moons(**fields, optimizer__clip_norm=0.01), tmp_path)
+    start = jax.device_get(exp.init().params)
+    state, history = steps(exp, 1)
+    change = jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), start)
+    assert history[0]["grad_norm"] > 0.01
+    np.testing.assert_allclose(float(optax.global_norm(change)), 0.01, rtol=1e-4)
+
+
+def test_a_batch_of_another_step_changes_nothing(tmp_path):
+    exp = prepare(moons(), tmp_path)
+    before = jax.device_get(exp.init())
+    after, _ = experiment.jit_train_step(exp)(exp.init(), {"step": np.int32(5)})
+    chex.assert_trees_all_equal(jax.device_get(after), before)
+
+
+def test_resume_continues_to_the_bit(tmp_path):
+    """20 steps = 10 + 10: parameters, average, optimiser, losses; 2-D and images with dropout."""
+    for config, fields in [(MOONS, {}), (DIGITS, {"net__dropout": 0.1})]:
+        small = {} if config == DIGITS else None
+        shrink = dict(
+            batch_size=16,
+            train__log_every=3,  # lines that span the moment of the resume
+            train__eval_batches=1,
+            checkpoint__every=10,
+            evaluate__figures=False,
+            ema__rate=0.9,
+            **fields,
+        )
+        if config == DIGITS:
+            shrink |= dict(net__channels=8, net__channel_multipliers="(1,1)")
+            shrink |= dict(optimizer__name="adamw", optimizer__weight_decay=0.01)
+        options = shrink if small is None else shrink | {"small": small}
+        whole, parts = tmp_path / f"{config.stem}_whole", tmp_path / f"{config.stem}_parts"
+        assert run(whole, config, **options, train__steps=20) == 0
+        assert run(parts, config, **options, train__steps=10) == 0
+        assert run(parts, config, **options, train__steps=20) == 0
+        for item in ("params", "ema", "optimizer"):
+            a, b = (checkpoint.load(w, step=20, item=item) for w in (whole, parts))
+            chex.assert_trees_all_equal(a, b)
+        expected, found = losses(whole), losses(parts)
+        train_lines = {k: v for k, v in expected.items() if k[1] == "train"}
+        assert len(train_lines) == 6
+        assert all(found[k] == v for k, v in train_lines.items())
+        assert found[20, "eval"] == expected[20, "eval"]
+
+
+def test_a_run_moves_from_one_device_to_eight(tmp_path, monkeypatch):
+    """What one device saved, eight restore, and go on as one would have, to 1e-6."""
+    original, eight = sharding.make_mesh, jax.devices()
+    results = {}
+    for name, second in (("stays", eight[:1]), ("moves", eight)):
+        for devices, num in ((eight[:1], 10), (second, 20)):
+            monkeypatch.setattr(sharding, "make_mesh", lambda s, d=devices: original(s, d))
+            assert run(tmp_path / name, train__steps=num) == 0
+        results[name] = checkpoint.load(tmp_path / name, step=20, item="params")
+    assert isinstance(original(configuration.base().mesh, eight), Mesh)
+    chex.assert_trees_all_close(results["moves"], results["stays"], rtol=1e-6, atol=1e-6)
+
+
+def test_a_non_finite_step_stops_the_run_with_what_replays_it(tmp_path, capsys):
+    argv = dict(train__steps=200, optimizer__name="sgd", optimizer__learning_rate=1e30)
+    assert run(tmp_path, **argv) == 2
+    message = capsys.readouterr().err
+    step = int(message.split("step ")[1].split(":")[0])
+    assert "is not finite" in message and message.count("\n") == 1
+    dump = np.load(tmp_path / f"nonfinite_step_{step}.npz")
+    assert not np.all(np.isfinite(dump["loss"])) and np.all(np.isfinite(dump["x1"]))
+    # The state is the one before that step, and the same command meets the same step again.
+    params = checkpoint.load(tmp_path, step=step, item="params")
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+    assert run(tmp_path, **argv) == 2
+    assert f"step {step}:" in capsys.readouterr().err
