@@ -7,6 +7,7 @@ in any program:
     params = genfield.checkpoint.load("runs/two_moons")
 """
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -79,6 +80,11 @@ class Checkpoints:
     def __init__(self, workdir, *, keep: int = 2, keep_best: int = 0, best_metric: str = "loss"):
         # Orbax loses checkpoints silently under a relative path.
         self.folder = Path(workdir).resolve() / FOLDER
+        for file in self.folder.glob("*/metrics/metrics"):  # for one damaged, orbax opens none
+            try:
+                json.loads(file.read_text())
+            except ValueError:
+                file.rename(file.with_name("metrics.damaged"))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep, keep_best, best_metric),
             # Without it orbax does not write the metrics down, and a resumed run forgets its best.

@@ -186,8 +186,11 @@ def from_file(path: Path) -> ConfigDict:
         return {k: restored(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     try:
-        return ConfigDict(restored(json.loads(path.read_text())))
-    except (OSError, ValueError, TypeError) as error:
+        stored = json.loads(path.read_text())
+        if not isinstance(stored, dict):
+            raise ValueError(f"a {type(stored).__name__}, not a section")
+        return ConfigDict(restored(stored))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a configuration ({error}): put back a whole one, or delete "
             "it and pass --config"

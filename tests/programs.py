@@ -11,6 +11,7 @@ from genfield.main import main
 ROOT = Path(__file__).resolve().parent.parent
 MOONS = ROOT / "configs" / "distance_marching_two_moons.py"
 DIGITS = ROOT / "configs" / "distance_marching_digits.py"
+TINY_DIGITS = ROOT / "tests" / "tiny_digits.py"
 
 SMALL = {  # a run of seconds, whatever the config
     "batch_size": 16,

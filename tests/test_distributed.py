@@ -1,0 +1,86 @@
+"""Two processes of four devices each: the same run as one process of eight, and one of one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import numpy as np
+import pytest
+from programs import TINY_DIGITS, ROOT, arguments, losses, run
+
+from genfield import checkpoint
+
+TINY = dict(small={}, mesh__fsdp=2)
+
+
+def launch(argv: list[str], **options) -> subprocess.Popen:
+    """launch/local.sh with two processes, in a process group of its own."""
+    env = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [str(ROOT / "launch" / "local.sh"), "2", *argv[1:]]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True, **pipes)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two")
+    process = launch(arguments(workdir, TINY_DIGITS, **TINY))
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return workdir, output
+
+
+def test_two_processes_train_as_one_does(two_processes, tmp_path):
+    workdir, output = two_processes
+    assert run(tmp_path, TINY_DIGITS, **TINY) == 0
+    expected, found = losses(tmp_path), losses(workdir)
+    assert expected.keys() == found.keys() and len(found) >= 5
+    for key, values in expected.items():
+        chex.assert_trees_all_close(found[key], values, rtol=1e-4)
+    a, b = (checkpoint.load(w, step=4, item="params") for w in (workdir, tmp_path))
+    chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_only_one_process_speaks_and_all_are_counted(two_processes):
+    workdir, output = two_processes
+    assert output.count("batch 16 (8 a process)") == 1
+    assert "process 0/2  8 x cpu  mesh (data 4, fsdp 2)" in output
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["process_count"] == 2 and summary["device_count"] == 8
+
+
+def test_one_process_goes_on_where_two_stopped(two_processes, tmp_path):
+    workdir, _ = two_processes
+    assert run(workdir, TINY_DIGITS, **(TINY | {"train__steps": 6})) == 0
+    assert run(tmp_path, TINY_DIGITS, **(TINY | {"train__steps": 6})) == 0
+    a, b = (checkpoint.load(w, step=6, item="params") for w in (workdir, tmp_path))
+    chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_sigterm_stops_both_processes_at_one_step(tmp_path):
+    argv = arguments(tmp_path, train__steps=100_000, train__log_every=100, checkpoint__every=50_000)
+    process = launch(argv)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step ") and "left" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    output = "".join(lines) + process.communicate(timeout=600)[0]
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    saved = int(output.split("saved step ")[1].split(" ")[0])
+    assert (tmp_path / "checkpoints" / str(saved)).exists()
+    params = checkpoint.load(tmp_path, step=saved, item="params")
+    assert all(np.isfinite(leaf).all() for leaf in params["field"].values() if hasattr(leaf, "all"))
+    assert run(tmp_path, train__steps=saved + 10, train__log_every=100) == 0
