@@ -122,13 +122,12 @@ def bind(kind: str, table: Mapping[str, Callable], section: Mapping[str, Any], s
 def build(kind: str, table: Mapping[str, Callable], section: Mapping[str, Any], **supplied) -> Any:
     """What the factory that `section["name"]` names makes of the section and `supplied`.
 
-    What the factory raises for a value out of range or of a wrong type becomes a UserError that
-    names the section.
+    A ValueError of the factory (a value out of range) becomes a UserError that names the section.
     """
     factory = bind(kind, table, section, supplied)
     try:
         return factory(**supplied)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"config.{kind}: {error}") from error

@@ -115,10 +115,6 @@ def put_global(batch: dict, mesh) -> dict:
     return jax.tree.map(put, batch)
 
 
-def _heldout_loss(experiment, params, generate, on_batch) -> dict[str, float]:
-    return make_heldout_loss(experiment)(params)
-
-
 def _point_cloud(experiment, params, generate, on_batch) -> dict[str, float]:
     """Medians over `evaluate.repeats` sampling seeds, each against fresh target points."""
     config = experiment.config
@@ -133,6 +129,10 @@ def _point_cloud(experiment, params, generate, on_batch) -> dict[str, float]:
         row |= {name: float(np.mean(value)) for name, value in out.info.items()}
         rows.append(row | {"nfe": float(np.mean(out.nfe))})
     return {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
+
+
+def _heldout_loss(experiment, params, generate, on_batch) -> dict[str, float]:
+    return make_heldout_loss(experiment)(params)
 
 
 METRICS = {"heldout_loss": _heldout_loss, "point_cloud": _point_cloud}
@@ -150,16 +150,22 @@ def check_metrics(experiment: Experiment) -> None:
         raise UserError(f"config.sample.batch_size must be at least the {n} devices")
 
 
-def evaluate(experiment: Experiment, state: TrainState, on_batch=None) -> dict[str, float]:
+def evaluate(
+    experiment: Experiment, state: TrainState, on_batch=None, known: dict | None = None
+) -> dict[str, float]:
     """Every metric of `evaluate.metrics`.
 
-    `on_batch(done)` is called after each batch of samples and may raise to stop.
+    `on_batch(done)` is called after each batch of samples and may raise to stop; `known` holds
+    the held-out figures of this very state, where they were just computed.
     """
     params = parameters(experiment, state)
     generate = make_generator(experiment)
     results = {}
     for name in experiment.config.evaluate.metrics:
-        results |= METRICS[name](experiment, params, generate, on_batch)
+        if name == "heldout_loss" and known:
+            results |= known
+        else:
+            results |= METRICS[name](experiment, params, generate, on_batch)
     return results
 
 

@@ -118,6 +118,7 @@ def finish(exp: Experiment, state: TrainState, step: int, metrics: logbook.Metri
     started = time.monotonic()
     say("evaluating …")
     results = evaluation.evaluate(exp, state, poll)
+    poll(0)
     metrics.write(step, "sample", results)
     pictures = draw(exp, state, step, poll) if exp.config.evaluate.figures else []
     say(f"evaluated in {logbook.duration(time.monotonic() - started)}")

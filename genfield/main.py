@@ -121,6 +121,20 @@ def start_distributed(values) -> None:
     preemption.install_distributed()
 
 
+def check_devices() -> None:
+    """Raises UserError where JAX finds no device, as with JAX_PLATFORMS=cuda on a CPU."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device (JAX_PLATFORMS={asked!r}) {error}".rstrip()
+            + ": python -m genfield.doctor shows what is here"
+        ) from error
+
+
 def describe(exp) -> None:
     """The head of a run's output: processes, devices, mesh, batch, parameters."""
     import jax
@@ -155,6 +169,7 @@ def run(argv: list[str]) -> None:
     if not values.process_id:
         print(f"genfield: {values.mode} {config.loss.name} in {workdir}", flush=True)
     start_distributed(values)
+    check_devices()
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import experiment, jobs
 
@@ -179,8 +194,6 @@ def mendable(error: Exception) -> str | None:
             f"out of memory ({text.splitlines()[0]}): lower config.batch_size or "
             "config.sample.batch_size, raise config.optimizer.accumulate, or shrink config.net"
         )
-    if "Unable to initialize backend" in text:
-        return f"{text.splitlines()[0]}. python -m genfield.doctor shows what is here"
     return None
 
 

@@ -29,8 +29,12 @@ def kde_score(x: Array, centres: Array, noise_level: Array | float) -> Array:
       (E[centre | x] - x) / σ², [B, *D].
     """
     flat, points = x.reshape(len(x), -1), centres.reshape(len(centres), -1)
+    # Far from the origin the products below would lose their digits.
+    origin = points.mean(0, keepdims=True)
+    flat, points = flat - origin, points - origin
     variance = jnp.broadcast_to(jnp.square(jnp.asarray(noise_level, x.dtype)), (len(x),))
     # |x|² is the same for every centre, so the softmax does not need it.
-    cross = flat @ points.T - 0.5 * jnp.sum(points**2, axis=-1)[None]
-    mean = jax.nn.softmax(cross / variance[:, None], axis=-1) @ points
+    product = lambda a, b: jnp.matmul(a, b, precision="highest")
+    cross = product(flat, points.T) - 0.5 * jnp.sum(points**2, axis=-1)[None]
+    mean = product(jax.nn.softmax(cross / variance[:, None], axis=-1), points)
     return ((mean - flat) / variance[:, None]).reshape(x.shape)

@@ -383,6 +383,15 @@ def test_tensorflow_datasets_is_missing(error, nothing_runs, tmp_path, monkeypat
     assert "pip install 'genfield[tfds]'" in message
 
 
+def test_no_device(error, nothing_runs, tmp_path, monkeypatch):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr("jax.devices", devices)
+    message = error(arguments(tmp_path / "run", small=SHORT))
+    assert "'cuda'" in message and "genfield.doctor" in message
+
+
 def test_a_network_beyond_all_memory(error, tmp_path):
     message = error([*arguments(tmp_path / "run", small=SHORT), "--config.net.width=100000000"])
     assert "ut of memory" in message and "config.batch_size" in message

@@ -588,3 +588,10 @@ def test_sphere_tracing_uses_the_distance():
         jax.random.key(0), field, starts(), sampling.sphere_tracing(0.25), num_steps=1
     )
     np.testing.assert_allclose(out.x, starts() - 0.5, rtol=1e-6)
+
+
+def test_every_stage_of_a_chain_ends_in_its_trace():
+    field = lambda x, t=None, cond=None: x
+    stages = [(sampling.gradient_descent(0.1), 5), (sampling.gradient_descent(0.1), 4)]
+    out = sampling.chain(jax.random.key(0), field, jnp.ones((1, 1)), stages, trace=4)
+    np.testing.assert_allclose(out.trace[:, 0, 0], 0.9 ** np.array([0, 4, 5, 9]), rtol=1e-5)

@@ -212,5 +212,5 @@ def test_a_mistake_ends_the_process_with_2_and_one_line(tmp_path):
     argv = [*arguments(tmp_path / "run", FLOW), "--config.train.stepz=3"]
     process = start(argv)
     output, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 2
+    assert process.returncode == 2, output
     assert output.splitlines()[0].startswith("genfield: error: ") and output.count("\n") == 1

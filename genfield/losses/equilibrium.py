@@ -31,8 +31,8 @@ def truncated(a: float = 0.8, multiplier: float = 4.0) -> Decay:
 def piecewise(a: float = 0.8, b: float = 1.4, multiplier: float = 1.0) -> Decay:
     """λ (b - (b-1) t/a) for t <= a, then linear to 0 (eq. 6)."""
     _check(a)
-    if a == 0:
-        raise ValueError("piecewise needs a > 0; use truncated(0) or linear()")
+    if a == 0 or b < 0:
+        raise ValueError(f"piecewise needs a > 0 and b >= 0, got a={a}, b={b}")
     return lambda t: multiplier * jnp.where(t <= a, b - (b - 1) * t / a, (1 - t) / (1 - a))
 
 

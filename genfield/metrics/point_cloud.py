@@ -6,6 +6,7 @@ Host-side numpy and SciPy in float64; clouds are [N, D] and [M, D].
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 
 ASSIGNMENT_LIMIT = 3_000  # points up to which SciPy's cubic assignment takes seconds
 
@@ -26,7 +27,7 @@ def wasserstein2(a: np.ndarray, b: np.ndarray) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"wasserstein2 needs clouds of equal size, got {a.shape} and {b.shape}")
-    cost = np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T, 0)
+    cost = cdist(a, b, "sqeuclidean")
     if len(a) > ASSIGNMENT_LIMIT:
         try:
             import ot

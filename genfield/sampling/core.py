@@ -111,8 +111,8 @@ def chain(
 ) -> Samples:
     """Runs several samplers one after the other: [(sampler, num_steps), ...].
 
-    Evaluations add up, traces are joined (the start of a stage is the end of the one before, and
-    stands once), and `info` is the union.
+    Evaluations add up, `info` is the union, and traces are joined: each stage's positions after
+    every `trace` of its steps, and its end.
     """
     nfe, traces, info = 0, [], {}
     for i, (sampler, num_steps) in enumerate(stages):
@@ -129,4 +129,6 @@ def chain(
         x, nfe, info = out.x, nfe + out.nfe, info | out.info
         if trace is not None:
             traces.append(out.trace if i == 0 else out.trace[1:])
+            if num_steps % stage_trace:
+                traces.append(x[None])  # where a stage ends, the next one starts
     return Samples(x=x, nfe=nfe, trace=jnp.concatenate(traces) if traces else None, info=info)

@@ -10,7 +10,7 @@ def gradient_descent(step_size: float, stop_norm: float | None = None) -> Sample
     """x <- x - η f(x), f the gradient (EqM eq. 8) or a Prediction's direction (DM eq. 10).
 
     Args:
-      step_size: η. stop_norm: a sample whose gradient's 2-norm is below this takes no more steps
+      step_size: η. stop_norm: a sample stops after the step whose gradient's 2-norm is below this
         (EqM section 3.3); None never stops.
     """
 

@@ -1,0 +1,118 @@
+"""Distance Marching's Table 1, its ablations and a picture of four methods side by side.
+
+    python reproduce/two_moons.py --workdir=runs/table1 --seeds=3
+
+Runs the program once for each row and seed (finished runs are not run again), then writes
+table.md and side_by_side.png into the workdir. About 40 minutes on 2 CPU cores, of which OT-CFM's
+assignments take most.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from genfield import configuration, evaluate, experiment, figures, jobs, rng  # noqa: E402
+from genfield.objectives import KIND  # noqa: E402
+
+ROWS = {  # title: (config, overrides, the paper's W2 / HD / CD)
+    "Distance Marching": ("distance_marching_two_moons.py", [], (1.435, 0.605, 0.005)),
+    "FM": ("flow_matching_two_moons.py", [], (0.577, 1.337, 0.026)),
+    "OT-CFM": ("flow_matching_two_moons.py:ot", [], (0.218, 1.233, 0.019)),
+    "EqM": ("equilibrium_matching_two_moons.py", [], (1.433, 2.034, 0.260)),
+    "DM without the eikonal loss": (
+        "distance_marching_two_moons.py",
+        ["--config.loss.eikonal_weight=0.0"],
+        None,
+    ),
+    "DM without rematching": (
+        "distance_marching_two_moons.py",
+        ["--config.rematching.name=none"],
+        None,
+    ),
+}
+SHOWN = ("FM", "OT-CFM", "EqM", "Distance Marching")
+COLUMNS = ("w2", "hausdorff", "chamfer", "stray_999", "acceptance", "nfe")
+
+
+def folder(workdir: Path, title: str, seed: int) -> Path:
+    """The workdir of one run."""
+    return workdir / f"{title.lower().replace(' ', '_')}_seed{seed}"
+
+
+def run(workdir: Path, title: str, seed: int, flags: list[str]) -> dict:
+    """Trains one row with one seed, unless it is done; its metrics."""
+    config, overrides, _ = ROWS[title]
+    target = folder(workdir, title, seed)
+    if not (target / "summary.json").exists():
+        print(f"{title}, seed {seed}", flush=True)
+        command = [sys.executable, "-m", "genfield.main", f"--config={ROOT / 'configs' / config}"]
+        command += [f"--workdir={target}", f"--config.seed={seed}", *overrides, *flags]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((target / "summary.json").read_text())["metrics"]
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """Markdown: each figure as median over seeds (smallest to largest)."""
+    lines = ["| method | seeds | " + " | ".join(COLUMNS) + " | paper (W2 / HD / CD) |"]
+    lines.append("|" + " --- |" * (len(COLUMNS) + 3))
+    for title, runs in results.items():
+        cells = []
+        for name in COLUMNS:
+            values = [r[name] for r in runs if name in r]
+            if not values:
+                cells.append("-")
+            elif min(values) == max(values):
+                cells.append(f"{values[0]:.4g}")
+            else:
+                middle = np.median(values)
+                cells.append(f"{middle:.3g} ({min(values):.3g} to {max(values):.3g})")
+        paper = ROWS[title][2]
+        shown = " / ".join(f"{v:g}" for v in paper) if paper else "-"
+        lines.append(f"| {title} | {len(runs)} | " + " | ".join(cells) + f" | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def column(target: Path) -> dict:
+    """The field and the trajectories of a finished run, for the picture."""
+    config = configuration.from_file(target / "config.json")
+    exp = experiment.prepare(config, target)
+    state, _ = jobs.load_state(exp, None, False)
+    params = evaluate.parameters(exp, state)
+    out = evaluate.make_generator(exp, trace=1)(params, 2_000, config.seed + 1)
+    kind = KIND[config.loss.name]
+    clock = 0.5 if kind == "velocity" and config.loss.get("time_input", True) else None
+    field = jax.jit(exp.objective.field(params))
+    target = np.asarray(exp.data.draw(rng.stream(1, "target"), 4_000))
+    return dict(field=field, descend=kind == "gradient", t=clock, trace=out.trace, target=target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/table1"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("flags", nargs="*", help="further --config.…=… for every run, after --")
+    args = parser.parse_args()
+    workdir = args.workdir.resolve()
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for title in args.only:
+        results[title] = [run(workdir, title, seed, args.flags) for seed in range(args.seeds)]
+        (workdir / "table.md").write_text(table(results))
+    print(table(results))
+    if set(SHOWN) <= set(args.only):
+        columns = {title: column(folder(workdir, title, 0)) for title in SHOWN}
+        target = columns[SHOWN[0]]["target"]
+        print(figures.side_by_side(workdir / "side_by_side.png", columns, target))
+
+
+if __name__ == "__main__":
+    main()
