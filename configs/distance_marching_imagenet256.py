@@ -10,7 +10,9 @@ from ml_collections import ConfigDict, config_dict
 from genfield import configuration
 from genfield.errors import choose
 
-VARIANTS = {f"{size}/{patch}": (size, patch) for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)}
+VARIANTS = {
+    f"{size}/{patch}": (size, patch) for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)
+}
 
 
 def get_config(variant: str = "B/2"):

@@ -1,4 +1,4 @@
-"""Equilibrium Matching on scikit-learn's 8x8 digits: an image set without a download, minutes on a CPU."""
+"""Equilibrium Matching on scikit-learn's 8x8 digits: no download, minutes on a CPU."""
 
 from ml_collections import ConfigDict
 
@@ -32,7 +32,7 @@ def get_config():
     config.batch_size = 128
     config.optimizer.learning_rate = 1e-3
     config.ema.rate = 0.995
-    config.train.steps = 2_000
+    config.train.steps = 1_500
     config.train.log_every = 50
     config.train.eval_every = config.checkpoint.every = 500
     return config

@@ -58,8 +58,10 @@ def check_devices() -> list[tuple[bool | None, str]]:
         stats = devices[0].memory_stats() or {}
         rows.append((True, f"memory: {stats.get('bytes_limit', 0) / 2**30:.1f} GiB a device"))
     cache = jax.config.jax_compilation_cache_dir
-    note = f"compilation cache: {cache}" if cache else (
-        "compilation cache: off; set JAX_COMPILATION_CACHE_DIR to start faster the next time"
+    note = (
+        f"compilation cache: {cache}"
+        if cache
+        else ("compilation cache: off; set JAX_COMPILATION_CACHE_DIR to start faster the next time")
     )
     return [*rows, (True if cache else None, note)]
 

@@ -39,9 +39,7 @@ def prepare(config, workdir: Path) -> Experiment:
     configuration.check_same_run(config, workdir)
     objectives.check_names(config)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(
-        "config.batch_size", config.batch_size, mesh, config.optimizer.accumulate
-    )
+    sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
     tx = train.make_optimizer(config.optimizer, config.train.steps)
     ema_rate = train.ema_rate(config.ema, config.batch_size)
     dataset = data.create(
@@ -101,6 +99,4 @@ def jit_train_step(experiment: Experiment) -> Callable:
         draw_batch=draw_batch(experiment),
     )
     shardings = jax.tree.map(lambda a: a.sharding, experiment.abstract)
-    return jax.jit(
-        step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0
-    )
+    return jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)

@@ -12,7 +12,7 @@ from genfield.data import to_uint8
 from genfield.fields import Prediction, direction
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 # Start black, on the way yellow, end blue, as in the paper's figures.
 START, MIDDLE, END, TARGET = "black", "#e6b800", "#1f4fbf", "#e8743b"

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, in one convention: unconditional + scale * (conditional - unconditional).
+"""Classifier-free guidance, in one convention: u + w (c - u), w the scale.
 
 Scale 0 is the unconditional field, 1 the conditional one, larger values overshoot it.
 """
@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from genfield.fields import Field, Prediction, displacement, evaluations, expand, squared_norm
 
 
-def classifier_free(
-    field: Field, scale: float, null_cond: Any, *, on: str = "direction"
-) -> Field:
+def classifier_free(field: Field, scale: float, null_cond: Any, *, on: str = "direction") -> Field:
     """A guided field, by one call on a doubled batch.
 
     Args:

@@ -61,7 +61,7 @@ def train(exp: Experiment, **_) -> None:
     write_config(exp)
     loop.run()
     rate = loop.progress.rate(loop.step)
-    results, pictures = finish(exp, loop.state, loop.step, loop.metrics)
+    results, pictures = finish(exp, loop.state, loop.step, loop.metrics, loop.last_eval[1])
     summary = {
         "metrics": results,
         "steps": loop.step,
@@ -112,12 +112,14 @@ def report(exp: Experiment, results: dict, pictures: list) -> None:
     say("\n".join(notes + [f"picture: {path}" for path in pictures]))
 
 
-def finish(exp: Experiment, state: TrainState, step: int, metrics: logbook.Metrics):
-    """Metrics and pictures of a state: (results, paths)."""
+def finish(
+    exp: Experiment, state: TrainState, step: int, metrics: logbook.Metrics, known=None
+) -> tuple[dict, list]:
+    """Metrics and pictures of a state; `known` as `evaluate.evaluate` takes it."""
     poll = evaluation.poller(exp.config.train.steps + 1)
     started = time.monotonic()
     say("evaluating …")
-    results = evaluation.evaluate(exp, state, poll)
+    results = evaluation.evaluate(exp, state, poll, known)
     poll(0)
     metrics.write(step, "sample", results)
     pictures = draw(exp, state, step, poll) if exp.config.evaluate.figures else []

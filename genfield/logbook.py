@@ -88,18 +88,25 @@ class Metrics:
         self.board = None
         if not self.active:
             return
-        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
-        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._replace([row for row in read_metrics(workdir) if row["step"] <= step])
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
             return
         self.board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
 
+    def _replace(self, rows: list[dict]) -> None:
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self.written = {(row["step"], row["split"]) for row in rows}
+
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
-        """One line: {"step": …, "split": "train" | "eval" | "sample", …}."""
+        """One line: {"step": …, "split": "train" | "eval" | "sample", …}; one a step and split."""
         if not self.active:
             return
+        if (step, split) in self.written:  # evaluated again: the new figures stand
+            rows = read_metrics(self.path.parent)
+            self._replace([r for r in rows if (r["step"], r["split"]) != (step, split)])
+        self.written.add((step, split))
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         if self.board is not None:

@@ -21,9 +21,7 @@ LAG = 2  # steps dispatched before a step's figures are read: the device never w
 def open_checkpoints(exp: Experiment) -> Checkpoints:
     """The checkpoints of the run's workdir, kept as the config says."""
     c = exp.config.checkpoint
-    return Checkpoints(
-        exp.workdir, keep=c.keep, keep_best=c.keep_best, best_metric=c.best_metric
-    )
+    return Checkpoints(exp.workdir, keep=c.keep, keep_best=c.keep_best, best_metric=c.best_metric)
 
 
 def _items(state: train.TrainState) -> dict:
@@ -93,7 +91,7 @@ class Loop:
                 self._stop()
             batch = {"step": np.int32(self.step)}
             if batches is not None:
-                batch |= sharding.put_batch(next(batches), self.exp.mesh)
+                batch |= sharding.put_batch(self._next(batches), self.exp.mesh)
             self.state, metrics = train_step(self.state, batch)
             self.pending.append((self.step, metrics, batch))
             self.step += 1
@@ -108,6 +106,16 @@ class Loop:
             self._evaluate()
         self._save()
         self.checkpoints.wait()
+
+    def _next(self, batches) -> dict:
+        """The next batch; data that cannot be read end the run, not what it has learned."""
+        try:
+            return next(batches)
+        except UserError:
+            if jax.process_count() == 1:  # one process alone cannot save what all hold
+                self._save()
+                self.checkpoints.wait()
+            raise
 
     def _stop(self):
         self._save()
@@ -144,8 +152,11 @@ class Loop:
         self.metrics.write(self.step, "eval", values)
         self.last_eval = (self.step, values)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        say(f"\nheld-out at step {self.step}: {shown}" if self.progress.terminal
-            else f"held-out at step {self.step}: {shown}")
+        say(
+            f"\nheld-out at step {self.step}: {shown}"
+            if self.progress.terminal
+            else f"held-out at step {self.step}: {shown}"
+        )
 
     def _save(self) -> None:
         self._settle(0)

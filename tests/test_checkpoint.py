@@ -173,7 +173,7 @@ def test_all_damaged_is_an_error_and_nothing_is_lost(saved):
         truncate(data_files(saved, step)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(UserError, match="no checkpoint asked for in .* is whole"):
+        with pytest.raises(UserError, match=r"no checkpoint asked for in .* is whole"):
             Checkpoints(saved).restore(abstract(make_state()))
     assert Checkpoints(saved).steps() == [1, 2]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import chex
 import numpy as np
 import pytest
-from programs import TINY_DIGITS, ROOT, arguments, losses, run
+from programs import ROOT, TINY_DIGITS, arguments, losses, run
 
 from genfield import checkpoint
 
@@ -41,7 +41,7 @@ def two_processes(tmp_path_factory):
 
 
 def test_two_processes_train_as_one_does(two_processes, tmp_path):
-    workdir, output = two_processes
+    workdir, _ = two_processes
     assert run(tmp_path, TINY_DIGITS, **TINY) == 0
     expected, found = losses(tmp_path), losses(workdir)
     assert expected.keys() == found.keys() and len(found) >= 5

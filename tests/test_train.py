@@ -1,4 +1,4 @@
-"""The train step and the loop: resume to the bit, meshes that agree, averages, NaN, accumulation."""
+"""The train step and the loop: resume to the bit, meshes that agree, averages, NaN."""
 
 import chex
 import jax
@@ -94,7 +94,9 @@ def check_same(found, loss, gradient, sample):
 
 
 def test_init_is_the_same_on_every_mesh(tmp_path):
-    states = [prepare(tiny_images("distance_marching"), tmp_path, m).init() for m in [(1, 1), (2, 4)]]
+    states = [
+        prepare(tiny_images("distance_marching"), tmp_path, m).init() for m in [(1, 1), (2, 4)]
+    ]
     chex.assert_trees_all_equal(*(jax.device_get(s.params) for s in states))
 
 
@@ -131,7 +133,8 @@ def test_ema_follows_its_definition(tmp_path):
     expected = jax.device_get(state.params)
     for _ in range(3):
         state, _ = steps(exp, 1, state)
-        expected = jax.tree.map(lambda e, p: 0.5 * e + 0.5 * p, expected, jax.device_get(state.params))
+        params = jax.device_get(state.params)
+        expected = jax.tree.map(lambda e, p: 0.5 * e + 0.5 * p, expected, params)
     chex.assert_trees_all_close(jax.device_get(state.ema), expected, rtol=1e-5, atol=1e-7)
 
 

@@ -1,7 +1,8 @@
 """Data: `create(config, ...)` gives a `Dataset`, whichever source the config names.
 
 Sources: 2-D problems drawn on the device (`toys`), `images` (folder, tar archive or .npz),
-`digits` (scikit-learn's 8x8), `latents` (arrays on disk) and `tfds` (prepared TFDS data sets, without TensorFlow).
+`digits` (scikit-learn's 8x8), `latents` (arrays on disk) and `tfds` (prepared TFDS data sets,
+without TensorFlow).
 """
 
 from collections.abc import Callable, Mapping

@@ -1,0 +1,95 @@
+"""Every config trains a step in its smoke size, and lowers for eight devices in its full size."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from programs import ROOT
+
+from genfield import experiment, nets, sharding
+
+CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
+POINTS = [name for name in CONFIGS if "two_moons" in name]
+IMAGES = [name for name in CONFIGS if name not in POINTS]
+FULL = {  # config: parameters of its network, distance head included
+    "flow_matching_cifar10.py": 55_676_419,
+    "equilibrium_matching_cifar10.py": 55_676_419,
+    "distance_marching_cifar10.py": 55_676_419 + 10_177,
+    "flow_matching_imagenet256.py": 130_315_808,
+    "equilibrium_matching_imagenet256.py": 130_315_808,
+    "distance_marching_imagenet256.py": 130_315_808 + 62_801,
+}
+
+
+def load(name: str, *variant):
+    return runpy.run_path(str(ROOT / "configs" / name))["get_config"](*variant)
+
+
+def write_data(config, folder: Path) -> None:
+    """Files that a config's data section can read, of its shape."""
+    generator = np.random.default_rng(0)
+    if config.data.name == "images":
+        pixels = generator.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8)
+        np.savez(folder / "images.npz", train_images=pixels, test_images=pixels[:16])
+        config.data.path = str(folder / "images.npz")
+    elif config.data.name == "latents":
+        size = config.batch_size * 2
+        values = generator.standard_normal((size, *config.data.shape)).astype(np.float16)
+        np.save(folder / "latents.npy", values)
+        np.save(folder / "labels.npy", generator.integers(0, 1000, size))
+        config.data.path = str(folder)
+
+
+def train_a_step(config, folder):
+    """One step on one device; the loss."""
+    one, original = jax.devices()[:1], sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda section: original(section, one))
+        exp = experiment.prepare(config, folder / "run")
+    batch = {"step": np.int32(0)}
+    if exp.data.train is not None:
+        batch |= next(exp.data.train(0))
+    state, metrics = experiment.jit_train_step(exp)(exp.init(), batch)
+    assert int(state.step) == 1
+    return float(metrics["loss"])
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if "digits" not in n or "distance" in n])
+def test_a_smoke_step_is_finite(name, tmp_path):
+    config = runpy.run_path(str(ROOT / "configs" / name))["smoke"](load(name))
+    write_data(config, tmp_path)
+    assert np.isfinite(train_a_step(config, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in CONFIGS if "digits" in n])
+def test_a_full_step_on_digits_is_finite(name, tmp_path):
+    assert np.isfinite(train_a_step(load(name), tmp_path))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_the_full_size_lowers_for_eight_devices(name, tmp_path):
+    """Shapes and shardings of the whole train step, with the paper's settings; nothing is run."""
+    config = load(name)
+    config.mesh.data, config.mesh.fsdp = 2, 4
+    write_data(config, tmp_path)
+    exp = experiment.prepare(config, tmp_path / "run")
+    assert nets.count_parameters(exp.abstract.params) == FULL[name]
+    step = experiment.jit_train_step(exp)
+    x1 = jax.ShapeDtypeStruct((config.batch_size, *exp.data.shape), np.float32)
+    batch = {"step": jax.ShapeDtypeStruct((), np.int32), "x1": x1}
+    if exp.data.num_classes:
+        batch["label"] = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
+    text = step.lower(exp.abstract, batch).as_text()
+    assert "num_partitions = 8" in text and "fsdp" in text
+
+
+@pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
+def test_imagenet_variants_carry_the_published_sizes(size):
+    depth, width = {"S": (12, 384), "B": (12, 768), "L": (24, 1024), "XL": (28, 1152)}[size]
+    config = load("flow_matching_imagenet256.py", f"{size}/8")
+    _, params = nets.create(config.net, None, shape=(32, 32, 4), num_classes=1000)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params["blocks"])}
+    assert (depth, width, 3 * width) in shapes
