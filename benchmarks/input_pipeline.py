@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from genfield import configuration, data, experiment, sharding  # noqa: E402
+from genfield.errors import UserError  # noqa: E402
 
 CONSUMER = "train step, small U-Net"
 MAX_THREADS = 16  # of the pipeline, which prepares two batches a thread ahead
@@ -43,7 +44,7 @@ def pull(batches: Iterator[dict], seconds: float) -> tuple[float, int]:
 
 
 def make_trainer(path: Path, workdir: Path, batch_size: int) -> Callable:
-    """seconds -> (seconds, examples): steps of the small U-Net on one batch, without the pipeline."""
+    """seconds -> (seconds, examples): steps of the small U-Net, all on one batch."""
     config = configuration.load(str(ROOT / "configs" / "flow_matching_cifar10.py:small"))
     config.data.path, config.batch_size = str(path), batch_size
     exp = experiment.prepare(config, workdir)
@@ -118,4 +119,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))

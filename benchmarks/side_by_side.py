@@ -69,7 +69,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def machine() -> dict:
-    """Where the figures come from; `load` is the mean number of busy processes in the last minute."""
+    """Where the figures come from; `load`: busy processes, averaged over the last minute."""
     device = jax.devices()[0]
     return dict(
         device=f"{jax.device_count()} x {device.device_kind} ({device.platform})",

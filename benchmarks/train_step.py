@@ -1,4 +1,4 @@
-"""The cost of a train step: flow matching, equilibrium matching and distance marching, side by side.
+"""The cost of a train step by flow, equilibrium and distance methods, side by side.
 
     python benchmarks/train_step.py [--nets mlp unet sit] [--rounds 12] [--json out.json]
 
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from genfield import configuration, experiment, sharding  # noqa: E402
+from genfield.errors import UserError  # noqa: E402
 
 FM, EQM, DM = "FM", "EqM", "DM"
 FILES = {FM: "flow_matching", EQM: "equilibrium_matching", DM: "distance_marching"}
@@ -237,4 +238,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))
