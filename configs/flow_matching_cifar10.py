@@ -40,7 +40,7 @@ def get_config(size: str = "full"):
     if size == "small":
         config.batch_size = 64
         config.optimizer.learning_rate = 1e-3
-        config.ema.rate = 0.995
+        config.ema.rate = 0.99
         config.train.steps = 600
         config.train.log_every = 50
         config.train.eval_every = config.checkpoint.every = 150

@@ -69,7 +69,12 @@ def test_a_full_step_on_digits_is_finite(name, tmp_path):
     assert np.isfinite(train_a_step(load(name), tmp_path))
 
 
-@pytest.mark.parametrize("name", FULL)
+UNETS_ALIKE = ("flow_matching_cifar10.py", "equilibrium_matching_cifar10.py")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in UNETS_ALIKE)) for n in FULL]
+)
 def test_the_full_size_lowers_for_eight_devices(name, tmp_path):
     """Shapes and shardings of the whole train step, with the paper's settings; nothing is run."""
     config = load(name)
