@@ -23,7 +23,7 @@ def get_config(size: str = "full"):
     config.net = ConfigDict(
         {"name": "unet", "attention_levels": (2,), **choose("size of this config", size, SIZES)}
     )
-    config.net.distance_head = "cifar"
+    config.net.distance_head = "cifar" if size == "full" else "cifar_narrow"
     config.time = ConfigDict({"name": "skewed"})
     config.loss = ConfigDict(
         {
