@@ -52,7 +52,7 @@ def prepare(config, workdir: Path) -> Experiment:
     )
     apply, abstract_params = objectives.create_net(config, dataset)
     objective = objectives.create(config, dataset, apply, abstract_params)
-    sampler = objectives.create_sampler(config, dataset.num_classes, objective.has_distance)
+    sampler = objectives.create_sampler(config, dataset.num_classes, objective.output)
 
     key = rng.stream(config.seed, "init")
 

@@ -12,7 +12,7 @@ from genfield.errors import UserError, choose
 from genfield.experiment import Experiment
 from genfield.logbook import say
 from genfield.loop import Loop, open_checkpoints, restore
-from genfield.objectives import KIND
+from genfield.objectives import KIND, has_clock
 from genfield.train import TrainState
 
 GRID = 64  # images in a grid
@@ -144,7 +144,7 @@ def draw(exp: Experiment, state: TrainState, step: int, poll) -> list:
         return []
     target = np.asarray(exp.data.draw(rng.stream(exp.config.seed + 1, "target"), 4000))
     kind, name = KIND[exp.config.loss.name], exp.config.loss.name.replace("_", " ")
-    clock = kind == "velocity" and exp.config.loss.get("time_input", True)
+    clock = has_clock(exp.config.loss)
     paths = [figures.curves(folder / "figures" / "loss.png", rows)]
     if exp.data.shape == (2,):
         field = jax.jit(exp.objective.field(params))

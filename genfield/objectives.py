@@ -19,7 +19,8 @@ KIND = {
     "distance_marching": "gradient",
 }
 FOLLOWS_VELOCITY = ("euler", "heun", *sampling.SOLVERS)
-NEEDS_PREDICTION = ("sphere_tracing", "hamiltonian")
+# What samplers need beyond a vector; HMC accepts by an energy whose gradient it follows.
+NEEDS = {"sphere_tracing": ("predicted", "potential"), "hamiltonian": ("potential",)}
 SUPPLIED = ("field", "sample", "cond")
 
 
@@ -36,13 +37,13 @@ class Objective(NamedTuple):
     draw(key, batch) -> Drawn
     loss(params, drawn, key, train) -> (loss [B], terms {name: [B]}); key is for dropout
     field(params, key=None, train=False) -> Field
-    has_distance: the field returns a Prediction
+    output: "vector", "predicted" (a Prediction) or "potential" (one with direction = ∇ distance)
     """
 
     draw: Callable
     loss: Callable
     field: Callable
-    has_distance: bool
+    output: str
 
     def __call__(self, key, params, batch, train=True):
         """Draws and evaluates: (loss [B], terms)."""
@@ -69,22 +70,30 @@ def _make_loss(section) -> Callable:
     return bind("loss", losses.LOSSES, fields, SUPPLIED)
 
 
-def _check_output(loss: str, output) -> bool:
-    """Whether the network is a scalar potential; raises UserError if the loss cannot use it."""
-    scalar = not isinstance(output, Prediction) and output.ndim == 1
-    if loss == "flow_matching" and (scalar or isinstance(output, Prediction)):
+def _check_output(loss: str, output) -> str:
+    """What the network gives; raises UserError if the loss cannot use it."""
+    if isinstance(output, Prediction):
+        kind = "predicted"
+    else:
+        kind = "potential" if output.ndim == 1 else "vector"
+    if loss == "flow_matching" and kind != "vector":
         raise UserError(
             "flow_matching needs a network with a vector output: "
             "set config.net.output='vector' or leave out net.distance_head"
         )
-    if loss == "distance_marching" and not (scalar or isinstance(output, Prediction)):
+    if loss == "distance_marching" and kind == "vector":
         raise UserError(
             "distance_marching needs a distance: set config.net.output='scalar' (mlp) or "
             "config.net.distance_head='cifar' or 'imagenet' (unet, sit)"
         )
-    if isinstance(output, Prediction) and loss == "equilibrium_matching":
+    if loss == "equilibrium_matching" and kind == "predicted":
         raise UserError("equilibrium_matching trains no distance: leave out net.distance_head")
-    return scalar
+    return kind
+
+
+def has_clock(section) -> bool:
+    """Whether a loss section trains a field that depends on t."""
+    return section.get("time_input", section.name == "flow_matching")
 
 
 def check_names(config) -> None:
@@ -121,7 +130,7 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
     x = jax.ShapeDtypeStruct((2, *data.shape), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
     output = jax.eval_shape(apply, abstract_params, x, t)
-    scalar = _check_output(config.loss.name, output)
+    kind, clock = _check_output(config.loss.name, output), has_clock(config.loss)
 
     def draw(key, batch) -> Drawn:
         key_source, key_time, key_label = jax.random.split(key, 3)
@@ -139,15 +148,16 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
         return Drawn(rematch(path, sample), cond)
 
     def field(params, key=None, train=False) -> Field:
-        call = lambda x, t=None, cond=None: apply(
-            params["field"], x, t, cond, rngs=key, train=train
-        )
-        return potential_field(call) if scalar else call
+        # A field trained without t is never shown one, whichever sampler follows it.
+        def call(x, t=None, cond=None):
+            return apply(params["field"], x, t if clock else None, cond, rngs=key, train=train)
+
+        return potential_field(call) if kind == "potential" else call
 
     def loss(params, drawn: Drawn, key=None, train=False):
         return loss_fn(field(params, key, train), drawn.sample, drawn.cond)
 
-    return Objective(draw, loss, field, scalar or isinstance(output, Prediction))
+    return Objective(draw, loss, field, kind)
 
 
 def _stages(section) -> list[tuple[str, Any, int]]:
@@ -165,13 +175,15 @@ def _stages(section) -> list[tuple[str, Any, int]]:
     return stages
 
 
-def create_sampler(config, num_classes: int = 0, has_distance: bool = True) -> Callable:
+def create_sampler(config, num_classes: int = 0, output: str = "potential") -> Callable:
     """run(key, field, x, cond=None, trace=None) -> Samples, of the section `sampler`.
 
     `sampler.then` nests a further stage. The field is negated where the sampler follows the other
     kind, and guided where `sample.guidance_scale` is not 1 and labels are given.
+    Args:
+      output: of the objective.
     Raises:
-      UserError: unknown sampler or field, a clocked sampler chained, a distance that is not there.
+      UserError: unknown sampler or field, a clocked sampler chained, an energy that is not there.
     """
     section, kind = config.sampler, choose("loss", config.loss.name, KIND)
     name = section.get("name")
@@ -190,12 +202,12 @@ def create_sampler(config, num_classes: int = 0, has_distance: bool = True) -> C
     if len(wants) > 1:
         raise UserError(f"config.sampler chains {', '.join(names)}: they follow different fields")
     for n in names:
-        if n in NEEDS_PREDICTION and not has_distance:
+        if output not in NEEDS.get(n, (output,)):
+            heads = " or a config.net.distance_head" if "predicted" in NEEDS[n] else ""
             raise UserError(
-                f"sampler {n!r} needs a network with an energy or a distance: "
-                "config.net.output='scalar' or a config.net.distance_head"
+                f"sampler {n!r} needs a network with an energy: config.net.output='scalar'{heads}"
             )
-    if wants == {"gradient"} and kind == "velocity" and config.loss.get("time_input", True):
+    if wants == {"gradient"} and has_clock(config.loss):
         raise UserError(f"sampler {names[0]!r} has no clock, but the field was trained with one")
     flip = wants != {kind}
     scale, null = config.sample.guidance_scale, num_classes

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from genfield import configuration, evaluate, experiment, figures, jobs, rng  # noqa: E402
-from genfield.objectives import KIND  # noqa: E402
+from genfield.objectives import KIND, has_clock  # noqa: E402
 
 ROWS = {  # title: (config, overrides, the paper's W2 / HD / CD)
     "Distance Marching": ("distance_marching_two_moons.py", [], (1.435, 0.605, 0.005)),
@@ -88,7 +88,7 @@ def column(target: Path) -> dict:
     params = evaluate.parameters(exp, state)
     out = evaluate.make_generator(exp, trace=1)(params, 2_000, config.seed + 1)
     kind = KIND[config.loss.name]
-    clock = 0.5 if kind == "velocity" and config.loss.get("time_input", True) else None
+    clock = 0.5 if has_clock(config.loss) else None
     field = jax.jit(exp.objective.field(params))
     target = np.asarray(exp.data.draw(rng.stream(1, "target"), 4_000))
     return dict(field=field, descend=kind == "gradient", t=clock, trace=out.trace, target=target)
