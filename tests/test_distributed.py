@@ -45,8 +45,8 @@ def test_two_processes_train_as_one_does(two_processes, tmp_path):
     assert run(tmp_path, TINY_DIGITS, **TINY) == 0
     expected, found = losses(tmp_path), losses(workdir)
     assert expected.keys() == found.keys() and len(found) >= 5
-    for key, values in expected.items():
-        chex.assert_trees_all_close(found[key], values, rtol=1e-4)
+    for key, values in expected.items():  # loss, its terms, and the gradient's norm
+        chex.assert_trees_all_close(found[key], values, rtol=1e-5)
     a, b = (checkpoint.load(w, step=4, item="params") for w in (workdir, tmp_path))
     chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-5)
 
