@@ -1,5 +1,6 @@
 """Checkpoints: exact on any mesh, readable as numpy, and damage found and survived."""
 
+import json
 import warnings
 
 import chex
@@ -160,9 +161,23 @@ def test_every_flipped_byte_of_the_largest_file_is_found_or_harmless(saved):
         chex.assert_trees_all_equal(tree, jax.device_get(make_state(2)["params"]))
 
 
-def test_a_digest_that_lies_is_damage(saved):
+def change_meta(saved, change):
+    """Applies `change` to the text of step 2's meta; it must differ."""
     path = saved / checkpoint.FOLDER / "2" / "meta" / "metadata"
-    path.write_text(path.read_text().replace('"step": 2', '"step" 2'))
+    old = path.read_text()
+    path.write_text(change(old))
+    assert path.read_text() != old
+
+
+def one_digest_off(text):
+    meta = json.loads(text)
+    meta["digests"]["params"]["field/kernel"] += 1
+    return json.dumps(meta)
+
+
+@pytest.mark.parametrize("change", [one_digest_off, lambda text: text.replace(":", "", 1)])
+def test_a_wrong_digest_or_a_broken_meta_is_damage(saved, change):
+    change_meta(saved, change)
     with pytest.warns(UserWarning, match="is damaged"):
         _, meta = Checkpoints(saved).restore(abstract(make_state()))
     assert meta["step"] == 1

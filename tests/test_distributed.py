@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 import pytest
 from programs import ROOT, TINY_DIGITS, arguments, losses, run
@@ -82,5 +83,6 @@ def test_sigterm_stops_both_processes_at_one_step(tmp_path):
     saved = int(output.split("saved step ")[1].split(" ")[0])
     assert (tmp_path / "checkpoints" / str(saved)).exists()
     params = checkpoint.load(tmp_path, step=saved, item="params")
-    assert all(np.isfinite(leaf).all() for leaf in params["field"].values() if hasattr(leaf, "all"))
+    leaves = jax.tree.leaves(params)
+    assert leaves and all(np.isfinite(leaf).all() for leaf in leaves)
     assert run(tmp_path, train__steps=saved + 10, train__log_every=100) == 0
