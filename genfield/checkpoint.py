@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError
+from genfield.sharding import agreed
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
@@ -143,7 +144,7 @@ class Checkpoints:
         damaged = {}
         for candidate in [step] if step is not None else known[::-1]:
             problem, result = self._try_restore(candidate, abstract)
-            if _agreed(problem is None):
+            if agreed(problem is None):
                 self._set_aside(damaged)
                 return result
             damaged[candidate] = problem or "another process could not read it"
@@ -198,13 +199,6 @@ class Checkpoints:
         """Waits for the last save and frees the manager."""
         self.wait()
         self._manager.close()
-
-
-def _agreed(ok: bool) -> bool:
-    """Whether it holds on every process."""
-    if jax.process_count() == 1:
-        return ok
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
 
 
 def load(workdir, *, step: int | None = None, item: str | None = None) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from genfield.errors import UserError, check_type, choose
 
@@ -49,20 +49,45 @@ def base() -> ConfigDict:
     )
     config.ema = ConfigDict(dict(rate=0.0, half_life=0.0))  # one of them; half-life in images
     config.train = ConfigDict(
-        dict(steps=1000, log_every=100, eval_every=0, eval_batches=4)  # eval_every 0: at the end
+        dict(
+            steps=1000,
+            log_every=100,
+            eval_every=0,  # 0: at the end
+            eval_batches=4,  # of held-out examples
+            eval_samples=0,  # drawn and measured at each evaluation, with a picture; 0: none
+        )
     )
     config.checkpoint = ConfigDict(dict(every=1000, keep=2, keep_best=1, best_metric="loss"))
     config.sampler = ConfigDict({"name": "euler", "num_steps": 100})
     config.sample = ConfigDict(
-        dict(num=64, batch_size=256, guidance_scale=1.0, guidance_on="direction", use_ema=True)
+        dict(
+            num=64,
+            batch_size=256,  # samples a device draws at a time
+            seed=1,  # added to config.seed; another one draws other samples
+            guidance_scale=1.0,
+            guidance_on="direction",
+            use_ema=True,
+            rounding="nearest",  # of pixels to uint8: nearest, truncate or shift
+            shard_size=1000,  # samples of --mode=sample that a kill can cost
+            formats=("npz",),  # npz, png or both
+            name=config_dict.placeholder(str),  # of the files; step_N where left out
+        )
     )
     config.evaluate = ConfigDict(
         dict(
             metrics=("heldout_loss",),
-            num_samples=10_000,  # generated points, and as many target points
+            num_samples=10_000,  # generated; for points, as many target points
             transport_points=2_000,  # of them for W2, whose cost grows with the cube
-            repeats=1,  # sampling seeds; medians are reported
+            repeats=1,  # sampling seeds; medians are reported of points, means of images
             figures=True,
+            features="auto",  # network of image metrics: inception_v3 where its weights are there
+            features_path=config_dict.placeholder(str),  # of its weights
+            features_sha256=config_dict.placeholder(str),
+            features_seed=config_dict.placeholder(int),  # random weights, to try things out
+            resize="tf1_bilinear",  # as the original FID graph, or antialiased
+            batch_size=64,  # images a device puts through the network at a time
+            reference=config_dict.placeholder(str),  # images or statistics; left out: the data's
+            reference_split="train",
             paper=ConfigDict(),  # the paper's values, by metric, for the closing table
         )
     )
@@ -189,12 +214,19 @@ def from_file(path: Path) -> ConfigDict:
         stored = json.loads(path.read_text())
         if not isinstance(stored, dict):
             raise ValueError(f"a {type(stored).__name__}, not a section")
-        return ConfigDict(restored(stored))
+        config = ConfigDict(restored(stored))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a configuration ({error}): put back a whole one, or delete "
             "it and pass --config"
         ) from error
+    for section, default in base().items():  # a run of an older version lacks what is new
+        if section in MAY_CHANGE and isinstance(config.get(section), ConfigDict):
+            for field in default if section not in OPEN else ():
+                if config[section].get(field) is None:
+                    with config[section].unlocked():
+                        config[section][field] = default.get_ref(field)
+    return config
 
 
 def differences(a: dict, b: dict, prefix: str = "") -> list[str]:
@@ -253,7 +285,9 @@ def check_fields(config: ConfigDict) -> None:
             raise UserError(f"config.{section} is a section, not a value: {value!r}")
         for field in value if section not in OPEN else ():
             choose(f"field of config.{section}", field, default)
-            check_type(f"{section}.{field}", value[field], type(default[field]))
+            wanted = default.get_type(field)
+            optional = wanted | None if default[field] is None else wanted
+            check_type(f"{section}.{field}", value[field], optional)
         lost = [field for field in default if field not in value] if section not in OPEN else []
         if lost:
             raise UserError(f"config.{section} lacks the field {lost[0]!r}")
@@ -263,15 +297,18 @@ def check_fields(config: ConfigDict) -> None:
 POSITIVE = (
     *("batch_size", "steps", "log_every", "eval_batches", "every", "keep", "num", "num_samples"),
     *("num_steps", "transport_points", "repeats", "learning_rate", "accumulate", "group_size"),
-    *("step_size", "num_leapfrog", "mass", "max_steps", "rtol", "atol", "std"),
+    *("shard_size", "step_size", "num_leapfrog", "mass", "max_steps", "rtol", "atol", "std"),
 )
 NOT_NEGATIVE = (
-    *("seed", "eval_every", "keep_best", "warmup_steps", "weight_decay", "clip_norm", "half_life"),
+    *("seed", "features_seed", "eval_every", "eval_samples", "keep_best", "warmup_steps"),
+    *("weight_decay", "clip_norm", "half_life"),
     *("epsilon", "c0", "one_step_weight", "eikonal_weight", "temperature"),
 )
 FRACTIONS = ("label_dropout", "b1", "b2", "rate", "dropout")  # in [0, 1)
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
 GUIDANCE = ("direction", "displacement")
+ROUNDINGS = ("nearest", "truncate", "shift")
+FORMATS = ("npz", "png")
 
 
 def _numbers(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, str, float]]:
@@ -297,6 +334,11 @@ def check_numbers(config: ConfigDict) -> None:
     if config.seed > LARGEST_SEED:
         raise UserError(f"config.seed must be at most {LARGEST_SEED}, got {config.seed}")
     choose("config.sample.guidance_on", config.sample.guidance_on, dict.fromkeys(GUIDANCE))
+    choose("config.sample.rounding", config.sample.rounding, dict.fromkeys(ROUNDINGS))
+    for name in config.sample.formats:
+        choose("config.sample.formats", name, dict.fromkeys(FORMATS))
+    if not config.sample.formats:
+        raise UserError(f"config.sample.formats is empty: name some of {', '.join(FORMATS)}")
     parts = {"config.optimizer.accumulate": config.optimizer.accumulate}
     for section in ("coupling", "rematching"):
         parts[f"config.{section}.group_size"] = config[section].get("group_size") or 1

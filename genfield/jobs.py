@@ -6,16 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genfield import configuration, figures, logbook, rng
+from genfield import (
+    card,
+    configuration,
+    data,
+    figures,
+    generate,
+    logbook,
+    preemption,
+    rng,
+    sharding,
+)
 from genfield import evaluate as evaluation
+from genfield.data import sets
 from genfield.errors import UserError, choose
+from genfield.evaluate import Evaluation, Evaluator
 from genfield.experiment import Experiment
 from genfield.logbook import say
 from genfield.loop import Loop, open_checkpoints, restore
+from genfield.metrics import images
 from genfield.objectives import KIND, has_clock
+from genfield.shards import Shards
 from genfield.train import TrainState
 
-GRID = 64  # images in a grid
 TRACED = 2_000  # points of a scatter plot and its trajectories
 
 
@@ -32,9 +45,16 @@ def check(exp: Experiment) -> None:
     except ValueError as error:
         raise UserError(f"config.coupling, rematching or time: {error}") from error
     metric = config.checkpoint.best_metric
-    if metric != "loss":
+    figures_of_samples = evaluation.best_names(config.evaluate.metrics)
+    if metric in figures_of_samples and not config.train.eval_samples:
+        raise UserError(
+            f"config.checkpoint.best_metric {metric!r} is of samples: set "
+            "config.train.eval_samples, how many are drawn at each evaluation"
+        )
+    if metric not in ("loss", *figures_of_samples):
         _, terms = jax.eval_shape(exp.objective.loss, exp.abstract.params, drawn, key)
-        choose("config.checkpoint.best_metric", metric, {"loss": None, **terms})
+        known = {"loss": None, **terms, **dict.fromkeys(figures_of_samples)}
+        choose("config.checkpoint.best_metric", metric, known)
 
 
 def write_config(exp: Experiment) -> None:
@@ -51,19 +71,15 @@ def write_config(exp: Experiment) -> None:
 
 def train(exp: Experiment, **_) -> None:
     """Trains (or goes on), evaluates, draws the pictures, prints the table."""
-    try:
-        exp.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make --workdir {exp.workdir}: {error.strerror}; choose another folder"
-        ) from error
-    loop = Loop(exp)
+    evaluator = Evaluator(exp)
+    make_folder(exp.workdir)
+    loop = Loop(exp, evaluator)
     write_config(exp)
     loop.run()
     rate = loop.progress.rate(loop.step)
-    results, pictures = finish(exp, loop.state, loop.step, loop.metrics, loop.last_eval[1])
+    out, pictures = finish(exp, evaluator, loop.state, loop.step, loop.metrics, loop.last_eval[1])
     summary = {
-        "metrics": results,
+        "metrics": out.results,
         "steps": loop.step,
         "wall_time_s": round(loop.wall_time(), 2),
         "examples_per_second": round(rate, 1),
@@ -75,8 +91,18 @@ def train(exp: Experiment, **_) -> None:
     }
     logbook.write_json(exp.workdir / "summary.json", summary)
     loop.close()
-    report(exp, results, pictures)
+    report(exp, out, pictures)
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}")
+
+
+def make_folder(folder) -> None:
+    """Makes the workdir; raises UserError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make --workdir {folder}: {error.strerror}; choose another folder"
+        ) from error
 
 
 def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainState, int]:
@@ -85,7 +111,10 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
     if best:
         step = checkpoints.best_step()
         if step is None:
-            raise UserError(f"no checkpoint in {exp.workdir} has a held-out loss to be best in")
+            raise UserError(
+                f"no checkpoint in {exp.workdir} has a {exp.config.checkpoint.best_metric!r} to be "
+                "best in"
+            )
     found = restore(exp, checkpoints, step)
     if found is None:
         raise UserError(f"{exp.workdir} holds no finished checkpoint: train first")
@@ -97,49 +126,80 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
 
 def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
     """The metrics, pictures and table of a checkpoint; rewrites nothing of the training."""
+    evaluator = Evaluator(exp)
     state, step = load_state(exp, step, best)
     newest = max((row["step"] for row in logbook.read_metrics(exp.workdir)), default=step)
     metrics = logbook.Metrics(exp.workdir, newest)
-    results, pictures = finish(exp, state, step, metrics)
+    out, pictures = finish(exp, evaluator, state, step, metrics)
     metrics.close()
-    report(exp, results, pictures)
+    report(exp, out, pictures)
 
 
-def report(exp: Experiment, results: dict, pictures: list) -> None:
+def report(exp: Experiment, out: Evaluation, pictures: list) -> None:
     """The closing table and the paths of the pictures."""
-    say("\n" + evaluation.table(results, exp.config.evaluate.paper))
-    notes = [f"(W2 on {exp.config.evaluate.transport_points:,} points)"] if "w2" in results else []
+    say("\n" + evaluation.table(out, exp.config.evaluate.paper))
+    points = exp.config.evaluate.transport_points
+    notes = [f"(W2 on {points:,} points)"] if "w2" in out.results else []
     say("\n".join(notes + [f"picture: {path}" for path in pictures]))
+    say(f"card: {exp.workdir / card.FILE}")
 
 
 def finish(
-    exp: Experiment, state: TrainState, step: int, metrics: logbook.Metrics, known=None
-) -> tuple[dict, list]:
-    """Metrics and pictures of a state; `known` as `evaluate.evaluate` takes it."""
-    poll = evaluation.poller(exp.config.train.steps + 1)
-    started = time.monotonic()
+    exp: Experiment,
+    evaluator: Evaluator,
+    state: TrainState,
+    step: int,
+    metrics: logbook.Metrics,
+    known=None,
+) -> tuple[Evaluation, list]:
+    """Metrics, card and pictures of a state; `known` as the evaluator takes it."""
+    started, section = time.monotonic(), exp.config.evaluate
     say("evaluating …")
-    results = evaluation.evaluate(exp, state, poll, known)
-    poll(0)
-    metrics.write(step, "sample", results)
-    pictures = draw(exp, state, step, poll) if exp.config.evaluate.figures else []
+    params = generate.parameters(exp, state)
+    progress = logbook.Progress("samples", section.num_samples * section.repeats, unit="samples")
+    out = evaluator(params, told(progress), known)
+    preemption.poll()
+    metrics.write(step, "sample", out.results)
+    facts = card.make(
+        out,
+        evaluator.judge,
+        evaluator.reference,
+        configuration.to_dict(exp.config),
+        training=card.of_training(exp, step, params),
+        sampling=card.of_sampling(exp, out),
+    )
+    card.write(exp.workdir, facts)
+    pictures = draw(exp, params, step, out.images) if section.figures else []
     say(f"evaluated in {logbook.duration(time.monotonic() - started)}")
-    return results, pictures
+    return out, pictures
 
 
-def draw(exp: Experiment, state: TrainState, step: int, poll) -> list:
-    """Pictures of a state: points get level sets and trajectories, images a grid."""
-    params = evaluation.parameters(exp, state)
-    folder = exp.workdir
+def told(progress: logbook.Progress):
+    """An `on_batch` that shows progress, and stops at a signal."""
+
+    def on_batch(done: int) -> None:
+        progress.update(done)
+        preemption.poll()
+
+    return on_batch
+
+
+def draw(exp: Experiment, params, step: int, samples=None) -> list:
+    """Pictures of parameters: points get level sets and trajectories, images a grid.
+
+    `samples` are images that are there already.
+    """
+    folder, seed = exp.workdir, exp.config.seed + exp.config.sample.seed
     rows = logbook.read_metrics(folder)
+    poll = lambda done: preemption.poll()
     if len(exp.data.shape) != 1:
-        out = evaluation.make_generator(exp)(params, GRID, exp.config.seed + 1, poll)
+        if samples is None:
+            samples = generate.make_drawer(exp)(params, evaluation.GRID, seed, poll).x
         if jax.process_index() != 0:
             return []
-        scale = max(1, 64 // exp.data.shape[0])
-        grid = figures.image_grid(folder / "samples" / f"step_{step}.png", out.x, scale=scale)
+        grid = figures.image_grid(folder / "samples" / f"step_{step}.png", samples)
         return [grid, figures.curves(folder / "figures" / "loss.png", rows)]
-    out = evaluation.make_generator(exp, trace=1)(params, TRACED, exp.config.seed + 1, poll)
+    out = generate.make_drawer(exp, trace=1)(params, TRACED, seed, poll)
     if jax.process_index() != 0:
         return []
     target = np.asarray(exp.data.draw(rng.stream(exp.config.seed + 1, "target"), 4000))
@@ -175,32 +235,123 @@ def source_points(exp: Experiment, num: int = 2_000) -> np.ndarray:
 
 
 def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
-    """Draws `sample.num` samples of a checkpoint into samples/: an array, and a picture."""
-    from genfield.data import to_uint8
-
+    """Draws `sample.num` samples of a checkpoint into samples/, going on where a kill left off."""
     state, step = load_state(exp, step, best)
-    config = exp.config
-    num, params = config.sample.num, evaluation.parameters(exp, state)
-    progress, poll = logbook.Progress("sample", num), evaluation.poller()
-
-    def on_batch(done: int) -> None:
-        progress.update(done)
-        poll(done)
-
+    config, params = exp.config, generate.parameters(exp, state)
+    settings = sample_settings(exp, step, params)
+    name = config.sample.name or f"step_{step}"
+    formats = tuple(config.sample.formats)
+    if "png" in formats and not exp.data.pixels:
+        raise UserError("config.sample.formats='png' needs image data: set it to ('npz',)")
+    shards = Shards(exp.workdir / "samples", name, settings, formats)
+    if shards.finished:
+        say(f"already drawn: {', '.join(map(str, shards.files()))}")
+        return
+    if jax.process_index() == 0:
+        shards.begin()
+    index = sharding.from_first(shards.missing())
+    if len(index) < settings["num"]:
+        say(f"{settings['num'] - len(index):,} of {settings['num']:,} samples are there already")
     say("compiling the sampler …")
-    out = evaluation.make_generator(exp)(params, num, config.seed + 1, on_batch)
+    draw_shards(exp, params, settings["seed"], index, shards)
     if jax.process_index() != 0:
         return
-    folder = exp.workdir / "samples"
-    folder.mkdir(exist_ok=True)
-    images = len(exp.data.shape) == 3
-    arrays = {"samples": np.asarray(to_uint8(out.x)) if images else out.x, "nfe": out.nfe}
-    if exp.data.num_classes:
-        arrays["label"] = np.arange(num) % exp.data.num_classes
-    path = folder / f"step_{step}.npz"
-    np.savez(path, **arrays)
-    say(f"samples: {path}  {num} of shape {exp.data.shape}, {out.nfe.mean():.1f} evaluations each")
-    if images:
-        scale = max(1, 64 // exp.data.shape[0])
-        grid = figures.image_grid(folder / f"step_{step}.png", out.x[:GRID], scale=scale)
-        say(f"picture: {grid}")
+    files = shards.finish()
+    say(
+        "\n".join(
+            f"samples: {file}  {settings['num']:,} of shape {exp.data.shape}" for file in files
+        )
+    )
+    if len(exp.data.shape) == 3 and "npz" in formats:
+        with np.load(files[0]) as file:
+            first = file["arr_0"][: evaluation.GRID]
+        say(f"picture: {figures.image_grid(exp.workdir / 'samples' / f'{name}.png', first)}")
+
+
+def sample_settings(exp: Experiment, step: int, params) -> dict:
+    """All that decides the samples of a state, as JSON types."""
+    section = configuration.to_dict(exp.config.sample)
+    kept = ("num", "guidance_scale", "guidance_on", "rounding", "shard_size")
+    return {name: section[name] for name in kept} | {
+        "step": step,
+        "seed": exp.config.seed + exp.config.sample.seed,
+        "parameters": "ema" if generate.averaged(exp) else "raw",
+        "parameters_digest": card.parameters_digest(params),
+        "sampler": configuration.to_dict(exp.config.sampler),
+    }
+
+
+def draw_shards(exp: Experiment, params, seed: int, index: np.ndarray, shards: Shards) -> None:
+    """Draws the samples of these indices; a shard is written when its last one is drawn."""
+    run = generate.make_generator(exp, levels=True)
+    size = generate.batch_size(exp, shards.num, fixed=True)
+    progress = logbook.Progress(
+        "sample", len(index), unit="images" if exp.data.pixels else "samples"
+    )
+    waiting, done = [], 0  # (index, arrays) of shards that are not whole
+    for part, count in generate.batches(index, size):
+        out = run(params, seed, part)
+        arrays = {"arr_0": out.x, "nfe": out.nfe}
+        if exp.data.num_classes:
+            arrays["arr_1"] = part % exp.data.num_classes
+        waiting.append(
+            {"index": part[:count]} | {k: np.asarray(v)[:count] for k, v in arrays.items()}
+        )
+        if jax.process_index() == 0:
+            waiting = write_whole(shards, waiting)
+        done += count
+        told(progress)(done)
+
+
+def write_whole(shards: Shards, waiting: list[dict]) -> list[dict]:
+    """Writes the shards that are whole; what is left waits for the rest of its shard."""
+    held = {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]}
+    while len(held["index"]):
+        number = int(held["index"][0]) // shards.size
+        first, last = shards.bounds(number)
+        if len(held["index"]) < last - first:
+            break
+        cut = {name: values[: last - first] for name, values in held.items()}
+        shards.write(number, {name: values for name, values in cut.items() if name != "index"})
+        held = {name: values[last - first :] for name, values in held.items()}
+    return [held]
+
+
+def evaluate_images(config, workdir, samples: str) -> None:
+    """The metrics of images on disk against a reference, with a card; no checkpoint is read."""
+    judged = [name for name in config.evaluate.metrics if name in images.METRICS]
+    if not judged:
+        raise UserError(
+            "--samples needs image metrics: set config.evaluate.metrics, as "
+            "--config.evaluate.metrics=\"('frechet','kid')\". Known: " + ", ".join(images.METRICS)
+        )
+    mesh = sharding.make_mesh(config.mesh)
+    of = sets.open_images(samples)
+    judge = images.create_judge(config.evaluate, mesh, judged)
+    opened = open_data_reference(config, judge)
+    make_folder(workdir)
+    preemption.begin()
+    statistics = evaluation.load_reference(opened, judge)
+    progress = told(logbook.Progress("samples", of.size, unit="images"))
+    blocks = images.blocks(of, mesh, judge.batch_size)
+    measured = images.statistics(judge, blocks, on_block=progress)
+    results = images.compare(judge, measured, statistics)
+    out = Evaluation(results, [results], [], {}, None)
+    facts = {"source": of.name, "identity": of.identity, "count": of.size, "dtype": "uint8"}
+    made = card.make(out, judge, opened, configuration.to_dict(config), samples=facts)
+    path = card.write(workdir, made)
+    say("\n" + evaluation.table(out, config.evaluate.paper))
+    say(f"card: {path}")
+
+
+def open_data_reference(config, judge):
+    """The config's reference; its data are read where it names none."""
+    if config.evaluate.reference is not None:
+        return evaluation.open_reference(config.evaluate, judge)
+    if config.data.name in data.DISTRIBUTIONS:
+        raise UserError(
+            "--samples needs something to compare with: set config.evaluate.reference to a folder "
+            "or an .npz file, or pass a --config with image data"
+        )
+    dataset = data.create(config.data, batch_size=1, seed=config.seed, log=say)
+    return evaluation.open_reference(config.evaluate, judge, config, dataset)

@@ -41,8 +41,11 @@ def duration(seconds: float) -> str:
 class Progress:
     """A bar on a terminal, plain lines elsewhere: step, loss, examples/s, time left."""
 
-    def __init__(self, what: str, total: int, start: int = 0, examples: int = 1):
+    def __init__(
+        self, what: str, total: int, start: int = 0, examples: int = 1, unit: str = "examples"
+    ):
         self.what, self.total, self.start, self.examples = what, total, start, examples
+        self.unit = unit
         self.terminal = sys.stdout.isatty()
         self.begun = self.shown = time.monotonic()
         self.first = None  # (time, step) after the first step, so that rates leave compiling out
@@ -65,7 +68,11 @@ class Progress:
         self.shown = now
         rate = self.rate(step)
         left = (self.total - step) * self.examples / rate if rate else 0
-        tail = f"{rate:,.0f} examples/s  {duration(left)} left" if rate else "compiled"
+        tail = (
+            f"{rate:,.{0 if rate >= 10 else 2}f} {self.unit}/s  {duration(left)} left"
+            if rate
+            else "compiled"
+        )
         text = f"{self.what} {step}/{self.total}  {note}  {tail}"
         if jax.process_index() != 0:
             return

@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genfield import evaluate, experiment, logbook, preemption, rng, sharding, train
+from genfield import (
+    evaluate,
+    experiment,
+    figures,
+    generate,
+    logbook,
+    preemption,
+    rng,
+    sharding,
+    train,
+)
 from genfield.checkpoint import Checkpoints
 from genfield.errors import UserError
 from genfield.experiment import Experiment
@@ -53,8 +63,8 @@ def restore(
 class Loop:
     """One training run in one process; what it changes is here, the rest is in `Experiment`."""
 
-    def __init__(self, exp: Experiment):
-        self.exp, self.config = exp, exp.config
+    def __init__(self, exp: Experiment, evaluator: evaluate.Evaluator):
+        self.exp, self.config, self.evaluator = exp, exp.config, evaluator
         self.checkpoints = open_checkpoints(exp)
         found = restore(exp, self.checkpoints)
         self.state, meta = found if found else (exp.init(), {})
@@ -70,8 +80,7 @@ class Loop:
         self.begun = time.monotonic()
         self.metrics = logbook.Metrics(exp.workdir, self.step)
         self.pending: deque[tuple[int, Any, Any]] = deque()  # (step, metrics, batch), unread
-        self.last_eval: tuple[int, dict] = (-1, {})
-        self.heldout = evaluate.make_heldout_loss(exp)
+        self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
         self.progress = None
         if self.step:
             say(f"resuming at step {self.step}")
@@ -87,7 +96,7 @@ class Loop:
         if self.exp.data.train is not None:
             batches = self.exp.data.train(self.step)
         while self.step < steps:
-            if preemption.reached(self.step):
+            if preemption.reached():
                 self._stop()
             batch = {"step": np.int32(self.step)}
             if batches is not None:
@@ -148,15 +157,28 @@ class Loop:
 
     def _evaluate(self) -> None:
         self._settle(0)
-        values = self.heldout(evaluate.parameters(self.exp, self.state))
-        self.metrics.write(self.step, "eval", values)
-        self.last_eval = (self.step, values)
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        say(
-            f"\nheld-out at step {self.step}: {shown}"
-            if self.progress.terminal
-            else f"held-out at step {self.step}: {shown}"
-        )
+        params, num = generate.parameters(self.exp, self.state), self.config.train.eval_samples
+        held = self.evaluator.heldout(params)
+        drawn = self._measure(params, num) if num else {}
+        self.metrics.write(self.step, "eval", held | drawn)
+        self.last_eval = (self.step, held, drawn)
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in (held | drawn).items())
+        line = "\n" if self.progress.terminal else ""
+        say(f"{line}held-out at step {self.step}: {shown}")
+
+    def _measure(self, params, num: int) -> dict[str, float]:
+        """The figures of a few samples, and a picture of them; a signal meanwhile is obeyed."""
+        poll = lambda done: preemption.poll()
+        try:
+            out = self.evaluator.samples(params, num, 1, poll)
+            pictures = out.images
+            if pictures is None and len(self.exp.data.shape) == 3:
+                pictures = self.evaluator.draw(params, evaluate.GRID, out.seeds[0], poll).x
+        except preemption.Preempted:
+            self._stop()
+        if pictures is not None and jax.process_index() == 0:
+            figures.image_grid(self.exp.workdir / "samples" / f"step_{self.step}.png", pictures)
+        return out.results
 
     def _save(self) -> None:
         self._settle(0)
@@ -166,7 +188,11 @@ class Loop:
             "counted": self.counted,
             "wall_time_s": self.wall_time(),
         }
-        metrics = self.last_eval[1] if self.last_eval[0] == self.step else None
+        metrics = None
+        if self.last_eval[0] == self.step:
+            metrics = self.last_eval[1] | self.last_eval[2]
+            aliases = self.evaluator.aliases().items()
+            metrics |= {name: metrics[figure] for name, figure in aliases if figure in metrics}
         self.checkpoints.save(self.step, _items(self.state), meta, metrics)
 
     def wall_time(self) -> float:

@@ -52,6 +52,7 @@ def parse(argv: list[str]):
     )
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate or sample.", flag_values=values)
     flags.DEFINE_bool("best", False, "Evaluate or sample the best one.", flag_values=values)
+    define("samples", None, "Evaluate these images instead: a folder, or an .npz file.")
     flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
     try:
         overrides = values(argv, known_only=True)[1:]
@@ -72,6 +73,8 @@ def load_config(values, overrides: list[str], workdir: Path):
         config = configuration.load(values.config)
     elif (workdir / "config.json").exists():
         config = configuration.from_file(workdir / "config.json")
+    elif values.samples is not None:
+        config = configuration.base()
     else:
         raise UserError(
             f"--config is missing, and {workdir} holds no run to take it from: "
@@ -90,7 +93,11 @@ def check_flags(values, workdir: Path) -> None:
         raise UserError("--step and --best choose what --mode=evaluate or sample reads")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file, not a folder")
-    if values.mode != "train" and not (workdir / "checkpoints").exists():
+    if values.samples is not None and values.mode != "evaluate":
+        raise UserError("--samples names images to evaluate: add --mode=evaluate")
+    if values.samples is not None and (values.best or values.step is not None):
+        raise UserError("--samples needs no checkpoint: leave out --step and --best")
+    if values.mode != "train" and not values.samples and not (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds no checkpoints to {values.mode}: train first")
     there = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
@@ -166,13 +173,17 @@ def run(argv: list[str]) -> None:
     workdir = Path(values.workdir).expanduser().resolve()
     check_flags(values, workdir)
     config = load_config(values, overrides, workdir)
+    what = values.samples or config.loss.name
     if not values.process_id:
-        print(f"genfield: {values.mode} {config.loss.name} in {workdir}", flush=True)
+        print(f"genfield: {values.mode} {what} in {workdir}", flush=True)
     start_distributed(values)
     check_devices()
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import experiment, jobs
 
+    if values.samples is not None:
+        jobs.evaluate_images(config, workdir, values.samples)
+        return
     exp = experiment.prepare(config, workdir)
     jobs.check(exp)
     describe(exp)

@@ -3,6 +3,7 @@
 `install` is called before the slow imports, so that no moment of a run is unguarded.
 """
 
+import itertools
 import os
 import signal
 
@@ -10,6 +11,7 @@ EXIT_CODE = 143
 
 _received: list[str] = []
 _begun = False
+_calls = itertools.count()
 
 
 class Preempted(Exception):
@@ -49,11 +51,10 @@ def install_distributed() -> None:
     signal.signal(signal.SIGINT, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def reached(step: int) -> bool:
-    """Whether to stop now; with several processes, True at one agreed step on all of them.
+def reached() -> bool:
+    """Whether to stop now; with several processes, True at one agreed call on all of them.
 
-    Args:
-      step: grows from call to call; the same sequence on every process.
+    Every process must call it equally often.
     """
     import jax
 
@@ -61,10 +62,10 @@ def reached(step: int) -> bool:
         return bool(_received)
     from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
-def poll(step: int) -> None:
+def poll() -> None:
     """Raises Preempted if it is time to stop."""
-    if reached(step):
+    if reached():
         raise Preempted

@@ -94,3 +94,23 @@ def to_host(tree):
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, jax.device_get(tree))
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def agreed(ok: bool) -> bool:
+    """Whether it holds on every process."""
+    if jax.process_count() == 1:
+        return ok
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
+
+
+def from_first(values: np.ndarray) -> np.ndarray:
+    """The array of process 0, on every process; shapes may differ."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    length = multihost_utils.broadcast_one_to_all(np.int32(len(values)))
+    padded = np.resize(values, int(length)).astype(np.int32) if length else values[:0]
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded))

@@ -19,7 +19,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from genfield import configuration, evaluate, experiment, figures, jobs, rng  # noqa: E402
+from genfield import configuration, experiment, figures, generate, jobs, rng  # noqa: E402
 from genfield.objectives import KIND, has_clock  # noqa: E402
 
 ROWS = {  # title: (config, overrides, the paper's W2 / HD / CD)
@@ -85,8 +85,8 @@ def column(target: Path) -> dict:
     config = configuration.from_file(target / "config.json")
     exp = experiment.prepare(config, target)
     state, _ = jobs.load_state(exp, None, False)
-    params = evaluate.parameters(exp, state)
-    out = evaluate.make_generator(exp, trace=1)(params, 2_000, config.seed + 1)
+    params = generate.parameters(exp, state)
+    out = generate.make_drawer(exp, trace=1)(params, 2_000, config.seed + 1)
     kind = KIND[config.loss.name]
     clock = 0.5 if has_clock(config.loss) else None
     field = jax.jit(exp.objective.field(params))

@@ -150,7 +150,6 @@ MISTAKES = [
     (MOONS, "rematching.group_size=5", "batch_size 16", "rematching.group_size 5"),
     (MOONS, "mesh.data=3", "data=3, fsdp=1", "8 devices", "-1"),
     (MOONS, "mesh.fsdp=-1", "at most one may be -1"),
-    (MOONS, "sample.batch_size=4", "sample.batch_size", "at least the 8 devices"),
     # Parts that do not fit each other.
     (MOONS, "net.output=vector", "distance_marching needs a distance", "net.output='scalar'"),
     (FLOW, "net.output=scalar", "flow_matching needs", "net.output='vector'"),

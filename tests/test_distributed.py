@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from programs import ROOT, TINY_DIGITS, arguments, losses, run
 
 from genfield import checkpoint
+from genfield.main import main
 
 TINY = dict(small={}, mesh__fsdp=2)
 
@@ -66,6 +69,75 @@ def test_one_process_goes_on_where_two_stopped(two_processes, tmp_path):
     assert run(tmp_path, TINY_DIGITS, **(TINY | {"train__steps": 6})) == 0
     a, b = (checkpoint.load(w, step=6, item="params") for w in (workdir, tmp_path))
     chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_write_the_images_of_one(two_processes, tmp_path):
+    workdir, _ = two_processes
+    fields = {"mesh.fsdp": 1, "sample.batch_size": 2, "sample.num": 20, "sample.shard_size": 8}
+    fields["sample.name"] = "both"
+    for number in ("one", "two"):
+        shutil.copytree(workdir, tmp_path / number)
+        argv = arguments(tmp_path / number, TINY_DIGITS, "--mode=sample", small=fields)
+        if number == "one":
+            assert main(argv) == 0
+        else:
+            process = launch(argv)
+            output, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, output
+    files = [dict(np.load(tmp_path / n / "samples" / "both.npz")) for n in ("one", "two")]
+    assert files[0]["arr_0"].shape == (20, 8, 8, 1)
+    jax.tree.map(np.testing.assert_array_equal, *files)
+
+
+STATISTICS = """
+import sys
+import jax, numpy as np
+if sys.argv[1] != "alone":
+    jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import tiny_network
+from genfield import configuration, features, sharding
+from genfield.data.sets import ImageSet
+from genfield.metrics import images
+features.create = tiny_network.create
+section = configuration.base().evaluate
+section.features = "inception_v3"
+metrics = ("frechet", "kid", "sfid")
+mesh = sharding.make_mesh(configuration.base().mesh)
+judge = images.create_judge(section, mesh, metrics)
+levels = np.random.default_rng(0).integers(0, 256, (45, 8, 8, 3), dtype=np.uint8)
+of = ImageSet("test", "0", 45, (8, 8, 3), lambda rows: levels[rows])
+out = images.statistics(judge, images.blocks(of, mesh, 2))
+assert out.count == 45 and jax.device_count() == int(sys.argv[3])
+if jax.process_index() == 0:
+    mean, covariance = out.gaussians["pool"]
+    np.savez(sys.argv[4], mean=mean, covariance=covariance, features=out.features["pool"])
+"""
+
+
+def test_two_processes_add_up_the_statistics_of_one(tmp_path):
+    """One device, eight, and two processes of four: the same to 1e-9."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    path = f"{ROOT}:{ROOT / 'tests'}"
+
+    def begin(where: str, rank: int, devices: int, count: int, name: str) -> subprocess.Popen:
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path}
+        command = [sys.executable, "-c", STATISTICS, where, str(rank), str(count)]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen([*command, str(tmp_path / name)], env=env, **pipes)
+
+    started = [begin("alone", 0, 1, 1, "one"), begin("alone", 0, 8, 8, "eight")]
+    started += [begin(address, rank, 4, 8, "two") for rank in (0, 1)]
+    for process in started:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    one, eight, two = (dict(np.load(tmp_path / f"{n}.npz")) for n in ("one", "eight", "two"))
+    for name, values in one.items():
+        for other in (eight, two):
+            scale = np.abs(values).max()
+            np.testing.assert_allclose(other[name], values, rtol=1e-9, atol=1e-12 * scale)
 
 
 def test_sigterm_stops_both_processes_at_one_step(tmp_path):

@@ -188,6 +188,27 @@ def test_one_device_is_eight_devices(name):
     chex.assert_trees_all_close(out, one, rtol=1e-6, atol=1e-7)
 
 
+@table
+def test_with_a_key_each_a_sample_does_not_depend_on_its_batch(name):
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(BATCH))
+    run, some = compiled(name)[0], np.array([5, 0, 3])
+    out, few = run(keys, starts()), run(keys[some], starts()[some])
+    chex.assert_trees_all_close(few.x, out.x[some], rtol=1e-6, atol=1e-7)
+    alike = run(keys[jnp.zeros(BATCH, int)], jnp.broadcast_to(starts()[:1], starts().shape))
+    chex.assert_trees_all_close(alike.x, jnp.broadcast_to(alike.x[:1], alike.x.shape), rtol=1e-6)
+    together = run(jax.random.key(1), jnp.broadcast_to(starts()[:1], starts().shape))
+    # One key for all draws noise for each.
+    assert np.array_equal(together.x[0], together.x[1]) != CASES[name].noisy
+
+
+def test_raw_keys_are_typed_keys():
+    case = CASES["langevin"]
+    run = lambda key: sampling.sample(key, case.field, starts(), case.sampler, num_steps=2)
+    chex.assert_trees_all_equal(run(jax.random.PRNGKey(3)), run(jax.random.key(3)))
+    with pytest.raises(ValueError, match=f"one key, or one a sample: {BATCH}"):
+        run(jax.random.split(jax.random.key(0), BATCH + 1))
+
+
 @pytest.mark.parametrize(("num_steps", "trace"), [(0, None), (-1, None), (4, 0)])
 def test_step_counts_must_be_positive(num_steps, trace):
     with pytest.raises(ValueError, match="must be positive"):

@@ -18,6 +18,17 @@ MAX_THREADS = 16
 ENDLESS = 1 << 62  # steps
 
 
+class Examples(NamedTuple):
+    """A finite set: `gather(rows)` gives {"x1": [n, *shape], "label": [n]}, label where known.
+
+    `arrays` holds all of them where they are in memory.
+    """
+
+    size: int
+    gather: Callable[[np.ndarray], dict]
+    arrays: dict | None = None
+
+
 class Dataset(NamedTuple):
     """What the training loop and the evaluation know of the data.
 
@@ -32,6 +43,8 @@ class Dataset(NamedTuple):
       draw: (key, n) -> x1 [n, *shape]; None for data fed from the host.
       draw_source: (key, n) -> x0 [n, *shape]; None is standard normal.
       sizes: {"train": n, "test": m}; 0 is endless.
+      examples: {"train": Examples, "test": Examples}, without flips; empty where drawn.
+      pixels: whether the examples are images, uint8, whose samples can be shown and judged.
       fingerprint: changes when other files lie at the same path.
       state: step -> what a checkpoint keeps, {"step", "seed", "fingerprint"}.
     """
@@ -44,6 +57,8 @@ class Dataset(NamedTuple):
     draw: Callable | None
     draw_source: Callable | None
     sizes: dict
+    examples: dict[str, Examples]
+    pixels: bool
     fingerprint: str
     state: Callable[[int], dict]
 
@@ -56,17 +71,6 @@ class Feed(NamedTuple):
     process_index: int
     process_count: int
     log: Callable[[str], None]
-
-
-class Examples(NamedTuple):
-    """A finite set: `gather(rows)` gives {"x1": [n, *shape], "label": [n]}, label where known.
-
-    `arrays` holds all of them where they are in memory.
-    """
-
-    size: int
-    gather: Callable[[np.ndarray], dict]
-    arrays: dict | None = None
 
 
 def from_arrays(arrays: dict) -> Examples:
@@ -127,8 +131,9 @@ def assemble(
         rows = (index * batch_size + np.arange(batch_size)) % heldout.size
         return _select(heldout.gather(order[rows]), labels)
 
+    first = train.gather(np.arange(1))["x1"]
     return Dataset(
-        shape=tuple(train.gather(np.arange(1))["x1"].shape[1:]),
+        shape=tuple(first.shape[1:]),
         num_classes=len(class_names) if labels else 0,
         class_names=class_names if labels else (),
         train=_train_batches(train, labels, flip, feed),
@@ -136,6 +141,8 @@ def assemble(
         draw=None,
         draw_source=None,
         sizes={"train": train.size, "test": heldout.size},
+        examples={"train": train, "test": heldout},
+        pixels=first.dtype == np.uint8,
         fingerprint=fingerprint,
         state=iterator_state(feed.seed, fingerprint),
     )

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from genfield.data.pipeline import Examples, from_arrays
-from genfield.errors import UserError
+from genfield.errors import UserError, choose
 
 MODES = {1: "L", 3: "RGB"}
 CHUNK = 256  # images a thread decodes between two reports of progress
@@ -26,14 +26,24 @@ def to_unit(x):
     return x.astype(np.float32) / 127.5 - 1.0
 
 
-def to_uint8(x):
+# How published code turns [-1, 1] into levels; their files differ by one level in places.
+ROUNDINGS = {
+    "nearest": lambda x, xp: xp.round((x + 1.0) * 127.5),
+    "truncate": lambda x, xp: xp.floor((x + 1.0) * 127.5),  # ADM's and its descendants' scripts
+    "shift": lambda x, xp: xp.floor(x * 127.5 + 128.0),  # EDM's
+}
+
+
+def to_uint8(x, rounding: str = "nearest"):
     """Floats -> uint8 by round((x + 1) 127.5), clipped to 0..255; undoes `to_unit` exactly.
 
-    Halves round to the even neighbour: 0.0 gives 128 (127.5), as in NumPy. Many published scripts
-    truncate or compute 127.5 x + 128 instead; their files differ by one level in places.
+    "nearest" rounds halves to the even neighbour: 0.0 gives 128 (127.5), as in NumPy.
+    Raises:
+      UserError: `rounding` is none of ROUNDINGS.
     """
     xp = jnp if isinstance(x, jax.Array) else np
-    return xp.clip(xp.round((x + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    levels = choose("rounding", rounding, ROUNDINGS)(x, xp)
+    return xp.clip(levels, 0, 255).astype(np.uint8)
 
 
 def prepare(image: Image.Image, size: int | None, channels: int) -> np.ndarray:

@@ -120,6 +120,8 @@ def toy(name: str, source: str = "normal", *, feed: Feed) -> Dataset:
         draw=draw,
         draw_source=choose("source", source, {**DISTRIBUTIONS, "normal": None}),
         sizes={"train": 0, "test": 0},
+        examples={},
+        pixels=False,
         fingerprint=fingerprint,
         state=iterator_state(feed.seed, fingerprint),
     )

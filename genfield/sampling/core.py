@@ -53,6 +53,41 @@ def advance(state: State, x: Array, calls: int, memory: Any = (), done=None) -> 
     )
 
 
+def fold_in(key: Array, data) -> Array:
+    """jax.random.fold_in, of each key where there is one a sample."""
+    if key.ndim == 0:
+        return jax.random.fold_in(key, data)
+    return jax.vmap(jax.random.fold_in, (0, None))(key, data)
+
+
+def split(key: Array) -> tuple[Array, Array]:
+    """Two keys of a key, or of each sample's key."""
+    return fold_in(key, 0), fold_in(key, 1)
+
+
+def normal(key: Array, like: Array) -> Array:
+    """Standard normal noise in the shape and dtype of `like` [B, *D]."""
+    return _draw(jax.random.normal, key, like)
+
+
+def uniform(key: Array, like: Array) -> Array:
+    """Uniform numbers in [0, 1) in the shape and dtype of `like` [B, *D]."""
+    return _draw(jax.random.uniform, key, like)
+
+
+def _typed(key: Array) -> Array:
+    """Raw uint32 keys (jax.random.PRNGKey) as typed ones, whose shape tells how many they are."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def _draw(draw, key, like):
+    if key.ndim == 0:
+        return draw(key, like.shape, like.dtype)
+    return jax.vmap(lambda k: draw(k, like.shape[1:], like.dtype))(key)
+
+
 def sample(
     key: Array,
     field: Field,
@@ -66,18 +101,22 @@ def sample(
     """Runs `sampler` for `num_steps` steps from x, as one lax.scan.
 
     Args:
-      key: drives the sampler's own noise; step k uses fold_in(key, k).
+      key: drives the sampler's own noise; step k uses fold_in(key, k). One key, or keys [B], one
+        a sample: then the noise of a sample does not depend on the batch that it is in.
       field: what the sampler follows. x: start points [B, *D], float32.
       cond: conditions, a pytree of [B, ...].
       trace: also return the positions after every `trace` steps.
     Raises:
-      ValueError: num_steps or trace is not positive.
+      ValueError: num_steps or trace is not positive; keys of another number than the samples.
     """
     if num_steps < 1 or (trace is not None and trace < 1):
         raise ValueError(f"num_steps and trace must be positive, got {num_steps} and {trace}")
+    key = _typed(key)
+    if key.shape not in ((), x.shape[:1]):
+        raise ValueError(f"key must be one key, or one a sample: {len(x)}, not {key.shape}")
 
     def body(state, k):
-        return sampler.step(jax.random.fold_in(key, k), field, state, cond), None
+        return sampler.step(fold_in(key, k), field, state, cond), None
 
     def run(state, steps):
         return jax.lax.scan(body, state, steps)[0]
@@ -114,11 +153,11 @@ def chain(
     Evaluations add up, `info` is the union, and traces are joined: each stage's positions after
     every `trace` of its steps, and its end.
     """
-    nfe, traces, info = 0, [], {}
+    key, nfe, traces, info = _typed(key), 0, [], {}
     for i, (sampler, num_steps) in enumerate(stages):
         stage_trace = None if trace is None else min(trace, num_steps)
         out = sample(
-            jax.random.fold_in(key, i),
+            fold_in(key, i),
             field,
             x,
             sampler,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from genfield.fields import Prediction, direction, expand, squared_norm
-from genfield.sampling.core import Sampler, advance, start
+from genfield.sampling.core import Sampler, advance, normal, split, start, uniform
 
 
 def langevin(step_size: float, temperature: float = 1.0) -> Sampler:
@@ -14,7 +14,7 @@ def langevin(step_size: float, temperature: float = 1.0) -> Sampler:
     """
 
     def step(key, field, state, cond):
-        noise = jax.random.normal(key, state.x.shape, state.x.dtype)
+        noise = normal(key, state.x)
         drift = step_size * direction(field(state.x, None, cond))
         scale = jnp.sqrt(2 * step_size * temperature)
         return advance(state, state.x - drift + scale * noise, 1)
@@ -38,7 +38,7 @@ def hamiltonian(
 
     def step(key, field, state, cond):
         accepted, proposed = state.memory
-        key_p, key_u = jax.random.split(key)
+        key_p, key_u = split(key)
 
         def energy(x):
             out = field(x, None, cond)
@@ -53,14 +53,14 @@ def hamiltonian(
             u, gradient = energy(x)
             return (x, p - 0.5 * step_size * gradient, gradient, u), None
 
-        p0 = jnp.sqrt(mass) * jax.random.normal(key_p, state.x.shape, state.x.dtype)
+        p0 = jnp.sqrt(mass) * normal(key_p, state.x)
         u0, gradient0 = energy(state.x)
         carry = (state.x, p0, gradient0, u0)
         (x, p, _, u), _ = jax.lax.scan(leapfrog, carry, None, length=num_leapfrog)
         kinetic = lambda q: squared_norm(q) / (2 * mass)
         log_ratio = u0 + kinetic(p0) - u - kinetic(p)
         # A NaN ratio compares false: a diverged proposal is rejected.
-        accept = jnp.log(jax.random.uniform(key_u, u.shape)) < log_ratio
+        accept = jnp.log(uniform(key_u, u)) < log_ratio
         x = jnp.where(expand(accept, x), x, state.x)
         counters = (accepted + accept, proposed + 1)
         return advance(state, x, num_leapfrog + 1, memory=counters)

@@ -1,0 +1,119 @@
+"""Samples of a state, on any mesh: each is a function of (seed, sample index) alone."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genfield import rng, sharding
+from genfield.data import to_uint8
+from genfield.experiment import Experiment
+from genfield.sampling import Samples
+from genfield.train import TrainState
+
+
+def parameters(exp: Experiment, state: TrainState) -> dict:
+    """The averaged parameters where the run keeps them and the config wants them."""
+    return state.ema if averaged(exp) else state.params
+
+
+def averaged(exp: Experiment) -> bool:
+    """Whether `parameters` are the average."""
+    return bool(exp.config.sample.use_ema and exp.ema_rate)
+
+
+def make_generator(
+    exp: Experiment, *, trace: int | None = None, gather: bool = True, levels: bool = False
+) -> Callable:
+    """generate(params, seed, index [n]) -> Samples of those sample indices, as global arrays.
+
+    The noise, start and label (index modulo the number of classes) of a sample depend on the seed
+    and its index. With the same n a device, and no `fsdp`, so does every bit of it.
+
+    Args:
+      trace: as `sampling.sample` takes it.
+      gather: every device gets all of x; otherwise it stays split over the mesh.
+      levels: images as uint8, rounded as `sample.rounding` says, where the data are images.
+    """
+    data, config, mesh = exp.data, exp.config, exp.mesh
+
+    def start(key):
+        if data.draw_source is not None:
+            return data.draw_source(key, 1)[0]
+        return jax.random.normal(key, data.shape, jnp.float32)
+
+    def run(params, seed_start, seed_sampler, index):
+        cond = index % data.num_classes if data.num_classes else None
+        x = rng.per_index(seed_start, index, start)
+        x = jax.lax.with_sharding_constraint(x, sharding.batch_sharding(mesh))
+        keys = rng.per_index(seed_sampler, index, lambda key: key)
+        out = exp.sampler(keys, exp.objective.field(params), x, cond, trace)
+        if levels and data.pixels:
+            out = out._replace(x=to_uint8(out.x, config.sample.rounding))
+        return out
+
+    whole = sharding.replicated(mesh)
+    place = whole if gather else sharding.batch_sharding(mesh)
+    run = jax.jit(run, out_shardings=Samples(place, whole, None if trace is None else whole, whole))
+
+    def generate(params, seed: int, index: np.ndarray) -> Samples:
+        keys = rng.stream(seed, "start"), rng.stream(seed, "sampler")
+        return run(params, *keys, index.astype(np.int32))
+
+    return generate
+
+
+def batches(index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """`index` in parts of `size` and how many of a part count: the last is filled up."""
+    for first in range(0, len(index), size):
+        part = index[first : first + size]
+        yield np.pad(part, (0, size - len(part)), mode="edge"), len(part)
+
+
+def batch_size(exp: Experiment, num: int, *, fixed: bool = False) -> int:
+    """How many samples to draw at a time, over all devices, for `num` of them.
+
+    `fixed`: the number a device depends on the config alone, so that every mesh runs the same
+    program; otherwise no device draws more than it must.
+    """
+    n = exp.mesh.size
+    most = num if fixed else math.ceil(num / n)
+    return n * min(exp.config.sample.batch_size, most)
+
+
+def make_drawer(exp: Experiment, trace: int | None = None) -> Callable:
+    """draw(params, num, seed, on_batch=None) -> Samples 0 … num - 1 on the host.
+
+    `on_batch(done)` is called after each batch and may raise to stop.
+    """
+    generate = make_generator(exp, trace=trace)
+
+    def draw(params, num: int, seed: int, on_batch: Callable | None = None) -> Samples:
+        parts, done = [], 0
+        for index, count in batches(np.arange(num), batch_size(exp, num)):
+            parts.append(_take(jax.device_get(generate(params, seed, index)), count))
+            done += count
+            if on_batch is not None:
+                on_batch(done)
+        return _join(parts)
+
+    return draw
+
+
+def _take(samples: Samples, n: int) -> Samples:
+    cut = lambda a: a[:n]
+    trace = None if samples.trace is None else samples.trace[:, :n]
+    return Samples(cut(samples.x), cut(samples.nfe), trace, jax.tree.map(cut, samples.info))
+
+
+def _join(parts: list[Samples]) -> Samples:
+    join = lambda *a: np.concatenate(a)
+    trace = None if parts[0].trace is None else np.concatenate([p.trace for p in parts], axis=1)
+    return Samples(
+        join(*(p.x for p in parts)),
+        join(*(p.nfe for p in parts)),
+        trace,
+        jax.tree.map(join, *(p.info for p in parts)),
+    )

@@ -1,0 +1,306 @@
+"""Numbers for images: what a feature network says of one set of images beside another.
+
+A figure is named after what made it: `fid` is the Fréchet distance in the pool features of the
+trained Inception-v3 and of nothing else; with EfficientNet-Lite0 it is `fd_efficientnet_lite0`.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from genfield import features, sharding
+from genfield.data.sets import ImageSet
+from genfield.errors import UserError, choose
+from genfield.features.resize import CONVENTIONS, resize
+from genfield.metrics import frechet, inception_score, kernel, neighbours
+
+BUFFER = 2048  # rows of features whose outer products are summed at a time
+
+
+class Judge(NamedTuple):
+    """A feature network on a mesh, and the metrics asked of it."""
+
+    network: features.FeatureNetwork
+    resize: str
+    metrics: tuple[str, ...]
+    mesh: Mesh
+    batch_size: int  # images a device takes at a time
+    extract: Callable  # images uint8 [n, H, W, C] split over the mesh -> {output: [n, D]}, split
+
+
+class Statistics(NamedTuple):
+    """What is known of a set of images, by output of the network."""
+
+    count: int | None  # None: statistics from elsewhere do not say
+    gaussians: dict[str, tuple[np.ndarray, np.ndarray]]  # mean [D], covariance [D, D]; float64
+    features: dict[str, np.ndarray]  # [N, D] float32, in the order of the images
+
+
+class Metric(NamedTuple):
+    """Outputs whose Gaussians, or whose features, a metric reads; of the reference too or not."""
+
+    gaussians: tuple[str, ...]
+    features: tuple[str, ...]
+    of_reference: bool
+    compute: Callable[[Statistics, Statistics], dict[str, float]]
+
+
+def _frechet(output: str, name: str) -> Metric:
+    def compute(a: Statistics, b: Statistics) -> dict[str, float]:
+        return {name: frechet.distance(*a.gaussians[output], *b.gaussians[output])}
+
+    return Metric((output,), (), True, compute)
+
+
+def _kid(a: Statistics, b: Statistics) -> dict[str, float]:
+    mean, spread = kernel.kernel_distance(a.features["pool"], b.features["pool"])
+    return {"kid": mean, "kid_subset_std": spread}
+
+
+def _inception_score(a: Statistics, b: Statistics) -> dict[str, float]:
+    mean, spread = inception_score.inception_score(a.features["logits_unbiased"])
+    return {"inception_score": mean, "inception_score_split_std": spread}
+
+
+def _neighbours(a: Statistics, b: Statistics) -> dict[str, float]:
+    return neighbours.precision_recall(a.features["pool"], b.features["pool"], k=3)
+
+
+METRICS = {
+    "frechet": _frechet("pool", "fid"),
+    "sfid": _frechet("spatial", "sfid"),
+    "kid": Metric((), ("pool",), True, _kid),
+    "inception_score": Metric((), ("logits_unbiased",), False, _inception_score),
+    "precision_recall": Metric((), ("pool",), True, _neighbours),
+}
+# The figure of a metric that is one distance: the smaller the better.
+SMALLER = {"frechet": "fid", "sfid": "sfid", "kid": "kid"}
+
+
+def label(network: features.FeatureNetwork) -> str:
+    """What is added to a figure's name; nothing for the trained Inception-v3."""
+    if network.name == "inception_v3" and network.trained:
+        return ""
+    return f"_{network.name}" + ("" if network.trained else "_random")
+
+
+def named(figure: str, network: features.FeatureNetwork) -> str:
+    """ "fid" of EfficientNet-Lite0 -> "fd_efficientnet_lite0"."""
+    tail = label(network)
+    if tail:
+        distances = {"fid": "fd", "sfid": "sfd", "kid": "kd", "kid_subset_std": "kd_subset_std"}
+        figure = distances.get(figure, figure)
+    return figure + tail
+
+
+def create_judge(section, mesh: Mesh, metrics: Iterable[str]) -> Judge:
+    """The judge of a config's section `evaluate`.
+
+    Raises:
+      UserError: unknown network or resize, weights that are not there, a metric that the network
+        cannot serve.
+    """
+    choose("config.evaluate.resize", section.resize, CONVENTIONS)
+    name = features.default() if section.features == "auto" else section.features
+    choose("config.evaluate.features", name, dict.fromkeys([*features.NETWORKS, "auto"]))
+    network = features.create(
+        name,
+        path=section.features_path,
+        sha256=section.features_sha256,
+        seed=section.features_seed,
+    )
+    images = jax.ShapeDtypeStruct((1, network.size, network.size, 3), np.float32)
+    outputs = jax.eval_shape(network.apply, network.params, images)
+    metrics = tuple(metrics)
+    for metric in metrics:
+        lacking = {*METRICS[metric].gaussians, *METRICS[metric].features} - set(outputs)
+        if lacking:
+            raise UserError(
+                f"metric {metric!r} needs {min(lacking)!r} of a network, and {name} has none: "
+                "set config.evaluate.features='inception_v3', or leave the metric out"
+            )
+    used = [*outputs_of(metrics, "gaussians"), *outputs_of(metrics, "features")]
+    extract = make_extract(network, section.resize, mesh, section.batch_size, used)
+    return Judge(network, section.resize, metrics, mesh, section.batch_size, extract)
+
+
+def outputs_of(metrics: Iterable[str], kind: str, *, reference: bool = False) -> list[str]:
+    """The outputs that metrics read as `kind`: "gaussians" or "features"."""
+    chosen = [METRICS[m] for m in metrics if METRICS[m].of_reference or not reference]
+    return sorted({output for metric in chosen for output in getattr(metric, kind)})
+
+
+def make_extract(
+    network: features.FeatureNetwork, convention: str, mesh: Mesh, batch_size: int, outputs
+) -> Callable:
+    """The jitted `Judge.extract`: each device runs the same program on its images.
+
+    An image's features are then the same to the bit on any number of devices.
+    """
+    params = jax.device_put(network.params, sharding.replicated(mesh))
+
+    def local(params, images):  # [b, H, W, C], of one device
+        b = len(images)
+        size = min(batch_size, b)
+        pad = -b % size
+        filled = jax.numpy.pad(images, ((0, pad), (0, 0), (0, 0), (0, 0)))
+        parts = filled.reshape(-1, size, *images.shape[1:])
+
+        def one(part):
+            out = network.apply(params, resize(part, network.size, convention))
+            return {name: out[name] for name in outputs}
+
+        if len(parts) == 1:
+            return one(parts[0])
+        out = jax.lax.map(one, parts)
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:b], out)
+
+    spec = jax.sharding.PartitionSpec
+    split = jax.shard_map(
+        local, mesh=mesh, in_specs=(spec(), sharding.BATCH), out_specs=sharding.BATCH
+    )
+    run = jax.jit(split)
+    return lambda images: run(params, images)
+
+
+def blocks(images: ImageSet, mesh: Mesh, batch_size: int) -> Iterator[tuple[jax.Array, np.ndarray]]:
+    """The images, split over the mesh, and their rows [n]; -1 where a block is filled up.
+
+    Each process reads the images of its own devices.
+    """
+    n, place = mesh.size * batch_size, sharding.batch_sharding(mesh)
+    for first in range(0, images.size, n):
+        rows = np.arange(first, first + n)
+        last = np.minimum(rows, images.size - 1)
+        read = lambda index, last=last: images.read(last[index[0]])
+        yield (
+            jax.make_array_from_callback((n, *images.shape), place, read),
+            np.where(rows < images.size, rows, -1),
+        )
+
+
+def statistics(
+    judge: Judge,
+    images: Iterable[tuple[jax.Array, np.ndarray]],
+    *,
+    reference: bool = False,
+    keep: np.ndarray | None = None,
+    on_block: Callable[[int], None] = lambda done: None,
+) -> Statistics:
+    """What the judge's metrics need of images that come in blocks, as `blocks` gives them.
+
+    Sums are in float64; each process adds up what its devices computed, and the sums are merged.
+
+    Args:
+      reference: only what the metrics read of a reference.
+      keep: the rows whose features are kept; None keeps all.
+      on_block: told how many images are done after each block; may raise to stop.
+    """
+    wanted = {kind: outputs_of(judge.metrics, kind, reference=reference) for kind in KINDS}
+    moments = {name: _Sums() for name in wanted["gaussians"]}
+    kept = {name: [] for name in wanted["features"]}
+    rows_kept, count, running = [], 0, []
+
+    def settle(out: dict, rows: np.ndarray) -> None:
+        local = {name: _local(values) for name, values in out.items()}
+        index = np.concatenate([rows[place] for place, _ in next(iter(local.values()))])
+        for name, parts in local.items():
+            values = np.concatenate([part for _, part in parts])
+            if name in moments:
+                moments[name].add(values[index >= 0])
+            if name in kept:
+                kept[name].append(values)
+        rows_kept.append(index)
+
+    for block, rows in images:
+        running.append((judge.extract(block), rows))
+        if len(running) > 1:  # the next block is read while this one is computed
+            settle(*running.pop(0))
+        count += int((rows >= 0).sum())
+        on_block(count)
+    for item in running:
+        settle(*item)
+    gaussians = {}
+    for name, sums in moments.items():
+        total = _merged(sums.total())
+        gaussians[name] = total.mean, frechet.covariance(total)
+    index = _gathered(np.concatenate(rows_kept).astype(np.int32))
+    chosen = np.flatnonzero(index >= 0 if keep is None else np.isin(index, keep))
+    chosen = chosen[np.argsort(index[chosen])]
+    features = {name: _gathered(np.concatenate(parts))[chosen] for name, parts in kept.items()}
+    return Statistics(count, gaussians, features)
+
+
+KINDS = ("gaussians", "features")
+
+
+class _Sums:
+    """Moments of features that arrive in small parts."""
+
+    def __init__(self):
+        self.moments, self.parts = None, []
+
+    def add(self, values: np.ndarray) -> None:
+        self.parts.append(values)
+        if sum(map(len, self.parts)) >= BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        values = np.concatenate(self.parts)
+        new = frechet.moments(values) if len(values) else frechet.zero(values.shape[1])
+        self.moments = new if self.moments is None else frechet.merge(self.moments, new)
+        self.parts = []
+
+    def total(self) -> frechet.Moments:
+        if self.parts:
+            self._flush()
+        return self.moments
+
+
+def _local(values: jax.Array) -> list[tuple[slice, np.ndarray]]:
+    """The rows that this process's devices hold, each once: (rows, [n, D])."""
+    shards = [s for s in values.addressable_shards if s.replica_id == 0]
+    return [(shard.index[0], np.asarray(shard.data)) for shard in shards]
+
+
+def _gathered(values: np.ndarray) -> np.ndarray:
+    """[n, ...] of each process, the same n, as one [n P, ...] on every process."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+
+
+def _merged(moments: frechet.Moments) -> frechet.Moments:
+    """The moments of all processes; as bytes, since JAX would make them float32 on the way."""
+    if jax.process_count() == 1:
+        return moments
+    flat = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
+    parts = _gathered(flat.view(np.uint8)[None]).view(np.float64)
+    dim, total = len(moments.mean), frechet.zero(len(moments.mean))
+    for part in parts:
+        one = frechet.Moments(int(part[0]), part[1 : dim + 1], part[dim + 1 :].reshape(dim, dim))
+        total = frechet.merge(total, one)
+    return total
+
+
+def compare(judge: Judge, generated: Statistics, reference: Statistics) -> dict[str, float]:
+    """Every figure of the judge's metrics, under the name that says what made it."""
+    for who, one in (("samples", generated), ("reference images", reference)):
+        for output in outputs_of(judge.metrics, "gaussians"):
+            dim = len(one.gaussians[output][0])
+            if one.count is not None and one.count <= dim:
+                warnings.warn(
+                    f"{one.count:,} {who} for {dim:,} features ({output}): the covariance is "
+                    "rank-deficient, and the Fréchet distance depends on the number of samples",
+                    stacklevel=2,
+                )
+    out = {}
+    for name in judge.metrics:
+        out |= METRICS[name].compute(generated, reference)
+    return {named(figure, judge.network): float(value) for figure, value in out.items()}

@@ -1,0 +1,220 @@
+"""Reference statistics: computed from images once and cached, or read as others publish them.
+
+A file of ours is an .npz with `mu` and `sigma` (and `mu_s`, `sigma_s` for sFID), float64, as the
+ADM evaluator and pytorch-fid have them, with `features` where they were asked for, and a
+`manifest`: JSON that says which images, how many, which network and how they were resized.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from genfield.data.pipeline import SPLIT_SEED
+from genfield.data.sets import IMAGES, ImageSet, file_hash, open_images
+from genfield.errors import UserError
+from genfield.metrics.images import Judge, Statistics, blocks, outputs_of, statistics
+from genfield.sharding import agreed
+
+KEPT = 50_000  # features kept of a reference, for KID and precision/recall
+NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+class Reference(NamedTuple):
+    """What samples are compared with.
+
+    Attributes:
+      images: to be measured; None where only statistics were published.
+      stored: what a file of statistics holds, by name; {} without one.
+      manifest: says what it is, for the card.
+    """
+
+    images: ImageSet | None
+    stored: dict[str, np.ndarray]
+    manifest: dict
+
+
+def cache_folder() -> Path:
+    """$GENFIELD_CACHE, or ~/.cache/genfield."""
+    return Path(os.environ.get("GENFIELD_CACHE") or "~/.cache/genfield").expanduser()
+
+
+def describe(images: ImageSet, judge: Judge) -> dict:
+    """The manifest of statistics that are computed here."""
+    return {
+        "source": images.name,
+        "identity": images.identity,
+        "count": images.size,
+        "dtype": "uint8",
+        "shape": list(images.shape),
+        "network": judge.network.name,
+        "feature_hash": judge.network.hash,
+        "resize": judge.resize,
+    }
+
+
+def of_images(images: ImageSet, judge: Judge) -> Reference:
+    """A set of images as a reference."""
+    return Reference(images, {}, describe(images, judge))
+
+
+def open_reference(path: str, judge: Judge) -> Reference:
+    """A folder of images, an .npz of images, or an .npz of statistics.
+
+    Raises:
+      UserError: nothing there or nothing readable, statistics of another network or resize, or
+        statistics alone where a metric needs the images.
+    """
+    place = Path(path).expanduser()
+    stored = _read(place) if place.is_file() else {}
+    if "mu" not in stored:
+        return of_images(open_images(path), judge)
+    images = open_images(path) if any(name in stored for name in IMAGES) else None
+    manifest = _check(place, stored, judge)
+    needs = outputs_of(judge.metrics, "features", reference=True)
+    if needs and images is None and "features" not in stored:
+        asked = ", ".join(m for m in judge.metrics if m in ("kid", "precision_recall"))
+        raise UserError(
+            f"{path} holds statistics without images or features, which {asked} need: take the "
+            "images as config.evaluate.reference, or leave these out of config.evaluate.metrics"
+        )
+    return Reference(images, stored, manifest)
+
+
+def _read(place: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            wanted = {*sum(NAMES.values(), ()), "features", "manifest"}
+            found = {name: file[name] for name in file.files if name in wanted}
+            return found | {name: np.empty(0) for name in IMAGES if name in file.files}
+    except READ_ERRORS as error:
+        raise UserError(f"{place} is not a readable .npz file: {error}") from error
+
+
+def _check(place: Path, stored: dict, judge: Judge) -> dict:
+    """The manifest of stored statistics; raises UserError if they are not this judge's."""
+    network = judge.network
+    if "manifest" in stored:
+        try:
+            manifest = json.loads(str(stored["manifest"]))
+            theirs = {k: manifest[k] for k in ("network", "feature_hash", "resize")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{place} has a damaged manifest: make the file anew") from error
+        ours = {"network": network.name, "feature_hash": network.hash, "resize": judge.resize}
+        for key, value in ours.items():
+            if theirs[key] != value:
+                raise UserError(
+                    f"{place} was made with {key} {str(theirs[key])[:16]!r}, not {value[:16]!r}: "
+                    "set config.evaluate.features and resize as it has them, or make it anew"
+                )
+    elif network.name != "inception_v3":
+        raise UserError(
+            f"{place} has no manifest: such statistics are of the original Inception graph, not "
+            f"of {network.name}: set config.evaluate.features='inception_v3'"
+        )
+    else:
+        unknown = "not said; taken as the original Inception graph's"
+        manifest = {"source": str(place), "count": None, "network": network.name, "resize": unknown}
+    for output in outputs_of(judge.metrics, "gaussians", reference=True):
+        mean, covariance = NAMES[output]
+        lacking = [name for name in (mean, covariance) if name not in stored]
+        if lacking:
+            raise UserError(f"{place} has no {lacking[0]}: it cannot serve {output} statistics")
+        outputs = jax.eval_shape(
+            network.apply,
+            network.params,
+            jax.ShapeDtypeStruct((1, network.size, network.size, 3), np.float32),
+        )
+        dim, shapes = outputs[output].shape[1], [stored[n].shape for n in (mean, covariance)]
+        if shapes != [(dim,), (dim, dim)]:
+            raise UserError(
+                f"{place} holds {mean} {shapes[0]} and {covariance} {shapes[1]}, but "
+                f"{network.name} has {dim} features: take statistics of this network"
+            )
+        if not all(np.isfinite(stored[n]).all() for n in (mean, covariance)):
+            raise UserError(f"{place} holds {mean} or {covariance} with NaN: make the file anew")
+    return manifest | {"file_hash": file_hash(place)}
+
+
+def load(
+    reference: Reference, judge: Judge, on_block: Callable[[int], None] = lambda done: None
+) -> tuple[Statistics, Path | None]:
+    """The statistics of a reference: stored, cached or computed; and the cache's file."""
+    gaussians = outputs_of(judge.metrics, "gaussians", reference=True)
+    wanted = outputs_of(judge.metrics, "features", reference=True)
+    if _serves(reference.stored, gaussians, wanted):
+        return _unpacked(reference.stored, reference.manifest, gaussians, wanted), None
+    if reference.stored:  # published statistics beside images: only features are missing
+        gaussians_there = _unpacked(reference.stored, reference.manifest, gaussians, [])
+        computed, file = load(of_images(reference.images, judge), judge, on_block)
+        return gaussians_there._replace(features=computed.features), file
+    key = hashlib.sha256(json.dumps(reference.manifest, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache_folder() / "statistics" / f"{judge.network.name}_{key}.npz"
+    cached = _cached(file, reference.manifest)
+    if agreed(_serves(cached, gaussians, wanted)):
+        return _unpacked(cached, reference.manifest, gaussians, wanted), file
+    images = blocks(reference.images, judge.mesh, judge.batch_size)
+    keep = None
+    if reference.images.size > KEPT:  # a fixed choice: the images may be sorted by class
+        order = np.random.default_rng(SPLIT_SEED).permutation(reference.images.size)
+        keep = order[:KEPT]
+    out = statistics(judge, images, reference=True, keep=keep, on_block=on_block)
+    if jax.process_index() == 0:
+        write(file, out, reference.manifest, cached)
+    return out, file
+
+
+def _serves(stored: dict, gaussians: list[str], features: list[str]) -> bool:
+    names = [name for output in gaussians for name in NAMES[output]]
+    return bool(stored) and all(n in stored for n in names + (["features"] if features else []))
+
+
+def _cached(file: Path, manifest: dict) -> dict:
+    """What a cache file holds; {} without one, or with one that is damaged or another's."""
+    if not file.exists():
+        return {}
+    try:
+        stored = _read(file)
+    except UserError:
+        return {}
+    return stored if json.loads(str(stored.get("manifest", "null"))) == manifest else {}
+
+
+def _unpacked(stored: dict, manifest: dict, gaussians: list[str], wanted: list[str]) -> Statistics:
+    of = {o: tuple(stored[n].astype(np.float64) for n in NAMES[o]) for o in gaussians}
+    count = manifest.get("count")
+    return Statistics(count, of, {o: stored["features"] for o in wanted})
+
+
+def write(file: Path, out: Statistics, manifest: dict, older: dict | None = None) -> None:
+    """Writes statistics with their manifest, whole or not at all.
+
+    Args:
+      older: what the file held before, of the same manifest: it stays where nothing replaces it.
+    Raises:
+      UserError: the folder cannot be made or written.
+    """
+    arrays = (older or {}) | {"manifest": np.array(json.dumps(manifest, sort_keys=True))}
+    for output, values in out.gaussians.items():
+        arrays |= dict(zip(NAMES[output], values, strict=True))
+    if out.features:
+        arrays["features"] = out.features["pool"]
+    unfinished = file.with_name(f".{uuid.uuid4().hex}.npz")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(unfinished, **arrays)
+        unfinished.replace(file)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the statistics to {file.parent}: {error.strerror}; set GENFIELD_CACHE "
+            "to a folder that can be written"
+        ) from error

@@ -1,0 +1,132 @@
+"""Samples on disk: written shard by shard, so that a kill costs one; then one file, or PNGs.
+
+`samples/NAME.json` says what was drawn; `samples/NAME_shards/` holds finished shards until all are
+there; then `samples/NAME.npz` has them in the ADM evaluator's format: `arr_0` uint8 [N, H, W, C]
+(float32 for what are no images) and `arr_1`, the labels, where there are classes; and `nfe`.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+from genfield import logbook
+from genfield.configuration import differences
+from genfield.errors import UserError
+
+
+class Shards:
+    """The samples of one name; only process 0 writes.
+
+    Args:
+      folder: `samples/` of a workdir. name: of the samples.
+      settings: JSON types; all that decides the samples, with "num" and "shard_size".
+      formats: of `configuration.FORMATS`.
+    Raises:
+      UserError: samples of this name were drawn with other settings.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: dict, formats: tuple[str, ...]):
+        self.path, self.shards = folder / f"{name}.npz", folder / f"{name}_shards"
+        self.images, self.manifest = folder / name, folder / f"{name}.json"
+        self.settings, self.formats = settings, formats
+        self.num, self.size = settings["num"], settings["shard_size"]
+        old = self._old()
+        changed = differences(old["settings"], settings) if old else []
+        if changed:
+            raise UserError(
+                f"{self.manifest} tells of samples that differ in {', '.join(changed[:5])}: choose "
+                "another --config.sample.name, or delete these"
+            )
+        self.finished = bool(old and old["finished"]) and self._complete()
+
+    def _old(self) -> dict | None:
+        if not self.manifest.exists():
+            return None
+        try:
+            old = json.loads(self.manifest.read_text())
+            return {"settings": old["settings"], "finished": old["finished"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.manifest} is damaged: delete it and its samples") from error
+
+    def _complete(self) -> bool:
+        there = {"npz": self.path.exists(), "png": self.images.is_dir()}
+        return all(there[name] for name in self.formats)
+
+    def begin(self) -> None:
+        """Makes the folders and writes down what will be drawn.
+
+        Raises:
+          UserError: a folder cannot be made.
+        """
+        try:
+            for folder in (self.shards, *([self.images] if "png" in self.formats else [])):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {error.filename}: {error.strerror}") from error
+        self._tell(False)
+
+    def _tell(self, finished: bool) -> None:
+        logbook.write_json(self.manifest, {"settings": self.settings, "finished": finished})
+
+    def missing(self) -> np.ndarray:
+        """The sample indices whose shard is not finished."""
+        shard = np.arange(self.num) // self.size
+        there = [int(p.stem) for p in self.shards.glob("*.npz") if p.stem.isdigit()]
+        return np.flatnonzero(~np.isin(shard, there))
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """First and one past the last sample index of a shard."""
+        return number * self.size, min((number + 1) * self.size, self.num)
+
+    def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
+        """A finished shard: all of it or nothing, its PNGs first."""
+        if "png" in self.formats:
+            for index, image in enumerate(arrays["arr_0"], self.bounds(number)[0]):
+                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+                picture.save(self.images / f"{index:06}.png")
+        unfinished = self.shards / f"unfinished_{number}.npz"
+        np.savez(unfinished, **arrays)
+        os.replace(unfinished, self.shards / f"{number:06}.npz")
+
+    def finish(self) -> list[Path]:
+        """Joins the shards into the files asked for, and removes them."""
+        if "npz" in self.formats:
+            unfinished = self.path.with_suffix(".unfinished")
+            with zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
+                for name in self._load(0):
+                    self._join(archive, name)
+            os.replace(unfinished, self.path)
+        self._tell(True)
+        shutil.rmtree(self.shards)
+        return self.files()
+
+    def files(self) -> list[Path]:
+        """Where the samples are."""
+        there = {"npz": self.path, "png": self.images}
+        return [there[name] for name in self.formats]
+
+    def _load(self, number: int):
+        with np.load(self.shards / f"{number:06}.npz") as file:
+            return {name: file[name] for name in file.files}
+
+    def _parts(self, name: str) -> Iterator[np.ndarray]:
+        for number in range(-(-self.num // self.size)):
+            yield np.ascontiguousarray(self._load(number)[name])
+
+    def _join(self, archive: zipfile.ZipFile, name: str) -> None:
+        """One array of all shards into the archive, a shard at a time: it may exceed the memory."""
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            for number, part in enumerate(self._parts(name)):
+                if number == 0:
+                    header = npy.header_data_from_array_1_0(part)
+                    npy.write_array_header_1_0(
+                        file, header | {"shape": (self.num, *part.shape[1:])}
+                    )
+                file.write(part.data)

@@ -1,0 +1,538 @@
+"""Samples on disk, references, and the figures of images; with a network that compiles at once."""
+
+import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_network
+from PIL import Image
+from programs import ROOT, TINY_DIGITS, arguments, run, start
+
+from genfield import card, configuration, data, evaluate, features, sharding, shards
+from genfield.data import pixels, sets
+from genfield.errors import UserError
+from genfield.main import main
+from genfield.metrics import frechet, images, reference
+
+ALL = ("frechet", "sfid", "kid", "inception_score", "precision_recall")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tmp_path):
+    """The tiny network in place of the real ones, and a cache folder of the test's own."""
+    monkeypatch.setattr(features, "create", tiny_network.create)
+    monkeypatch.setattr(features, "default", lambda: "inception_v3")
+    monkeypatch.setenv("GENFIELD_CACHE", str(tmp_path / "cache"))
+
+
+def mesh_of(n: int):
+    return sharding.make_mesh(SimpleNamespace(data=n, fsdp=1), jax.devices()[:n])
+
+
+def judge_of(n=8, metrics=ALL, batch_size=4, **fields):
+    section = configuration.base().evaluate
+    section.update(batch_size=batch_size, **fields)
+    return images.create_judge(section, mesh_of(n), metrics)
+
+
+def pictures(num=50, seed=0, side=8) -> np.ndarray:
+    """Smooth coloured noise, uint8."""
+    values = np.random.default_rng(seed).normal(size=(num, side, side, 3)).cumsum(1).cumsum(2)
+    return np.clip(128 + 12 * values, 0, 255).astype(np.uint8)
+
+
+def image_set(levels: np.ndarray) -> sets.ImageSet:
+    return sets.ImageSet("test", "0", len(levels), levels.shape[1:], lambda rows: levels[rows])
+
+
+def measured(levels, n=8, **kwargs) -> images.Statistics:
+    judge = judge_of(n, **kwargs)
+    return images.statistics(judge, images.blocks(image_set(levels), judge.mesh, judge.batch_size))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny run on digits whose samples are noisy: a checkpoint to sample from."""
+    workdir = tmp_path_factory.mktemp("trained")
+    assert run(workdir, TINY_DIGITS, small={}) == 0
+    return workdir
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("num", [5, 32, 50])
+def test_statistics_are_those_of_all_features_at_once(num):
+    levels = pictures(num)
+    out = measured(levels)
+    network = tiny_network.create()
+    x = features.resize.resize(levels, 16, "tf1_bilinear")
+    expected = jax.tree.map(np.asarray, network.apply(network.params, x))
+    assert out.count == num
+    for name in ("pool", "spatial"):
+        mean, covariance = out.gaussians[name]
+        np.testing.assert_allclose(mean, expected[name].astype(np.float64).mean(0), rtol=1e-5)
+        np.testing.assert_allclose(
+            covariance,
+            np.cov(expected[name].astype(np.float64), rowvar=False),
+            rtol=1e-4,
+            atol=1e-7,
+        )
+    np.testing.assert_allclose(out.features["pool"], expected["pool"], rtol=1e-5, atol=1e-6)
+
+
+def test_one_device_gives_what_eight_do():
+    levels = pictures(70)
+    one, eight = measured(levels, 1), measured(levels, 8)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(one.features["pool"], eight.features["pool"])
+
+
+def test_large_blocks_are_cut_for_the_network():
+    levels = pictures(48)
+    judge = judge_of(2, batch_size=5)  # 24 images a device in parts of five
+    block = jax.device_put(levels, sharding.batch_sharding(judge.mesh))
+    out = images.statistics(judge, [(block, np.arange(48))])
+    np.testing.assert_allclose(out.features["pool"], measured(levels).features["pool"], rtol=1e-6)
+
+
+def test_the_same_images_are_at_distance_zero_and_others_are_not():
+    judge = judge_of()
+    a, b = measured(pictures(60)), measured(pictures(60) // 2)
+    same, other = images.compare(judge, a, a), images.compare(judge, b, a)
+    assert abs(same["fid"]) < 1e-8 and abs(same["sfid"]) < 1e-8 and same["precision"] == 1
+    assert other["fid"] > 0.01 and other["kid"] > same["kid"]
+    expected = frechet.distance(*b.gaussians["pool"], *a.gaussians["pool"])
+    assert other["fid"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_figure_is_named_after_its_network():
+    few, many = measured(pictures(20)), measured(pictures(60))
+    for seed, figure in ((None, "fid"), (5, "fd_inception_v3_random")):
+        judge = judge_of(metrics=("frechet",), features_seed=seed)
+        assert list(images.compare(judge, few, many)) == [figure]
+    network = tiny_network.create("efficientnet_lite0")
+    assert images.named("fid", network) == "fd_efficientnet_lite0"
+    assert images.named("precision", network) == "precision_efficientnet_lite0"
+
+
+def test_fewer_samples_than_features_are_said():
+    judge = judge_of(metrics=("frechet",))
+    with pytest.warns(UserWarning, match=r"10 samples for 12 features .* rank-deficient"):
+        out = images.compare(judge, measured(pictures(10)), measured(pictures(60)))
+    assert np.isfinite(out["fid"])
+
+
+def test_resizing_is_selectable_and_changes_the_figures():
+    levels = pictures(40, side=40)
+    plain, smooth = measured(levels), measured(levels, resize="antialiased")
+    assert np.abs(plain.features["pool"] - smooth.features["pool"]).max() > 1e-3
+    with pytest.raises(UserError, match=r"config\.evaluate\.resize 'bicubic'.*tf1_bilinear"):
+        judge_of(resize="bicubic")
+
+
+def test_roundings_are_those_of_published_code():
+    x = np.linspace(-1.1, 1.1, 1001, dtype=np.float32)
+    known = {
+        "nearest": np.clip(np.rint((x + 1) * np.float32(127.5)), 0, 255),
+        "truncate": np.clip((x + 1) * np.float32(127.5), 0, 255).astype(np.uint8),
+        "shift": np.clip(x * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8),
+    }
+    assert tuple(known) == configuration.ROUNDINGS == tuple(pixels.ROUNDINGS)
+    for name, levels in known.items():
+        np.testing.assert_array_equal(data.to_uint8(x, name), levels)
+        np.testing.assert_array_equal(data.to_uint8(jnp.asarray(x), name), levels)
+
+
+# References
+
+
+def test_a_reference_is_measured_once_and_then_read(tmp_path):
+    judge, of = judge_of(), image_set(pictures(60))
+    told = []
+    first, file = reference.load(reference.of_images(of, judge), judge, told.append)
+    assert file.exists() and told[-1] == 60
+    broken = of._replace(read=None)  # nothing is read again
+    again, _ = reference.load(reference.of_images(broken, judge), judge, told.append)
+    # Of a reference, no logits are kept.
+    assert set(first.features) == set(again.features) == {"pool"}
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert reference.open_reference(str(file), judge).manifest["count"] == 60
+    manifest = json.loads(str(np.load(file)["manifest"]))
+    assert {k: manifest[k] for k in ("network", "resize", "count", "dtype")} == {
+        "network": "inception_v3", "resize": "tf1_bilinear", "count": 60, "dtype": "uint8",
+    }  # fmt: skip
+
+
+def test_features_are_added_to_a_cache_that_has_none(tmp_path):
+    of = image_set(pictures(60))
+    few, more = judge_of(metrics=("frechet",)), judge_of(metrics=("kid",))
+    reference.load(reference.of_images(of, few), few)
+    out, file = reference.load(reference.of_images(of, more), more)
+    assert len(out.features["pool"]) == 60 and {"mu", "features"} <= {*np.load(file).files}
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    judge, of = judge_of(), image_set(pictures(60))
+    first, file = reference.load(reference.of_images(of, judge), judge)
+    file.write_bytes(file.read_bytes()[:1000])
+    again, _ = reference.load(reference.of_images(of, judge), judge)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_published_statistics_are_read(tmp_path):
+    """As the ADM evaluator has them: mu, sigma, mu_s, sigma_s beside the images."""
+    levels, judge = pictures(60), judge_of()
+    out = measured(levels)
+    arrays = {}
+    for output, names in reference.NAMES.items():
+        arrays |= dict(zip(names, out.gaussians[output], strict=True))
+    np.savez(tmp_path / "statistics.npz", **arrays)
+    np.savez(tmp_path / "batch.npz", arr_0=levels, **arrays)
+    opened = reference.open_reference(str(tmp_path / "batch.npz"), judge)
+    statistics, _ = reference.load(opened, judge)
+    np.testing.assert_array_equal(statistics.gaussians["pool"][0], out.gaussians["pool"][0])
+    assert len(statistics.features["pool"]) == 60
+    with pytest.raises(UserError, match="without images or features, which kid, precision_recall"):
+        reference.open_reference(str(tmp_path / "statistics.npz"), judge)
+    only = judge_of(metrics=("frechet", "inception_score"))
+    opened = reference.open_reference(str(tmp_path / "statistics.npz"), only)
+    assert reference.load(opened, only)[0].count is None
+
+
+def make_statistics(**changes):
+    def make(folder):
+        judge = judge_of(metrics=("frechet",))
+        out = measured(pictures(60), metrics=("frechet",))
+        manifest = reference.describe(image_set(pictures(60)), judge)
+        file = folder / "reference.npz"
+        reference.write(file, out, manifest | changes)
+        return file
+
+    return make
+
+
+def save(name="reference.npz", **arrays):
+    def make(folder):
+        np.savez(folder / name, **arrays)
+        return folder / name
+
+    return make
+
+
+def folder_of(**files):
+    def make(folder):
+        inside = folder / "images"
+        inside.mkdir()
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                (inside / f"{name}.png").write_bytes(content)
+            else:
+                Image.fromarray(content).save(inside / f"{name}.png")
+        return inside
+
+    return make
+
+
+LEVELS = pictures(6)
+FLOATS = LEVELS.astype(np.float32) / 255
+NOT_A_NUMBER = FLOATS.copy()
+NOT_A_NUMBER[3, 0, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "nowhere does not exist"),
+        (folder_of(), "images holds no .png, .jpg or .jpeg"),
+        (folder_of(a=b"not an image"), "cannot read the image .*a.png: not an image"),
+        (folder_of(a=LEVELS[0], b=LEVELS[1, :4]), "images of several sizes .*a.png.*b.png"),
+        (save(arr_0=NOT_A_NUMBER), "arr_0 in .* has NaN, first in image 3"),
+        (save(arr_0=FLOATS * 2 - 1), r"has values outside \[0, 1\], first in image 0"),
+        (save(arr_0=LEVELS[..., :2]), r"uint8 \[6, 8, 8, 2\]: expected"),
+        (save(arr_0=LEVELS.astype(np.int32)), r"int32 .*: expected uint8"),
+        (save(arr_0=LEVELS[:0]), "is empty"),
+        (save(other=LEVELS), "holds no images under arr_0, images, samples; it has other"),
+        (save(mu=np.zeros(5), sigma=np.zeros((5, 5))), r"mu \(5,\) .* has 12 features"),
+        (save(mu=np.full(12, np.nan), sigma=np.eye(12)), "mu or sigma with NaN"),
+        (save(mu=np.zeros(12)), "has no sigma"),
+        (make_statistics(resize="antialiased"), "made with resize 'antialiased', not 'tf1_bil"),
+        (make_statistics(feature_hash="f00"), "made with feature_hash 'f00', not 'tinyNone'"),
+        (make_statistics(network="vgg16"), "made with network 'vgg16'"),
+        (save(mu=np.zeros(12), sigma=np.eye(12), manifest=np.array("{")), "a damaged manifest"),
+    ],
+)  # fmt: skip
+def test_a_wrong_reference_is_one_line(make, message, tmp_path, capsys):
+    path = make(tmp_path)
+    np.savez(tmp_path / "samples.npz", arr_0=LEVELS)
+    argv = ["genfield", "--mode=evaluate", f"--workdir={tmp_path / 'run'}"]
+    argv += [f"--samples={tmp_path / 'samples.npz'}", f"--config.evaluate.reference={path}"]
+    assert main([*argv, "--config.evaluate.metrics=('frechet',)"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("genfield: error: ")
+    assert re.search(message, error), error
+    assert not (tmp_path / "run" / "card.json").exists()
+
+
+@pytest.mark.parametrize("cut", [0, 10, 200, 1000])
+def test_a_truncated_npz_is_one_line(cut, tmp_path):
+    path = save(arr_0=LEVELS)(tmp_path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"reference\.npz is not a readable \.npz file"):
+        reference.open_reference(str(path), judge_of(metrics=("frechet",)))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--config.evaluate.metrics=('frechet',)"], "something to compare with"),
+        ([], "--samples needs image metrics"),
+        (["--mode=train"], "add --mode=evaluate"),
+        (["--best"], "leave out --step and --best"),
+        (["--config.evaluate.features=resnet"], "unknown config.evaluate.features 'resnet'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(extra, message, tmp_path, capsys):
+    np.savez(tmp_path / "samples.npz", arr_0=LEVELS)
+    argv = ["genfield", "--mode=evaluate", f"--workdir={tmp_path / 'run'}"]
+    argv += [f"--samples={tmp_path / 'samples.npz'}"]
+    if "features" in " ".join(extra):
+        argv.append("--config.evaluate.metrics=('frechet',)")
+    assert main([*argv, *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_floats_are_levels_where_they_lie_in_the_unit_interval():
+    np.testing.assert_array_equal(sets.to_levels(FLOATS, "these"), LEVELS)
+
+
+def test_images_on_disk_against_images_on_disk(tmp_path, capsys):
+    samples = folder_of(**{f"{i:03}": image for i, image in enumerate(pictures(40, 1))})(tmp_path)
+    np.savez(tmp_path / "reference.npz", arr_0=pictures(60))
+    argv = ["genfield", "--mode=evaluate", f"--workdir={tmp_path / 'run'}", f"--samples={samples}"]
+    argv.append(f"--config.evaluate.reference={tmp_path / 'reference.npz'}")
+    assert main([*argv, f"--config.evaluate.metrics={ALL}"]) == 0
+    made = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert made["samples"]["count"] == 40 and made["reference"]["count"] == 60
+    assert made["features"]["resize"] == "tf1_bilinear" and made["features"]["hash"] == "tinyNone"
+    judge = judge_of()
+    expected = images.compare(judge, measured(pictures(40, 1)), measured(pictures(60)))
+    assert made["metrics"].keys() == expected.keys()
+    for name, value in expected.items():
+        assert made["metrics"][name]["value"] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert "fid" in (tmp_path / "run" / "card.md").read_text()
+    # Another evaluation keeps the card of this one.
+    assert main([*argv, "--config.evaluate.metrics=('frechet',)"]) == 0
+    assert list(json.loads((tmp_path / "run" / "card.json").read_text())["metrics"]) == ["fid"]
+    assert json.loads((tmp_path / "run" / "card.before_1.json").read_text()) == made
+
+
+# A checkpoint
+
+
+def test_a_checkpoint_is_measured_with_a_card(trained, tmp_path, capsys):
+    extra = ["--mode=evaluate", "--config.evaluate.repeats=2", "--config.evaluate.num_samples=30"]
+    fields = dict(evaluate__metrics=("heldout_loss", "frechet", "precision_recall"))
+    assert run(trained, TINY_DIGITS, *extra, small={}, **fields) == 0
+    made = json.loads((trained / "card.json").read_text())
+    fid = made["metrics"]["fid"]
+    assert len(fid["by_seed"]) == 2 and fid["by_seed"][0] != fid["by_seed"][1]
+    assert fid["value"] == pytest.approx(np.mean(fid["by_seed"]))
+    assert fid["sd"] == pytest.approx(np.std(fid["by_seed"], ddof=1))
+    assert made["sampling"]["seeds"] == [1, 2] and made["sampling"]["num_samples"] == 30
+    assert made["sampling"]["nfe"] == 2 and made["sampling"]["parameters"] == "ema"
+    assert made["training"]["global_batch"] == 16 and made["training"]["steps"] == 4
+    assert made["reference"]["source"] == "digits, train" and made["reference"]["count"] == 1500
+    raw = dict(sample__use_ema=False, **fields)
+    assert run(trained, TINY_DIGITS, *extra, small={}, **raw) == 0
+    other = json.loads((trained / "card.json").read_text())
+    assert other["sampling"]["parameters"] == "raw"
+    assert other["training"]["parameters_digest"] != made["training"]["parameters_digest"]
+    assert other["metrics"]["fid"]["value"] != fid["value"]
+
+
+def test_what_evaluate_says_of_samples_is_what_their_file_gives(trained, tmp_path):
+    """The figure of a checkpoint is that of the samples that `--mode=sample` writes."""
+    fields = dict(evaluate__metrics=("frechet",), evaluate__num_samples=24)
+    assert run(trained, TINY_DIGITS, "--mode=evaluate", small={}, **fields) == 0
+    direct = json.loads((trained / "card.json").read_text())["metrics"]["fid"]["value"]
+    name = dict(sample__num=24, sample__name="twenty_four")
+    assert run(trained, TINY_DIGITS, "--mode=sample", small={}, **name) == 0
+    file = trained / "samples" / "twenty_four.npz"
+    extra = ["--mode=evaluate", f"--samples={file}"]
+    assert run(tmp_path / "out", TINY_DIGITS, *extra, small={}, **fields) == 0
+    made = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert made["metrics"]["fid"]["value"] == pytest.approx(direct, rel=1e-6)
+
+
+def test_training_measures_on_schedule_and_keeps_the_best(tmp_path):
+    fields = dict(
+        evaluate__metrics=("heldout_loss", "frechet"),
+        evaluate__num_samples=16,
+        train__eval_every=2,
+        train__eval_samples=16,
+        checkpoint__best_metric="frechet",
+        checkpoint__every=2,
+    )
+    assert run(tmp_path, TINY_DIGITS, small={}, **fields) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = {row["step"]: row for row in rows if row["split"] == "eval"}
+    assert rows.keys() == {2, 4} and all("fid" in row and "loss" in row for row in rows.values())
+    assert all((tmp_path / "samples" / f"step_{step}.png").exists() for step in (2, 4))
+    best = min(rows, key=lambda step: rows[step]["fid"])
+    extra = ["--mode=sample", "--best", "--config.sample.name=best"]
+    assert run(tmp_path, TINY_DIGITS, *extra, small={}, **fields) == 0
+    told = json.loads((tmp_path / "samples" / "best.json").read_text())
+    assert told["settings"]["step"] == best
+
+
+def test_a_best_figure_of_samples_needs_samples(tmp_path, capsys):
+    fields = dict(evaluate__metrics=("frechet",), checkpoint__best_metric="frechet")
+    assert run(tmp_path, TINY_DIGITS, small={}, **fields) == 2
+    assert "set config.train.eval_samples" in capsys.readouterr().err
+
+
+def test_image_metrics_want_images(tmp_path, capsys):
+    assert run(tmp_path, evaluate__metrics=("frechet",)) == 2
+    assert "data 'two_moons' are none" in capsys.readouterr().err
+
+
+# Samples on disk
+
+
+SAMPLING = ["--mode=sample", "--config.sample.num=20", "--config.sample.shard_size=6"]
+
+
+def noisy(*extra: str) -> list[str]:
+    """Sampling with noise of its own, in shards of six."""
+    section = "--config.sampler={'name': 'langevin', 'num_steps': 3, 'step_size': 0.01}"
+    return [*SAMPLING, "--config.sample.batch_size=2", section, *extra]
+
+
+def samples_of(workdir, name="step_4") -> dict:
+    with np.load(workdir / "samples" / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def test_one_device_writes_what_eight_do(trained):
+    assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=eight"), small={}) == 0
+    argv = arguments(trained, TINY_DIGITS, *noisy("--config.sample.name=one"), small={})
+    process = start(argv, devices=1)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "images/s" in output
+    one, eight = samples_of(trained, "one"), samples_of(trained, "eight")
+    assert one["arr_0"].shape == (20, 8, 8, 1) and one["arr_0"].dtype == np.uint8
+    np.testing.assert_array_equal(one["arr_1"], np.arange(20) % 10)
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+    assert len(np.unique(one["arr_0"], axis=0)) == 20  # no two alike
+
+
+def test_a_kill_costs_a_shard_at_most(trained, monkeypatch):
+    assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=whole"), small={}) == 0
+    written = []
+    write = shards.Shards.write
+
+    def killed(self, number, arrays):
+        if number == 2:
+            raise KeyboardInterrupt
+        written.append(number)
+        write(self, number, arrays)
+
+    monkeypatch.setattr(shards.Shards, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(trained, TINY_DIGITS, *noisy("--config.sample.name=cut"), small={})
+    folder = trained / "samples" / "cut_shards"
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert written == [0, 1] and {*before} >= {"000000.npz", "000001.npz"}
+    monkeypatch.setattr(shards.Shards, "write", lambda s, n, a: (written.append(n), write(s, n, a)))
+    assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=cut"), small={}) == 0
+    assert written == [0, 1, 2, 3] and not folder.exists()
+    jax.tree.map(
+        np.testing.assert_array_equal, samples_of(trained, "whole"), samples_of(trained, "cut")
+    )
+
+
+def test_finished_samples_are_not_drawn_again(trained, capsys):
+    extra = noisy("--config.sample.name=done")
+    assert run(trained, TINY_DIGITS, *extra, small={}) == 0
+    capsys.readouterr()
+    stamp = (trained / "samples" / "done.npz").stat().st_mtime_ns
+    assert run(trained, TINY_DIGITS, *extra, small={}) == 0
+    assert "already drawn" in capsys.readouterr().out
+    assert (trained / "samples" / "done.npz").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ("--config.sample.seed=9", "seed"),
+        ("--config.sample.num=21", "num"),
+        ("--config.sampler.num_steps=4", "sampler.num_steps"),
+        ("--config.sample.use_ema=False", "parameters, parameters_digest"),
+        ("--step=2", "parameters_digest, step"),
+    ],
+)
+def test_samples_of_other_settings_are_not_mixed(change, names, trained, capsys):
+    extra = noisy("--config.sample.name=mixed")
+    assert run(trained, TINY_DIGITS, *extra, small={}) == 0
+    before = (trained / "samples" / "mixed.npz").read_bytes()
+    capsys.readouterr()
+    assert run(trained, TINY_DIGITS, *extra, change, small={}) == 2
+    assert f"differ in {names}: choose another" in capsys.readouterr().err
+    assert (trained / "samples" / "mixed.npz").read_bytes() == before
+
+
+def test_png_files_are_the_same_images(trained):
+    extra = noisy("--config.sample.name=both", "--config.sample.formats=('npz','png')")
+    assert run(trained, TINY_DIGITS, *extra, small={}) == 0
+    stored = samples_of(trained, "both")["arr_0"]
+    files = sorted((trained / "samples" / "both").glob("*.png"))
+    read = np.stack([np.asarray(Image.open(file)) for file in files])
+    np.testing.assert_array_equal(read, stored[..., 0])
+    extra = noisy("--config.sample.name=only", "--config.sample.formats=('png',)")
+    assert run(trained, TINY_DIGITS, *extra, small={}) == 0
+    assert not (trained / "samples" / "only.npz").exists()
+    assert len(sets.open_images(str(trained / "samples" / "only")).read(np.arange(20))) == 20
+
+
+def test_seeds_and_indices_alone_decide_a_sample(trained):
+    few = noisy("--config.sample.name=few", "--config.sample.num=7", "--config.sample.batch_size=7")
+    assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=many"), small={}) == 0
+    assert run(trained, TINY_DIGITS, *few, small={}) == 0
+    many, few = samples_of(trained, "many")["arr_0"], samples_of(trained, "few")["arr_0"]
+    # Another batch size is another program: equal up to its rounding, a level at most.
+    assert np.abs(many[:7].astype(int) - few.astype(int)).max() <= 1
+
+
+def test_a_format_must_be_known(trained, capsys):
+    assert run(trained, TINY_DIGITS, *SAMPLING, "--config.sample.formats=('jpg',)", small={}) == 2
+    assert "unknown config.sample.formats 'jpg'" in capsys.readouterr().err
+
+
+# The card
+
+
+def test_the_cards_of_two_runs_can_be_compared(tmp_path):
+    made = {"metrics": {"fid": {"value": 2.0}}, "features": {"resize": "antialiased"}}
+    other = {"metrics": {"fid": {"value": 3.0}}, "features": {"resize": "tf1_bilinear"}}
+    card.write(tmp_path / "a", made)
+    card.write(tmp_path / "b", other)
+    command = [sys.executable, "-m", "genfield.compare", str(tmp_path / "a" / "card.json")]
+    command.append(str(tmp_path / "b" / "card.json"))
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 0, out.stderr
+    assert "metrics.fid.value" in out.stdout and "features.resize" in out.stdout
+
+
+def test_every_metric_has_its_place():
+    assert evaluate.METRICS == ("heldout_loss", "point_cloud", *images.METRICS)
+    assert set(images.SMALLER) < set(images.METRICS)
