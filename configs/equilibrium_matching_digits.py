@@ -35,6 +35,7 @@ def get_config():
     config.train.steps = 1_500
     config.train.log_every = 50
     config.train.eval_every = config.checkpoint.every = 500
+    config.train.eval_samples = 64  # a picture at each evaluation
     return config
 
 

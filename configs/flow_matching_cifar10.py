@@ -36,7 +36,12 @@ def get_config(size: str = "full"):
     config.train.steps = 293_000  # 3000 epochs of 50,000 images
     config.train.log_every = 100
     config.train.eval_every = config.checkpoint.every = 5_000
-    config.sample.batch_size = 512
+    config.train.eval_samples = 1_000  # each time; the best checkpoint is theirs
+    config.checkpoint.best_metric = "frechet"
+    config.sample.batch_size = 256
+    config.evaluate.metrics = ("heldout_loss", "frechet", "kid", "precision_recall")
+    config.evaluate.num_samples = config.sample.num = 50_000
+    config.evaluate.paper = ConfigDict({"fid": 2.09})  # arXiv:2510.02300, Table 8
     if size == "small":
         config.batch_size = 64
         config.optimizer.learning_rate = 1e-3
@@ -44,7 +49,10 @@ def get_config(size: str = "full"):
         config.train.steps = 600
         config.train.log_every = 50
         config.train.eval_every = config.checkpoint.every = 150
+        config.train.eval_samples, config.checkpoint.best_metric = 0, "loss"
         config.sample.batch_size = 64
+        config.evaluate.num_samples, config.sample.num = 2_000, 64
+        config.evaluate.metrics = ("heldout_loss",)  # 250 evaluations a sample take long on a CPU
     return config
 
 
@@ -53,5 +61,7 @@ def smoke(config):
     config.net.update(channels=8, channel_multipliers=(1, 1), num_res_blocks=1)
     config.batch_size = config.sample.batch_size = 8
     config.train.steps, config.train.eval_batches, config.train.eval_every = 2, 1, 0
+    config.train.eval_samples, config.checkpoint.best_metric = 0, "loss"
+    config.evaluate.metrics, config.sample.num = ("heldout_loss",), 8
     config.sampler.num_steps = 2
     return config

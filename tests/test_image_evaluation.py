@@ -536,3 +536,17 @@ def test_the_cards_of_two_runs_can_be_compared(tmp_path):
 def test_every_metric_has_its_place():
     assert evaluate.METRICS == ("heldout_loss", "point_cloud", *images.METRICS)
     assert set(images.SMALLER) < set(images.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("num", "metric", "message"),
+    [
+        (1, "frechet", "1 images: a covariance needs 2 samples or more"),
+        (3, "precision_recall", "metric 'precision_recall': .* k=3, 3 points"),
+        (5, "inception_score", "metric 'inception_score': .* 10 splits of 5 rows"),
+    ],
+)
+def test_too_few_images_are_one_line(num, metric, message):
+    judge = judge_of(metrics=(metric,))
+    with pytest.raises(UserError, match=message):
+        images.compare(judge, *(measured(pictures(n), metrics=(metric,)) for n in (num, 60)))

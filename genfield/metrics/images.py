@@ -227,7 +227,10 @@ def statistics(
     gaussians = {}
     for name, sums in moments.items():
         total = _merged(sums.total())
-        gaussians[name] = total.mean, frechet.covariance(total)
+        try:
+            gaussians[name] = total.mean, frechet.covariance(total)
+        except ValueError as error:
+            raise UserError(f"{count} images: {error}") from error
     index = _gathered(np.concatenate(rows_kept).astype(np.int32))
     chosen = np.flatnonzero(index >= 0 if keep is None else np.isin(index, keep))
     chosen = chosen[np.argsort(index[chosen])]
@@ -302,5 +305,8 @@ def compare(judge: Judge, generated: Statistics, reference: Statistics) -> dict[
                 )
     out = {}
     for name in judge.metrics:
-        out |= METRICS[name].compute(generated, reference)
+        try:
+            out |= METRICS[name].compute(generated, reference)
+        except ValueError as error:  # too few images, mostly
+            raise UserError(f"metric {name!r}: {error}") from error
     return {named(figure, judge.network): float(value) for figure, value in out.items()}
