@@ -129,6 +129,23 @@ def write(workdir: Path, card: dict) -> Path:
     return path
 
 
+def headline(card: dict) -> str:
+    """One line on what made a card's image figures; empty where there are none."""
+    if "features" not in card:
+        return ""
+    made, reference = card["features"], card["reference"]
+    rounding = card.get("sampling", {}).get("rounding")
+    count = card["sampling"]["num_samples"] if rounding else card["samples"]["count"]
+    parts = [
+        f"{made['network']} {made['hash'][:12]}" + ("" if made["trained"] else " (random)"),
+        f"resize {made['resize']}",
+        *([f"rounding {rounding}"] if rounding else []),
+        f"{count:,} samples against {reference['source']} "
+        f"({reference.get('identity') or reference['file_hash']})",
+    ]
+    return ", ".join(parts)
+
+
 def _plain(value):
     return value.item() if isinstance(value, np.generic) else str(value)
 

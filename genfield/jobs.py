@@ -77,7 +77,8 @@ def train(exp: Experiment, **_) -> None:
     write_config(exp)
     loop.run()
     rate = loop.progress.rate(loop.step)
-    out, pictures = finish(exp, evaluator, loop.state, loop.step, loop.metrics, loop.last_eval[1])
+    known = loop.last_eval[1]
+    out, made, pictures = finish(exp, evaluator, loop.state, loop.step, loop.metrics, known)
     summary = {
         "metrics": out.results,
         "steps": loop.step,
@@ -91,7 +92,7 @@ def train(exp: Experiment, **_) -> None:
     }
     logbook.write_json(exp.workdir / "summary.json", summary)
     loop.close()
-    report(exp, out, pictures)
+    report(exp, out, made, pictures)
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}")
 
 
@@ -130,18 +131,19 @@ def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
     state, step = load_state(exp, step, best)
     newest = max((row["step"] for row in logbook.read_metrics(exp.workdir)), default=step)
     metrics = logbook.Metrics(exp.workdir, newest)
-    out, pictures = finish(exp, evaluator, state, step, metrics)
+    out, made, pictures = finish(exp, evaluator, state, step, metrics)
     metrics.close()
-    report(exp, out, pictures)
+    report(exp, out, made, pictures)
 
 
-def report(exp: Experiment, out: Evaluation, pictures: list) -> None:
-    """The closing table and the paths of the pictures."""
+def report(exp: Experiment, out: Evaluation, made: dict, pictures: list) -> None:
+    """The closing table, what made its figures, and where card and pictures are."""
     say("\n" + evaluation.table(out, exp.config.evaluate.paper))
     points = exp.config.evaluate.transport_points
     notes = [f"(W2 on {points:,} points)"] if "w2" in out.results else []
-    say("\n".join(notes + [f"picture: {path}" for path in pictures]))
-    say(f"card: {exp.workdir / card.FILE}")
+    notes += [line for line in (card.headline(made),) if line]
+    say("\n".join([*notes, f"card: {exp.workdir / card.FILE}"]))
+    say("\n".join(f"picture: {path}" for path in pictures))
 
 
 def finish(
@@ -151,7 +153,7 @@ def finish(
     step: int,
     metrics: logbook.Metrics,
     known=None,
-) -> tuple[Evaluation, list]:
+) -> tuple[Evaluation, dict, list]:
     """Metrics, card and pictures of a state; `known` as the evaluator takes it."""
     started, section = time.monotonic(), exp.config.evaluate
     say("evaluating …")
@@ -160,7 +162,7 @@ def finish(
     out = evaluator(params, told(progress), known)
     preemption.poll()
     metrics.write(step, "sample", out.results)
-    facts = card.make(
+    made = card.make(
         out,
         evaluator.judge,
         evaluator.reference,
@@ -168,10 +170,10 @@ def finish(
         training=card.of_training(exp, step, params),
         sampling=card.of_sampling(exp, out),
     )
-    card.write(exp.workdir, facts)
+    card.write(exp.workdir, made)
     pictures = draw(exp, params, step, out.images) if section.figures else []
     say(f"evaluated in {logbook.duration(time.monotonic() - started)}")
-    return out, pictures
+    return out, made, pictures
 
 
 def told(progress: logbook.Progress):
@@ -339,9 +341,9 @@ def evaluate_images(config, workdir, samples: str) -> None:
     out = Evaluation(results, [results], [], {}, None)
     facts = {"source": of.name, "identity": of.identity, "count": of.size, "dtype": "uint8"}
     made = card.make(out, judge, opened, configuration.to_dict(config), samples=facts)
-    path = card.write(workdir, made)
+    card.write(workdir, made)
     say("\n" + evaluation.table(out, config.evaluate.paper))
-    say(f"card: {path}")
+    say(f"{card.headline(made)}\ncard: {workdir / card.FILE}")
 
 
 def open_data_reference(config, judge):

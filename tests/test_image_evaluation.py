@@ -329,6 +329,10 @@ def test_images_on_disk_against_images_on_disk(tmp_path, capsys):
     for name, value in expected.items():
         assert made["metrics"][name]["value"] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert "fid" in (tmp_path / "run" / "card.md").read_text()
+    line = (
+        r"inception_v3 tinyNone, resize tf1_bilinear, 40 samples against .*reference.npz \(\w{16}\)"
+    )
+    assert re.search(line, capsys.readouterr().out)
     # Another evaluation keeps the card of this one.
     assert main([*argv, "--config.evaluate.metrics=('frechet',)"]) == 0
     assert list(json.loads((tmp_path / "run" / "card.json").read_text())["metrics"]) == ["fid"]
@@ -338,10 +342,12 @@ def test_images_on_disk_against_images_on_disk(tmp_path, capsys):
 # A checkpoint
 
 
-def test_a_checkpoint_is_measured_with_a_card(trained, tmp_path, capsys):
+def test_a_checkpoint_is_measured_with_a_card(trained, capsys):
     extra = ["--mode=evaluate", "--config.evaluate.repeats=2", "--config.evaluate.num_samples=30"]
     fields = dict(evaluate__metrics=("heldout_loss", "frechet", "precision_recall"))
     assert run(trained, TINY_DIGITS, *extra, small={}, **fields) == 0
+    line = "rounding nearest, 30 samples against digits, train ("
+    assert line in capsys.readouterr().out
     made = json.loads((trained / "card.json").read_text())
     fid = made["metrics"]["fid"]
     assert len(fid["by_seed"]) == 2 and fid["by_seed"][0] != fid["by_seed"][1]

@@ -7,7 +7,6 @@ ADM evaluator and pytorch-fid have them, with `features` where they were asked f
 
 import hashlib
 import json
-import os
 import uuid
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ import numpy as np
 from genfield.data.pipeline import SPLIT_SEED
 from genfield.data.sets import IMAGES, ImageSet, file_hash, open_images
 from genfield.errors import UserError
+from genfield.features import weights
 from genfield.metrics.images import Judge, Statistics, blocks, outputs_of, statistics
 from genfield.sharding import agreed
 
@@ -41,11 +41,6 @@ class Reference(NamedTuple):
     images: ImageSet | None
     stored: dict[str, np.ndarray]
     manifest: dict
-
-
-def cache_folder() -> Path:
-    """$GENFIELD_CACHE, or ~/.cache/genfield."""
-    return Path(os.environ.get("GENFIELD_CACHE") or "~/.cache/genfield").expanduser()
 
 
 def describe(images: ImageSet, judge: Judge) -> dict:
@@ -158,7 +153,7 @@ def load(
         computed, file = load(of_images(reference.images, judge), judge, on_block)
         return gaussians_there._replace(features=computed.features), file
     key = hashlib.sha256(json.dumps(reference.manifest, sort_keys=True).encode()).hexdigest()[:16]
-    file = cache_folder() / "statistics" / f"{judge.network.name}_{key}.npz"
+    file = weights.cache() / "statistics" / f"{judge.network.name}_{key}.npz"
     cached = _cached(file, reference.manifest)
     if agreed(_serves(cached, gaussians, wanted)):
         return _unpacked(cached, reference.manifest, gaussians, wanted), file
