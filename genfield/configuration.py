@@ -63,6 +63,7 @@ def base() -> ConfigDict:
         dict(
             num=64,
             batch_size=256,  # samples a device draws at a time
+            slots=0,  # of a device, which finished samples leave to others; 0: all end together
             seed=1,  # added to config.seed; another one draws other samples
             guidance_scale=1.0,
             guidance_on="direction",
@@ -300,7 +301,7 @@ POSITIVE = (
     *("shard_size", "step_size", "num_leapfrog", "mass", "max_steps", "rtol", "atol", "std"),
 )
 NOT_NEGATIVE = (
-    *("seed", "features_seed", "eval_every", "eval_samples", "keep_best", "warmup_steps"),
+    *("seed", "slots", "features_seed", "eval_every", "eval_samples", "keep_best", "warmup_steps"),
     *("weight_decay", "clip_norm", "half_life"),
     *("epsilon", "c0", "one_step_weight", "eikonal_weight", "temperature"),
 )

@@ -44,12 +44,20 @@ def make_generator(
             return data.draw_source(key, 1)[0]
         return jax.random.normal(key, data.shape, jnp.float32)
 
+    def sampler(params, keys, x, cond):
+        return exp.sampler(keys, exp.objective.field(params), x, cond, trace)
+
+    if config.sample.slots and trace is None:  # each device refills its own slots
+        split = sharding.BATCH
+        specs = dict(in_specs=(jax.sharding.PartitionSpec(), split, split, split), out_specs=split)
+        sampler = jax.shard_map(sampler, mesh=mesh, check_vma=False, **specs)
+
     def run(params, seed_start, seed_sampler, index):
         cond = index % data.num_classes if data.num_classes else None
         x = rng.per_index(seed_start, index, start)
         x = jax.lax.with_sharding_constraint(x, sharding.batch_sharding(mesh))
         keys = rng.per_index(seed_sampler, index, lambda key: key)
-        out = exp.sampler(keys, exp.objective.field(params), x, cond, trace)
+        out = sampler(params, keys, x, cond)
         if levels and data.pixels:
             out = out._replace(x=to_uint8(out.x, config.sample.rounding))
         return out

@@ -160,17 +160,26 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
     return Objective(draw, loss, field, kind)
 
 
+def _sections(section) -> list:
+    """A sampler section and those nested in its `then`."""
+    return [] if section is None else [section, *_sections(section.get("then"))]
+
+
 def _stages(section) -> list[tuple[str, Any, int]]:
     """A sampler section and the one nested in its `then`, and so on."""
     stages = []
     while section is not None:
         fields = dict(section)
         then, num_steps = fields.pop("then", None), fields.pop("num_steps", None)
+        stop = fields.pop("stop", None)
         if num_steps is None or num_steps < 1:
             raise UserError(
                 f"config.sampler {fields.get('name')!r} needs num_steps >= 1, got {num_steps}"
             )
-        stages.append((fields["name"], build("sampler", sampling.SAMPLERS, fields), num_steps))
+        sampler = build("sampler", sampling.SAMPLERS, fields)
+        if stop is not None:
+            sampler = sampling.stopping(sampler, build("sampler.stop", sampling.RULES, stop))
+        stages.append((fields["name"], sampler, num_steps))
         section = then
     return stages
 
@@ -207,6 +216,21 @@ def create_sampler(config, num_classes: int = 0, output: str = "potential") -> C
             raise UserError(
                 f"sampler {n!r} needs a network with an energy: config.net.output='scalar'{heads}"
             )
+    rules = [s["stop"]["name"] for s in _sections(section) if s.get("stop") is not None]
+    if "rising_distance" in rules and output == "vector":
+        raise UserError(
+            "config.sampler.stop 'rising_distance' needs a network with a distance: set "
+            "config.net.distance_head, or stop by 'gradient_norm'"
+        )
+    slots = config.sample.slots
+    if slots and (len(stages) > 1 or adaptive or not stages[0][1].stops):
+        raise UserError(
+            "config.sample.slots needs one sampler whose samples stop: set sampler.stop"
+        )
+    if slots and names[0] in FOLLOWS_VELOCITY:
+        raise UserError(
+            f"config.sample.slots: {names[0]!r} has a clock, so its samples end together"
+        )
     if wants == {"gradient"} and has_clock(config.loss):
         raise UserError(f"sampler {names[0]!r} has no clock, but the field was trained with one")
     flip = wants != {kind}
@@ -220,6 +244,9 @@ def create_sampler(config, num_classes: int = 0, output: str = "potential") -> C
         if adaptive:
             return solve(field, x, cond=cond, method=name)
         plan = [(sampler, steps) for _, sampler, steps in stages]
+        if slots and trace is None:
+            [(sampler, steps)] = plan
+            return sampling.refill(key, field, x, sampler, num_steps=steps, slots=slots, cond=cond)
         return sampling.chain(key, field, x, plan, cond=cond, trace=trace)
 
     return run

@@ -519,6 +519,36 @@ def test_seeds_and_indices_alone_decide_a_sample(trained):
     assert np.abs(many[:7].astype(int) - few.astype(int)).max() <= 1
 
 
+STOPPED = (
+    "--config.sampler={'name': 'gradient_descent', 'num_steps': 9, 'step_size': 0.3, "
+    "'stop': {'name': 'rising_distance', 'patience': 2}}"
+)
+
+
+def test_slots_are_about_time_not_about_images(trained):
+    extra = [*SAMPLING, STOPPED, "--config.sample.batch_size=3"]
+    for slots in (0, 2):
+        more = [f"--config.sample.name=slots{slots}", f"--config.sample.slots={slots}"]
+        assert run(trained, TINY_DIGITS, *extra, *more, small={}) == 0
+    masked, refilled = samples_of(trained, "slots0"), samples_of(trained, "slots2")
+    np.testing.assert_array_equal(refilled["nfe"], masked["nfe"])
+    assert len(np.unique(masked["nfe"])) > 1
+    assert np.abs(refilled["arr_0"].astype(int) - masked["arr_0"].astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["--config.sample.slots=2"], "config.sample.slots needs one sampler whose samples stop"),
+        (["--config.sampler.stop.name=norm"], "unknown sampler.stop 'norm'"),
+        (["--config.sampler.stop.name=gradient_norm"], "needs the field 'threshold'"),
+    ],
+)
+def test_a_wrong_stop_is_one_line(fields, message, trained, capsys):
+    assert run(trained, TINY_DIGITS, *SAMPLING, *fields, small={}) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_format_must_be_known(trained, capsys):
     assert run(trained, TINY_DIGITS, *SAMPLING, "--config.sample.formats=('jpg',)", small={}) == 2
     assert "unknown config.sample.formats 'jpg'" in capsys.readouterr().err

@@ -49,7 +49,12 @@ class Case(NamedTuple):
 
 CASES = {
     "gradient_descent": Case(sampling.gradient_descent(0.1), bowl, 1),
-    "gradient_descent_stop": Case(sampling.gradient_descent(0.1, stop_norm=1e-6), bowl, 1),
+    "gradient_descent_stop": Case(
+        sampling.stopping(sampling.gradient_descent(0.1), sampling.gradient_norm(1e-6)), bowl, 1
+    ),
+    "nesterov_rising": Case(
+        sampling.stopping(sampling.nesterov(0.1, 0.3), sampling.rising_distance(2)), bowl, 1
+    ),
     "nesterov": Case(sampling.nesterov(0.1, 0.3), bowl, 1),
     "sphere_tracing": Case(sampling.sphere_tracing(0.3), cone, 1),
     "euler": Case(sampling.euler(), stream, 1),
@@ -284,7 +289,7 @@ def test_a_stopped_sample_stays_and_costs_nothing():
             jax.random.key(0),
             bowl,
             x,
-            sampling.gradient_descent(0.1, stop_norm),
+            sampling.stopping(sampling.gradient_descent(0.1), sampling.gradient_norm(stop_norm)),
             num_steps=num_steps,
             trace=1,
         )
@@ -616,3 +621,107 @@ def test_every_stage_of_a_chain_ends_in_its_trace():
     stages = [(sampling.gradient_descent(0.1), 5), (sampling.gradient_descent(0.1), 4)]
     out = sampling.chain(jax.random.key(0), field, jnp.ones((1, 1)), stages, trace=4)
     np.testing.assert_allclose(out.trace[:, 0, 0], 0.9 ** np.array([0, 4, 5, 9]), rtol=1e-5)
+
+
+# Adaptive compute
+
+
+def wavy(x, t=None, cond=None):
+    """A bowl with a ripple: the distance rises now and then before it is at its least."""
+    shift = 0.0 if cond is None else 0.1 * fields.expand(cond.astype(x.dtype), x)
+    energy = lambda z, t, cond: fields.sum_features(0.5 * (z - shift) ** 2 + 0.2 * jnp.cos(4 * z))
+    return fields.potential_field(energy)(x)
+
+
+RULE_CASES = {
+    "norm": (sampling.gradient_descent(0.1), sampling.gradient_norm(0.4)),
+    "rising": (sampling.nesterov(0.35, 0.6), sampling.rising_distance(2)),
+    "noisy": (sampling.langevin(0.05, 0.05), sampling.gradient_norm(0.3)),
+    "traced": (sampling.sphere_tracing(0.2), sampling.gradient_norm(0.4)),
+}
+stopped = pytest.mark.parametrize("name", RULE_CASES)
+
+
+@stopped
+def test_a_rule_ends_a_sample_where_a_loop_over_one_does(name):
+    """Against one sample at a time in Python, the rule read off the paper."""
+    sampler, rule = RULE_CASES[name]
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(BATCH))
+    x = 2.5 * starts(4)
+    run = lambda s, n: quick(
+        lambda keys, x: sampling.sample(keys, wavy, x, s, num_steps=n, trace=1)
+    )(keys, x)
+    out, free = run(sampling.stopping(sampler, rule), 40), run(sampler, 40)
+    where = free.trace
+    if name == "rising":  # what the field sees is ahead of x
+        where = where + 0.6 * (where - jnp.concatenate([where[:1], where[:-1]]))
+    seen = jax.vmap(wavy)(where)
+    norms = np.linalg.norm(seen.direction, axis=-1)
+    for i in range(BATCH):
+        rises, steps = 0, 0
+        for k in range(40):
+            steps = k + 1
+            rises = rises + 1 if k and seen.distance[k, i] > seen.distance[k - 1, i] else 0
+            if rises >= 2 if name == "rising" else norms[k, i] < (0.3 if name == "noisy" else 0.4):
+                break
+        assert out.nfe[i] == steps
+        np.testing.assert_allclose(out.x[i], free.trace[steps, i], rtol=1e-5, atol=1e-6)
+    assert len(set(np.asarray(out.nfe))) > 2 and out.nfe.min() < 40
+
+
+@stopped
+@pytest.mark.parametrize("slots", [1, 3, 8, 50])
+def test_refilling_gives_the_samples_of_the_masked_loop(name, slots):
+    sampler = sampling.stopping(*RULE_CASES[name])
+    x, cond = 2.5 * jax.random.normal(jax.random.key(5), (23, DIM)), jnp.arange(23) % 4
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(1), i))(jnp.arange(23))
+    masked = quick(lambda k, x: sampling.sample(k, wavy, x, sampler, num_steps=30, cond=cond))(
+        keys, x
+    )
+    refilled = quick(
+        lambda k, x: sampling.refill(k, wavy, x, sampler, num_steps=30, slots=slots, cond=cond)
+    )(jax.random.key(1), x)
+    np.testing.assert_array_equal(refilled.nfe, masked.nfe)
+    np.testing.assert_allclose(refilled.x, masked.x, rtol=1e-6, atol=1e-6)
+    assert len(set(np.asarray(masked.nfe))) > 3
+
+
+def batches_seen(execute):
+    """How often the field is really called, by an execution of gradient descent on the bowl."""
+    field, rows = counting(bowl)
+    scales = jnp.geomspace(0.5, 1e4, 64)
+    x = jnp.stack([scales, scales], axis=1)[jax.random.permutation(jax.random.key(0), 64)]
+    sampler = sampling.stopping(sampling.gradient_descent(0.1), sampling.gradient_norm(0.3))
+    out = jax.jit(lambda x: execute(field, x, sampler))(x)
+    jax.effects_barrier()
+    return len(rows), np.asarray(out.nfe)
+
+
+def test_masked_execution_ends_with_its_last_sample():
+    calls, nfe = batches_seen(
+        lambda f, x, s: sampling.sample(jax.random.key(0), f, x, s, num_steps=500)
+    )
+    assert calls == nfe.max() < 500
+
+
+def test_refilling_takes_the_steps_that_are_needed_and_few_more():
+    slots = 8
+    calls, nfe = batches_seen(
+        lambda f, x, s: sampling.refill(jax.random.key(0), f, x, s, num_steps=500, slots=slots)
+    )
+    needed = nfe.sum() / slots
+    assert needed <= calls <= needed + nfe.max()
+    assert calls < 0.75 * nfe.max() * len(nfe) / slots
+
+
+def test_what_cannot_be_refilled_or_stopped_is_said():
+    x, key = starts(), jax.random.key(0)
+    with pytest.raises(ValueError, match="a sampler without a clock"):
+        sampling.refill(key, stream, x, sampling.euler(), num_steps=3, slots=2)
+    with pytest.raises(ValueError, match="slots and num_steps must be positive"):
+        sampling.refill(key, bowl, x, sampling.gradient_descent(0.1), num_steps=3, slots=0)
+    with pytest.raises(ValueError, match="patience must be positive"):
+        sampling.rising_distance(0)
+    rising = sampling.stopping(sampling.gradient_descent(0.1), sampling.rising_distance())
+    with pytest.raises(TypeError, match="rising_distance needs a field"):
+        sampling.sample(key, lambda x, t=None, cond=None: x, x, rising, num_steps=3)

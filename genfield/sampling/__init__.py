@@ -10,6 +10,7 @@ from genfield.sampling.core import Sampler, Samples, State, chain, sample
 from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracing
 from genfield.sampling.mcmc import hamiltonian, langevin
 from genfield.sampling.ode import SOLVERS, euler, heun, solve_ode
+from genfield.sampling.stopping import RULES, gradient_norm, refill, rising_distance, stopping
 
 SAMPLERS = {
     "gradient_descent": gradient_descent,
@@ -22,6 +23,7 @@ SAMPLERS = {
 }
 
 __all__ = [
+    "RULES",
     "SAMPLERS",
     "SOLVERS",
     "Sampler",
@@ -30,11 +32,15 @@ __all__ = [
     "chain",
     "euler",
     "gradient_descent",
+    "gradient_norm",
     "hamiltonian",
     "heun",
     "langevin",
     "nesterov",
+    "refill",
+    "rising_distance",
     "sample",
     "solve_ode",
     "sphere_tracing",
+    "stopping",
 ]

@@ -25,6 +25,7 @@ class Sampler(NamedTuple):
     init: Callable[[Array, int], State]
     step: Callable[[Array, Field, State, Any], State]
     info: Callable[[State], dict] = lambda state: {}  # what the sampler says at the end, [B] each
+    stops: bool = False  # whether its samples can be done before the last step
 
 
 class Samples(NamedTuple):
@@ -42,13 +43,13 @@ def start(x: Array, memory: Any = ()) -> State:
     return State(x=x, nfe=zeros, done=zeros > 0, memory=memory)
 
 
-def advance(state: State, x: Array, calls: int, memory: Any = (), done=None) -> State:
+def advance(state: State, x: Array, calls: int, memory: Any = ()) -> State:
     """The next State: finished samples stay where they are and count nothing."""
     keep = expand(state.done, x)
     return State(
         x=jnp.where(keep, state.x, x),
         nfe=state.nfe + jnp.where(state.done, 0, calls),
-        done=state.done if done is None else state.done | done,
+        done=state.done,
         memory=memory,
     )
 
@@ -75,7 +76,7 @@ def uniform(key: Array, like: Array) -> Array:
     return _draw(jax.random.uniform, key, like)
 
 
-def _typed(key: Array) -> Array:
+def typed(key: Array) -> Array:
     """Raw uint32 keys (jax.random.PRNGKey) as typed ones, whose shape tells how many they are."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
@@ -98,7 +99,7 @@ def sample(
     cond: Any = None,
     trace: int | None = None,
 ) -> Samples:
-    """Runs `sampler` for `num_steps` steps from x, as one lax.scan.
+    """Runs `sampler` for `num_steps` steps from x, or until all samples are done.
 
     Args:
       key: drives the sampler's own noise; step k uses fold_in(key, k). One key, or keys [B], one
@@ -111,7 +112,7 @@ def sample(
     """
     if num_steps < 1 or (trace is not None and trace < 1):
         raise ValueError(f"num_steps and trace must be positive, got {num_steps} and {trace}")
-    key = _typed(key)
+    key = typed(key)
     if key.shape not in ((), x.shape[:1]):
         raise ValueError(f"key must be one key, or one a sample: {len(x)}, not {key.shape}")
 
@@ -127,7 +128,11 @@ def sample(
 
     state, positions = sampler.init(x, num_steps), None
     steps = jnp.arange(num_steps)
-    if trace is None:
+    if trace is None and sampler.stops:
+        more = lambda carry: (carry[1] < num_steps) & ~jnp.all(carry[0].done)
+        once = lambda carry: (body(*carry)[0], carry[1] + 1)
+        state, _ = jax.lax.while_loop(more, once, (state, jnp.int32(0)))
+    elif trace is None:
         state = run(state, steps)
     else:
         whole = num_steps // trace * trace
@@ -153,7 +158,7 @@ def chain(
     Evaluations add up, `info` is the union, and traces are joined: each stage's positions after
     every `trace` of its steps, and its end.
     """
-    key, nfe, traces, info = _typed(key), 0, [], {}
+    key, nfe, traces, info = typed(key), 0, [], {}
     for i, (sampler, num_steps) in enumerate(stages):
         stage_trace = None if trace is None else min(trace, num_steps)
         out = sample(

@@ -1,23 +1,15 @@
 """Samplers that descend a field without a clock: EqM eq. 8-9, DM eq. 9-10."""
 
-import jax.numpy as jnp
-
-from genfield.fields import direction, displacement, squared_norm
+from genfield.fields import direction, displacement
 from genfield.sampling.core import Sampler, advance, start
 
 
-def gradient_descent(step_size: float, stop_norm: float | None = None) -> Sampler:
-    """x <- x - η f(x), f the gradient (EqM eq. 8) or a Prediction's direction (DM eq. 10).
-
-    Args:
-      step_size: η. stop_norm: a sample stops after the step whose gradient's 2-norm is below this
-        (EqM section 3.3); None never stops.
-    """
+def gradient_descent(step_size: float) -> Sampler:
+    """x <- x - η f(x), f the gradient (EqM eq. 8) or a Prediction's direction (DM eq. 10)."""
 
     def step(key, field, state, cond):
         gradient = direction(field(state.x, None, cond))
-        done = None if stop_norm is None else jnp.sqrt(squared_norm(gradient)) < stop_norm
-        return advance(state, state.x - step_size * gradient, 1, done=done)
+        return advance(state, state.x - step_size * gradient, 1)
 
     return Sampler(init=lambda x, num_steps: start(x), step=step)
 

@@ -1,0 +1,139 @@
+"""Adaptive compute: when a sample is finished, and giving its place to another.
+
+EqM section 3.3 (a gradient's norm), DM section 5.6 and Table 4 (a distance that rises).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from genfield.fields import Field, Prediction, direction, evaluations, expand, squared_norm
+from genfield.sampling.core import Sampler, Samples, typed
+
+
+class Rule(NamedTuple):
+    """init(x [B, *D]) -> memory; update(memory, output) -> (memory, stop [B]).
+
+    `output` is what the field said at the step's first call; a sample stops after that step.
+    """
+
+    init: Callable[[Array], Any]
+    update: Callable[[Any, Any], tuple[Any, Array]]
+
+
+def gradient_norm(threshold: float) -> Rule:
+    """Stops where the gradient's 2-norm is below the threshold (EqM section 3.3: 10 on latents)."""
+
+    def update(memory, output):
+        return memory, jnp.sqrt(squared_norm(direction(output))) < threshold
+
+    return Rule(lambda x: (), update)
+
+
+def rising_distance(patience: int = 10) -> Rule:
+    """Stops where the predicted distance has risen for `patience` steps in a row (DM Table 4).
+
+    Raises:
+      ValueError: patience is not positive. TypeError, when used: the field has no distance.
+    """
+    if patience < 1:
+        raise ValueError(f"patience must be positive, got {patience}")
+
+    def init(x):
+        return jnp.full(x.shape[:1], jnp.inf, x.dtype), jnp.zeros(x.shape[:1], jnp.int32)
+
+    def update(memory, output):
+        if not isinstance(output, Prediction):
+            raise TypeError("rising_distance needs a field that returns fields.Prediction")
+        last, rises = memory
+        rises = jnp.where(output.distance > last, rises + 1, 0)
+        return (output.distance, rises), rises >= patience
+
+    return Rule(init, update)
+
+
+RULES = {"gradient_norm": gradient_norm, "rising_distance": rising_distance}
+
+
+def stopping(sampler: Sampler, rule: Rule) -> Sampler:
+    """`sampler`, each of whose samples stops by a rule: it moves no more and costs no more."""
+
+    def init(x, num_steps):
+        state = sampler.init(x, num_steps)
+        return state._replace(memory=(state.memory, rule.init(x)))
+
+    def step(key, field, state, cond):
+        outputs = []
+
+        def heard(x, t=None, cond=None):
+            outputs.append(field(x, t, cond))
+            return outputs[-1]
+
+        heard.evaluations = evaluations(field)
+        inner, memory = state.memory
+        state = sampler.step(key, heard, state._replace(memory=inner), cond)
+        memory, stop = rule.update(memory, outputs[0])
+        return state._replace(done=state.done | stop, memory=(state.memory, memory))
+
+    info = lambda state: sampler.info(state._replace(memory=state.memory[0]))
+    return Sampler(init, step, info, stops=True)
+
+
+def refill(
+    key: Array,
+    field: Field,
+    x: Array,
+    sampler: Sampler,
+    *,
+    num_steps: int,
+    slots: int,
+    cond: Any = None,
+) -> Samples:
+    """`sample` with a batch of `slots`, where each finished sample leaves its place to the next.
+
+    So the evaluations that stopping saves become saved time; `sample` can only stop once all are
+    finished. The samples are those of `sample` with the same key for each.
+
+    Args:
+      key: one key, of which sample i gets fold_in(key, i), or keys [N], one a sample.
+      x: start points [N, *D], N above `slots` by a factor that makes the last ones cheap.
+      sampler: its memory must be one entry a sample (no clock): gradient samplers.
+      num_steps: at most, for each sample. slots: samples that the field sees at once.
+      cond: a pytree of [N, ...].
+    Raises:
+      ValueError: slots or num_steps not positive, or a sampler with a clock.
+    """
+    n = len(x)
+    if slots < 1 or num_steps < 1:
+        raise ValueError(f"slots and num_steps must be positive, got {slots} and {num_steps}")
+    slots, key = min(slots, n), typed(key)
+    if key.ndim == 0:
+        key = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
+    state = sampler.init(x[:slots], num_steps)
+    if any(leaf.shape[:1] != (slots,) for leaf in jax.tree.leaves(state)):
+        raise ValueError("refill needs a sampler without a clock: its steps are not in time")
+    results = lambda state: (state.x, state.nfe, sampler.info(state))
+    empty = jax.tree.map(lambda a: jnp.zeros((n, *a.shape[1:]), a.dtype), results(state))
+
+    def body(carry):
+        index, k, state, following, out = carry  # an index of n: nothing is left for this slot
+        at = jnp.minimum(index, n - 1)
+        here = jax.tree.map(lambda c: c[at], cond)
+        state = sampler.step(jax.vmap(jax.random.fold_in)(key[at], k), field, state, here)
+        finished = (state.done | (k + 1 >= num_steps)) & (index < n)
+        place = jnp.where(finished, index, n)
+        keep = lambda a, value: a.at[place].set(value, mode="drop")
+        out = jax.tree.map(keep, out, results(state))
+        taken = following + jnp.cumsum(finished) - 1
+        index = jnp.where(finished, jnp.minimum(taken, n), index)
+        fresh = sampler.init(x[jnp.minimum(index, n - 1)], num_steps)
+        enter = lambda new, old: jnp.where(expand(finished, old), new, old)
+        state = jax.tree.map(enter, fresh, state)
+        return index, jnp.where(finished, 0, k + 1), state, following + jnp.sum(finished), out
+
+    start = (jnp.arange(slots), jnp.zeros(slots, jnp.int32), state, jnp.int32(slots), empty)
+    *_, (x, nfe, info) = jax.lax.while_loop(lambda carry: jnp.any(carry[0] < n), body, start)
+    return Samples(x=x, nfe=nfe * evaluations(field), trace=None, info=info)
