@@ -58,6 +58,11 @@ def digests(tree) -> dict[str, int]:
     return {_name(path): int(_digest(np.asarray(leaf), np)) for path, leaf in leaves}
 
 
+def named_leaves(tree) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def _name(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 

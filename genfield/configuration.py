@@ -33,6 +33,8 @@ def base() -> ConfigDict:
     config.coupling = ConfigDict({"name": "independent"})
     config.rematching = ConfigDict({"name": "none"})
     config.loss = ConfigDict({"name": "flow_matching"})
+    config.energy = "none"  # of a vector network, whose gradient is trained: dot, squared_norm
+    config.initial_parameters = config_dict.placeholder(str)  # a workdir whose average to start at
     config.label_dropout = 0.0  # share of the labels replaced by the null class
     config.optimizer = ConfigDict(
         dict(
@@ -221,13 +223,17 @@ def from_file(path: Path) -> ConfigDict:
             f"{path} cannot be read as a configuration ({error}): put back a whole one, or delete "
             "it and pass --config"
         ) from error
-    for section, default in base().items():  # a run of an older version lacks what is new
-        if section in MAY_CHANGE and isinstance(config.get(section), ConfigDict):
-            for field in default if section not in OPEN else ():
-                if config[section].get(field) is None:
-                    with config[section].unlocked():
-                        config[section][field] = default.get_ref(field)
+    _fill(config, base())  # a run of an older version lacks what is new
     return config
+
+
+def _fill(config: ConfigDict, default: ConfigDict) -> None:
+    """Adds the fields of closed sections that are missing or None, with their types."""
+    for field, value in default.items():
+        if config.get(field) is None:
+            config[field] = default.get_ref(field)
+        elif isinstance(value, ConfigDict) and field not in OPEN:
+            _fill(config[field], value)
 
 
 def differences(a: dict, b: dict, prefix: str = "") -> list[str]:
@@ -249,7 +255,8 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         return
     old, new = to_dict(from_file(path)), to_dict(config)
     changed = [f for f in differences(old, new) if f.split(".")[0] not in MAY_CHANGE]
-    changed = [f for f in changed if f != "data.path"]  # the data may have moved
+    moved = ("data.path", "initial_parameters")  # files may have
+    changed = [f for f in changed if f not in moved]
     if changed:
         shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
         raise UserError(
@@ -280,7 +287,8 @@ def check_fields(config: ConfigDict) -> None:
     for section, default in known.items():
         value = config[section]
         if not isinstance(default, ConfigDict):
-            check_type(section, value, type(default))
+            wanted = known.get_type(section)
+            check_type(section, value, wanted | None if default is None else wanted)
             continue
         if not isinstance(value, ConfigDict):
             raise UserError(f"config.{section} is a section, not a value: {value!r}")

@@ -8,8 +8,9 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from genfield import configuration, data, logbook, objectives, rng, sharding, train
+from genfield import checkpoint, configuration, data, logbook, objectives, rng, sharding, train
 from genfield.data import Dataset
+from genfield.errors import UserError
 from genfield.objectives import Objective
 
 
@@ -66,6 +67,10 @@ def prepare(config, workdir: Path) -> Experiment:
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
     )
     jitted = jax.jit(init, out_shardings=shardings)
+    start = lambda: jitted(key)
+    if config.initial_parameters is not None:
+        given = initial_parameters(config.initial_parameters, abstract.params)
+        start = lambda: train.with_parameters(jitted(key), given, shardings)
     return Experiment(
         config=config,
         workdir=workdir,
@@ -76,8 +81,26 @@ def prepare(config, workdir: Path) -> Experiment:
         tx=tx,
         ema_rate=ema_rate,
         abstract=abstract,
-        init=lambda: jitted(key),
+        init=start,
     )
+
+
+def initial_parameters(workdir: str, abstract: dict) -> dict:
+    """The newest parameters of another run, as numpy arrays that fit this one.
+
+    Raises:
+      UserError: no checkpoint there, or of another network.
+    """
+    found = checkpoint.load(workdir)
+    shapes = lambda tree: {k: v.shape for k, v in checkpoint.named_leaves(tree).items()}
+    here, there = shapes(abstract), shapes(found)
+    wrong = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    if wrong:
+        raise UserError(
+            f"config.initial_parameters {workdir} is of another network: it differs in {wrong[0]}; "
+            "set config.net as that run has it"
+        )
+    return found
 
 
 def draw_batch(experiment: Experiment) -> Callable | None:

@@ -87,6 +87,19 @@ def gradient_field(potential: Callable) -> Field:
     return lambda x, t=None, cond=None: both(x, t, cond).direction
 
 
+def dot_energy(field: Field) -> Callable:
+    """g(x) = <x, f(x)>, [B]: the energy that EqM-E trains from scratch (EqM section 3.2)."""
+    return lambda x, t=None, cond=None: sum_features(x * direction(field(x, t, cond)))
+
+
+def squared_norm_energy(field: Field) -> Callable:
+    """g(x) = -|f(x)|² / 2, [B]: EqM-E's other energy, from a trained field (section 3.2)."""
+    return lambda x, t=None, cond=None: -0.5 * squared_norm(direction(field(x, t, cond)))
+
+
+ENERGIES = {"dot": dot_energy, "squared_norm": squared_norm_energy}
+
+
 def negate(field: Field) -> Field:
     """The velocity that descends a gradient field: what an ODE sampler takes from EqM."""
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from genfield import couplings, losses, nets, paths, sampling
 from genfield.data import Dataset, to_unit
 from genfield.errors import UserError, bind, build, choose
-from genfield.fields import Field, Prediction, negate, potential_field
+from genfield.fields import ENERGIES, Field, Prediction, negate, potential_field
 from genfield.guidance import classifier_free
 
 # What a loss teaches its field to be; samplers that need the other kind take the negative.
@@ -20,7 +20,7 @@ KIND = {
 }
 FOLLOWS_VELOCITY = ("euler", "heun", *sampling.SOLVERS)
 # What samplers need beyond a vector; HMC accepts by an energy whose gradient it follows.
-NEEDS = {"sphere_tracing": ("predicted", "potential"), "hamiltonian": ("potential",)}
+NEEDS = {"sphere_tracing": ("predicted", "potential"), "hamiltonian": ("potential", "energy")}
 SUPPLIED = ("field", "sample", "cond")
 
 
@@ -37,7 +37,8 @@ class Objective(NamedTuple):
     draw(key, batch) -> Drawn
     loss(params, drawn, key, train) -> (loss [B], terms {name: [B]}); key is for dropout
     field(params, key=None, train=False) -> Field
-    output: "vector", "predicted" (a Prediction) or "potential" (one with direction = ∇ distance)
+    output: "vector", "predicted" (a Prediction), "potential" (one with direction = ∇ distance) or
+      "energy" (the same of a scalar that is no distance)
     """
 
     draw: Callable
@@ -91,6 +92,22 @@ def _check_output(loss: str, output) -> str:
     return kind
 
 
+def _check_energy(config, output) -> None:
+    """Raises UserError unless the energy of a vector network can be trained."""
+    if isinstance(output, Prediction) or output.ndim == 1:
+        raise UserError(
+            "config.energy makes an energy of a vector network: set config.net.output='vector' "
+            "and leave out net.distance_head"
+        )
+    if config.loss.name != "equilibrium_matching":
+        raise UserError(f"config.energy is for equilibrium_matching, not {config.loss.name}")
+    if config.net.get("attention", "xla") != "xla":
+        raise UserError(
+            "config.energy differentiates the network twice, which fused attention cannot do: "
+            "set config.net.attention='xla'"
+        )
+
+
 def has_clock(section) -> bool:
     """Whether a loss section trains a field that depends on t."""
     return section.get("time_input", section.name == "flow_matching")
@@ -131,6 +148,10 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
     output = jax.eval_shape(apply, abstract_params, x, t)
     kind, clock = _check_output(config.loss.name, output), has_clock(config.loss)
+    energy = None
+    if config.energy != "none":
+        kind, energy = "energy", choose("config.energy", config.energy, {"none": None, **ENERGIES})
+        _check_energy(config, output)
 
     def draw(key, batch) -> Drawn:
         key_source, key_time, key_label = jax.random.split(key, 3)
@@ -152,6 +173,8 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
         def call(x, t=None, cond=None):
             return apply(params["field"], x, t if clock else None, cond, rngs=key, train=train)
 
+        if energy is not None:
+            return potential_field(energy(call))
         return potential_field(call) if kind == "potential" else call
 
     def loss(params, drawn: Drawn, key=None, train=False):
@@ -212,9 +235,10 @@ def create_sampler(config, num_classes: int = 0, output: str = "potential") -> C
         raise UserError(f"config.sampler chains {', '.join(names)}: they follow different fields")
     for n in names:
         if output not in NEEDS.get(n, (output,)):
-            heads = " or a config.net.distance_head" if "predicted" in NEEDS[n] else ""
+            other = "a config.net.distance_head" if "predicted" in NEEDS[n] else "config.energy"
             raise UserError(
-                f"sampler {n!r} needs a network with an energy: config.net.output='scalar'{heads}"
+                f"sampler {n!r} needs a network with an energy: config.net.output='scalar' or "
+                f"{other}"
             )
     rules = [s["stop"]["name"] for s in _sections(section) if s.get("stop") is not None]
     if "rising_distance" in rules and output == "vector":

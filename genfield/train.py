@@ -28,6 +28,14 @@ def create_state(params: dict, tx: optax.GradientTransformation, ema: bool) -> T
     return TrainState(jnp.int32(0), params, average, tx.init(params))
 
 
+def with_parameters(state: TrainState, params: dict, shardings: TrainState) -> TrainState:
+    """`state` with these parameters, in place of those drawn and of their average."""
+    put = lambda a, place: jax.make_array_from_callback(a.shape, place, lambda index: a[index])
+    new = jax.tree.map(put, params, shardings.params)
+    average = jax.tree.map(put, params, shardings.ema) if state.ema else {}
+    return state._replace(params=new, ema=average)
+
+
 def ema_rate(section, batch_size: int) -> float:
     """Decay a step, from `rate` or from `half_life` in images; 0 is no average."""
     rate, half_life = section.rate, section.half_life

@@ -313,6 +313,11 @@ def test_distance_marching_by_hand():
     close(loss, 0.5 * one_step + 3 * eikonal)
     plain = losses.distance_marching(distance_field, SAMPLE, epsilon=0.3, c0=0.7)[0]
     close(plain, one_step + eikonal)
+    bare = losses.distance_marching(distance_field, SAMPLE, epsilon=0.3, c0=0.7, normalize=False)
+    r2 = np.sum((X - X1) ** 2, axis=1)
+    close(bare[1]["one_step"], one_step * (r2 + DM["epsilon"]))
+    zero = losses.distance_marching(distance_field, SAMPLE, epsilon=0.0, c0=0.0)[1]
+    close(zero["one_step"], one_step * (r2 + DM["epsilon"]) / r2)
     cond = np.array([1.0, -2.0, 0.5, 3.0])
     loss = losses.distance_marching(distance_field, SAMPLE, jnp.asarray(cond, "f4"), **DM)[0]
     one_step, eikonal = distance_by_hand(FX + cond[:, None])

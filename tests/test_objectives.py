@@ -104,3 +104,72 @@ def test_what_a_network_gives_is_known():
     _, objective, params = make(configuration.load(str(TINY_DIGITS)))
     out = objective.field(params)(jnp.zeros((2, 8, 8, 1)), None, jnp.zeros(2, jnp.int32))
     assert objective.output == "predicted" and isinstance(out, Prediction)
+
+
+ENERGY_NETS = {
+    "mlp": ("two_moons", {"name": "mlp", "width": 8, "depth": 1}),
+    "unet": ("digits", dict(name="unet", channels=8, channel_multipliers=(1, 1), num_res_blocks=1)),
+    "sit": ("digits", dict(name="sit", depth=1, width=16, num_heads=2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("net", "energy"),
+    [
+        ("mlp", "dot"),
+        ("mlp", "squared_norm"),
+        ("sit", "dot"),
+        pytest.param("sit", "squared_norm", marks=pytest.mark.slow),
+        pytest.param("unet", "dot", marks=pytest.mark.slow),
+        pytest.param("unet", "squared_norm", marks=pytest.mark.slow),
+    ],
+)
+def test_an_energy_is_trained_by_its_gradient_and_given_in_one_pass(net, energy):
+    """EqM eq. 7: the field is ∇g of g = <x, f> or -|f|²/2, whatever the network."""
+    config = points("equilibrium_matching")
+    name, section = ENERGY_NETS[net]
+    config.data, config.net = ConfigDict({"name": name}), ConfigDict(section)
+    dataset, _, params = make(config)
+    params = jax.tree.map(lambda a: a + 0.05, params)  # a fresh image network gives zeros
+    plain = make(config)[1].field(params)
+    config.energy = energy
+    objective = make(config)[1]
+    assert objective.output == "energy"
+    x = jax.random.normal(jax.random.key(2), (3, *dataset.shape))
+    f = {"dot": lambda x, y: (x * y).sum(), "squared_norm": lambda x, y: -0.5 * (y * y).sum()}[
+        energy
+    ]
+    single = lambda z: f(z, plain(z[None])[0])
+    out = jax.jit(objective.field(params))(x)
+    value, gradient = jax.vmap(jax.value_and_grad(single))(x)
+    np.testing.assert_allclose(out.distance, value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(out.direction, gradient, rtol=1e-3, atol=1e-4)
+    batch = {"x1": jnp.zeros((8, *dataset.shape))}
+    loss = lambda p: objective(jax.random.key(0), p, batch, False)[0].mean()
+    norms = jax.tree.map(lambda a: float(jnp.abs(a).max()), jax.jit(jax.grad(loss))(params))
+    assert max(jax.tree.leaves(norms)) > 0 and np.isfinite(jax.tree.leaves(norms)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(energy="dto"), "unknown config.energy 'dto': did you mean 'dot'"),
+        (dict(energy="dot", loss={"name": "flow_matching"}), "is for equilibrium_matching"),
+        (dict(energy="dot", net={"name": "mlp", "output": "scalar"}), "of a vector network"),
+    ],
+)
+def test_an_energy_that_cannot_be_is_one_line(change, message):
+    config = points("equilibrium_matching")
+    for field, value in change.items():
+        config[field] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=message):
+        make(config)
+
+
+def test_samplers_of_energies_are_known():
+    config = points("equilibrium_matching")
+    config.sampler = ConfigDict({"name": "hamiltonian", "num_steps": 2})
+    assert objectives.create_sampler(config, output="energy") is not None
+    config.sampler = ConfigDict({"name": "sphere_tracing", "num_steps": 2})
+    with pytest.raises(UserError, match="needs a network with an energy"):
+        objectives.create_sampler(config, output="energy")

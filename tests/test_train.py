@@ -7,13 +7,14 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from programs import DIGITS, MOONS, losses, run
+from programs import DIGITS, MOONS, arguments, losses, run
 
 from genfield import checkpoint, configuration, experiment, rng, sharding, train
 from genfield.errors import UserError
 from genfield.objectives import draw_key, dropout_key
 
 METHODS = ["flow_matching", "equilibrium_matching", "distance_marching"]
+EQUILIBRIUM = MOONS.with_name("equilibrium_matching_two_moons.py")
 MESHES = {"data": (8, 1), "fsdp": (1, 8), "both": (2, 4)}
 
 
@@ -224,3 +225,31 @@ def test_a_non_finite_step_stops_the_run_with_what_replays_it(tmp_path, capsys):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
     assert run(tmp_path, **argv) == 2
     assert f"step {step}:" in capsys.readouterr().err
+
+
+def test_a_run_can_start_from_the_parameters_of_another(tmp_path):
+    """EqM-E's second energy starts from a trained field (EqM section 5.4)."""
+    small = dict(config=EQUILIBRIUM, ema__rate=0.5, net__output="vector")
+    assert run(tmp_path / "first", **small) == 0
+    fields = dict(energy="squared_norm", initial_parameters=tmp_path / "first", **small)
+    config = configuration.load(str(EQUILIBRIUM))
+    argv = arguments(tmp_path / "second", **fields)[3:]
+    exp = experiment.prepare(configuration.override(config, argv), tmp_path / "second")
+    state = exp.init()
+    given = checkpoint.load(tmp_path / "first", item="ema")
+    chex.assert_trees_all_equal(jax.device_get(state.params), given)
+    chex.assert_trees_all_equal(jax.device_get(state.ema), given)
+    assert run(tmp_path / "second", **fields) == 0
+    assert run(tmp_path / "second", **(fields | dict(train__steps=30))) == 0  # and goes on
+    trained = checkpoint.load(tmp_path / "second")
+    assert max(np.abs(a - b).max() for a, b in zip(
+        jax.tree.leaves(trained), jax.tree.leaves(given), strict=True)) > 0  # fmt: skip
+
+
+def test_parameters_of_another_network_are_one_line(tmp_path, capsys):
+    assert run(tmp_path / "first") == 0
+    fields = dict(initial_parameters=tmp_path / "first", net__width=8)
+    assert run(tmp_path / "second", **fields) == 2
+    assert "is of another network: it differs in field/" in capsys.readouterr().err
+    assert run(tmp_path / "third", initial_parameters=tmp_path / "nowhere") == 2
+    assert "has no checkpoint" in capsys.readouterr().err

@@ -18,6 +18,7 @@ def distance_marching(
     c0: float,
     one_step_weight: float = 1.0,
     eikonal_weight: float = 1.0,
+    normalize: bool = True,
 ) -> tuple[Array, dict]:
     """λ1 L_OS + λ2 L_DE (eq. 8), norms summed over features.
 
@@ -25,7 +26,8 @@ def distance_marching(
       field: returns a Prediction; its direction is ∇u of a scalar network
         (`fields.potential_field`, eq. 3 and 5) or predicted beside u (eq. 7).
       epsilon: ε of the one-step loss, in squared units of x. c0: offset of the eikonal loss.
-      one_step_weight: λ1. eikonal_weight: λ2.
+      one_step_weight: λ1. eikonal_weight: λ2. With 0 a loss is left out (Table 10).
+      normalize: False leaves out the one-step loss's denominator (the ablation of Table 11).
     Returns:
       The loss [B], and its terms {"one_step": [B], "eikonal": [B]}, unweighted.
     Raises:
@@ -36,7 +38,9 @@ def distance_marching(
         raise TypeError("distance_marching needs a field that returns fields.Prediction")
     residual = sample.x - sample.x1
     r2 = squared_norm(residual)
-    one_step = squared_norm(residual - displacement(prediction)) / (r2 + epsilon)
+    one_step = squared_norm(residual - displacement(prediction))
+    if normalize:
+        one_step = one_step / (r2 + epsilon)
     target = residual / expand(jnp.sqrt(r2 + c0), residual)
     eikonal = squared_norm(prediction.direction - target)
     loss = one_step_weight * one_step + eikonal_weight * eikonal
