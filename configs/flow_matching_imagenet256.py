@@ -1,7 +1,8 @@
 """Flow matching, class-conditional ImageNet 256x256 in the latents of an autoencoder.
 
 SiT's own training (Ma et al., 2024): the time-conditional baseline of both papers.
---config=configs/flow_matching_imagenet256.py:B/2, with S, B, L, XL and patch 2, 4, 8. Needs
+--config=configs/flow_matching_imagenet256.py:B/2, with S, B, L, XL and patch 2, 4, 8;
+`_uncond` behind it leaves the time input out: the time-unconditional baseline. Needs
 --config.data.path=…, a folder with latents.npy and labels.npy.
 """
 
@@ -16,7 +17,8 @@ VARIANTS = {
 
 
 def get_config(variant: str = "B/2"):
-    size, patch = choose("variant of this config", variant, VARIANTS)
+    size, uncond = variant.removesuffix("_uncond"), variant.endswith("_uncond")
+    size, patch = choose("variant of this config", size, VARIANTS)
     config = configuration.base()
     config.data = ConfigDict(
         {
@@ -29,7 +31,7 @@ def get_config(variant: str = "B/2"):
     config.net = ConfigDict(
         {"name": "sit", "size": size, "patch_size": patch, "remat": False, "dtype": "float32"}
     )
-    config.loss = ConfigDict({"name": "flow_matching"})
+    config.loss = ConfigDict({"name": "flow_matching", "time_input": not uncond})
     config.sampler = ConfigDict({"name": "euler", "num_steps": 250})
     config.label_dropout = 0.1
     config.batch_size = 256

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from programs import ROOT
 
-from genfield import experiment, nets, sharding
+from genfield import configuration, experiment, nets, sharding
 
 CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
 POINTS = [name for name in CONFIGS if "two_moons" in name]
@@ -98,3 +98,22 @@ def test_imagenet_variants_carry_the_published_sizes(size):
     _, params = nets.create(config.net, None, shape=(32, 32, 4), num_classes=1000)
     shapes = {leaf.shape for leaf in jax.tree.leaves(params["blocks"])}
     assert (depth, width, 3 * width) in shapes
+
+
+@pytest.mark.parametrize("method", ["flow_matching", "equilibrium_matching", "distance_marching"])
+def test_the_medium_network_has_ten_to_fifteen_million_parameters(method):
+    config = load(f"{method}_cifar10.py", "medium")
+    _, params = nets.create(config.net, None, shape=(32, 32, 3))
+    assert 10e6 < nets.count_parameters(params) < 15e6
+    assert config.checkpoint.best_metric == "frechet" and config.train.eval_samples
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("flow_matching_cifar10.py", "full"), ("flow_matching_imagenet256.py", "B/2")],
+)
+def test_the_baseline_without_time_differs_in_nothing_else(name, variant):
+    plain, uncond = load(name, variant), load(name, f"{variant}_uncond")
+    assert plain.loss.time_input and not uncond.loss.time_input
+    found = configuration.differences(plain.to_dict(), uncond.to_dict())
+    assert set(found) <= {"loss.time_input", "evaluate.paper.fid"}
