@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from genfield import checkpoint, configuration, generate, logbook
+from genfield import checkpoint, configuration, generate, logbook, sampling
 from genfield.evaluate import Evaluation, columns
 from genfield.experiment import Experiment
 from genfield.metrics.images import Judge
@@ -51,7 +52,7 @@ def of_training(exp: Experiment, step: int, params) -> dict:
 def of_sampling(exp: Experiment, out: Evaluation) -> dict:
     """How the samples were drawn."""
     config = exp.config
-    sampler = configuration.to_dict(config.sampler)
+    sampler = resolved_sampler(configuration.to_dict(config.sampler))
     return {
         "parameters": "ema" if generate.averaged(exp) else "raw",
         "sampler": sampler,
@@ -64,6 +65,16 @@ def of_sampling(exp: Experiment, out: Evaluation) -> dict:
     }
 
 
+def resolved_sampler(section: dict) -> dict:
+    """A sampler section with the defaults that it leaves out."""
+    made = {**sampling.SAMPLERS, **dict.fromkeys(sampling.SOLVERS, sampling.solve_ode)}
+    fields = inspect.signature(made[section["name"]]).parameters.values()
+    known = {f.name: f.default for f in fields if f.default not in (f.empty, None)}
+    known = {name: value for name, value in known.items() if name not in ("cond", "method")}
+    out = known | section
+    return out | ({"then": resolved_sampler(out["then"])} if out.get("then") else {})
+
+
 def of_features(judge: Judge) -> dict:
     """The feature network and what it was shown."""
     network = judge.network
@@ -72,6 +83,7 @@ def of_features(judge: Judge) -> dict:
         "hash": network.hash,
         "origin": network.origin,
         "trained": network.trained,
+        "verified": network.verified,
         "size": network.size,
         "resize": judge.resize,
     }
@@ -122,8 +134,7 @@ def write(workdir: Path, card: dict) -> Path:
     workdir.mkdir(parents=True, exist_ok=True)
     card = json.loads(json.dumps(card, default=_plain))
     if path.exists() and _read(path) != card:
-        kept = f"card.before_{len(list(workdir.glob('card.before_*.json'))) + 1}.json"
-        path.rename(workdir / kept)
+        logbook.keep_older(path)
     logbook.write_json(path, card)
     logbook.replace_text(workdir / "card.md", readable(card))
     return path
@@ -137,13 +148,19 @@ def headline(card: dict) -> str:
     rounding = card.get("sampling", {}).get("rounding")
     count = card["sampling"]["num_samples"] if rounding else card["samples"]["count"]
     parts = [
-        f"{made['network']} {made['hash'][:12]}" + ("" if made["trained"] else " (random)"),
+        f"{made['network']} {made['hash'][:12]}" + _doubts(made),
         f"resize {made['resize']}",
         *([f"rounding {rounding}"] if rounding else []),
         f"{count:,} samples against {reference['source']} "
         f"({reference.get('identity') or reference['file_hash']})",
     ]
     return ", ".join(parts)
+
+
+def _doubts(made: dict) -> str:
+    if not made["trained"]:
+        return " (random)"
+    return "" if made["verified"] else " (not the published file: check its origin)"
 
 
 def _plain(value):

@@ -8,6 +8,7 @@ in any program:
 """
 
 import json
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -72,7 +73,7 @@ def _policy(keep: int, keep_best: int, metric: str):
     if not keep_best:
         return latest
     best = checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics[metric],
+        get_metric_fn=lambda metrics: metrics.get(metric, math.inf),
         reverse=True,  # the smallest is the best
         n=keep_best,
         keep_checkpoints_without_metrics=False,
@@ -94,7 +95,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep, keep_best, best_metric),
             # Without it orbax does not write the metrics down, and a resumed run forgets its best.
-            best_fn=lambda metrics: metrics[best_metric],
+            best_fn=lambda metrics: metrics.get(best_metric, math.inf),
             best_mode="min",
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -106,13 +107,13 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the smallest metric among those kept; None if none has one."""
-        best = None
+        found = {}  # by the figure's name: a metric of samples has one for all it depends on
         for step in self.steps():
-            metrics = self._manager.metrics(step)
-            value = None if metrics is None else metrics.get(self.best_metric)
-            if value is not None and (best is None or value < best[0]):
-                best = (value, step)
-        return None if best is None else best[1]
+            for name, value in (self._manager.metrics(step) or {}).items():
+                if name == self.best_metric or name.startswith(f"{self.best_metric}@"):
+                    found.setdefault(name, []).append((value, step))
+        latest = max(found.values(), key=lambda pairs: max(step for _, step in pairs), default=None)
+        return min(latest)[1] if latest else None
 
     def save(self, step: int, state: dict, meta: dict, metrics: dict | None = None) -> None:
         """Starts an asynchronous save of `state`, a dict of trees (params, ema, optimizer, …).

@@ -6,6 +6,7 @@ Lists the leaves of their repro cards that differ: figures first, then what may 
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -151,7 +152,10 @@ def main(argv: list[str] | None = None) -> int:
         message = re.sub(r"\s*\n\s*", " ", str(error))
         print(f"genfield: error: {message}", file=sys.stderr)
         return 2
-    print(table(leaves) if leaves else "no differences")
+    try:
+        print(table(leaves) if leaves else "no differences", flush=True)
+    except BrokenPipeError:  # a pager that was closed
+        sys.stdout = open(os.devnull, "w")
     return 0
 
 

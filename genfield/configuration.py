@@ -7,6 +7,7 @@ of the function that the name stands for, so `base()` leaves them open.
 import inspect
 import json
 import math
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -340,6 +341,16 @@ def check_numbers(config: ConfigDict) -> None:
             raise UserError(f"config.{name} must not be negative, got {value}")
         if field in FRACTIONS and not 0 <= value < 1:
             raise UserError(f"config.{name} must be in [0, 1), got {value}")
+    last = config.seed + config.sample.seed + config.evaluate.repeats
+    if not 0 <= config.seed + config.sample.seed <= last <= LARGEST_SEED:
+        raise UserError(
+            f"config.seed + config.sample.seed must be from 0 to {LARGEST_SEED} less the repeats"
+        )
+    name = config.sample.name
+    if name is not None and not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise UserError(
+            f"config.sample.name {name!r} must be a file's name, of letters, digits, . - and _"
+        )
     if config.seed > LARGEST_SEED:
         raise UserError(f"config.seed must be at most {LARGEST_SEED}, got {config.seed}")
     choose("config.sample.guidance_on", config.sample.guidance_on, dict.fromkeys(GUIDANCE))

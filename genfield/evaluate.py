@@ -9,6 +9,7 @@ from clu import metrics as clu_metrics
 
 from genfield import generate, logbook, preemption, rng, sharding
 from genfield.data import sets
+from genfield.data.pipeline import short_hash
 from genfield.errors import UserError, choose
 from genfield.experiment import Experiment, draw_batch
 from genfield.metrics import images, point_cloud, reference
@@ -84,6 +85,19 @@ def check_metrics(exp: Experiment) -> None:
                 f"metric {name!r} needs images, and data {of!r} are none: leave it out of "
                 "config.evaluate.metrics"
             )
+    check_counts(exp.config)
+
+
+def check_counts(config) -> None:
+    """Raises UserError where a metric takes more samples than will be drawn for it."""
+    counts = {"config.evaluate.num_samples": config.evaluate.num_samples}
+    if config.train.eval_samples:
+        counts["config.train.eval_samples"] = config.train.eval_samples
+    for name in config.evaluate.metrics:
+        least = images.METRICS[name].least if name in images.METRICS else 1
+        for field, count in counts.items():
+            if count < least:
+                raise UserError(f"metric {name!r} takes {least} samples or more: raise {field}")
 
 
 def best_names(metrics) -> list[str]:
@@ -113,6 +127,23 @@ class Evaluator:
         self.draw = generate.make_drawer(exp)
         self.blocks = generate.make_generator(exp, gather=False, levels=True)
         self._statistics = None
+
+    def best_key(self) -> str:
+        """The name under which a checkpoint keeps its `best_metric`.
+
+        For a figure of samples it names all that it depends on: one of another network, reference
+        or number of samples is another figure, and no run's best is chosen between them.
+        """
+        config = self.exp.config
+        metric = config.checkpoint.best_metric
+        if metric not in best_names(config.evaluate.metrics):
+            return metric
+        facts = [config.train.eval_samples, config.sampler.to_json(sort_keys=True)]
+        facts += [config.sample.to_json(sort_keys=True)]
+        if self.judge is not None:
+            facts += [self.judge.network.hash, self.judge.resize, self.reference.manifest["source"]]
+            facts += [self.reference.manifest.get(k) for k in ("identity", "file_hash", "count")]
+        return f"{metric}@{short_hash(*facts)}"
 
     def aliases(self) -> dict[str, str]:
         """Metrics by whose figure, the smaller the better, a run can keep its best checkpoint."""
@@ -164,7 +195,8 @@ class Evaluator:
         def drawn():
             size = generate.batch_size(self.exp, num)
             for index, keep in generate.batches(np.arange(num), size):
-                out = self.blocks(params, seed, index)
+                out, finite = self.blocks(params, seed, index)
+                generate.check_finite(finite, index[:keep], seed)
                 if self.first is None:
                     self.first = sharding.to_host(out.x)[: min(GRID, keep)]
                 told.append(jax.tree.map(lambda a, n=keep: a[:n], (out.nfe, out.info)))
@@ -200,14 +232,17 @@ def _means(told: list, counts: list[int]) -> dict[str, float]:
 
 
 def open_reference(section, judge, config=None, data=None) -> reference.Reference:
-    """`evaluate.reference`, or else a split of the data.
+    """`evaluate.reference`, or else a split of the data; nothing where no metric reads one.
 
     Raises:
       UserError: neither is there, or not readable, or not this judge's.
     """
+    kinds = [images.outputs_of(judge.metrics, kind, reference=True) for kind in images.KINDS]
+    if not any(kinds):
+        return reference.Reference(None, {}, {"source": "none", "count": None, "identity": "none"})
     if section.reference is not None:
         return reference.open_reference(section.reference, judge)
-    split = sets.from_dataset(data, section.reference_split, config.data.name)
+    split = sets.from_dataset(data, section.reference_split, config.data)
     return reference.of_images(split, judge)
 
 
@@ -224,7 +259,8 @@ def load_reference(opened: reference.Reference, judge) -> images.Statistics:
 
     statistics, file = reference.load(opened, judge, on_block)
     source = opened.manifest["source"]
-    logbook.say(f"reference: {source}" + (f"  statistics in {file}" if file else ""))
+    if opened.images is not None or opened.stored:
+        logbook.say(f"reference: {source}" + (f"  statistics in {file}" if file else ""))
     return statistics
 
 

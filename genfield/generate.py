@@ -9,6 +9,7 @@ import numpy as np
 
 from genfield import rng, sharding
 from genfield.data import to_uint8
+from genfield.errors import UserError
 from genfield.experiment import Experiment
 from genfield.sampling import Samples
 from genfield.train import TrainState
@@ -27,7 +28,7 @@ def averaged(exp: Experiment) -> bool:
 def make_generator(
     exp: Experiment, *, trace: int | None = None, gather: bool = True, levels: bool = False
 ) -> Callable:
-    """generate(params, seed, index [n]) -> Samples of those sample indices, as global arrays.
+    """generate(params, seed, index [n]) -> (Samples of those indices, finite [n]), global arrays.
 
     The noise, start and label (index modulo the number of classes) of a sample depend on the seed
     and its index. With the same n a device, and no `fsdp`, so does every bit of it.
@@ -58,19 +59,31 @@ def make_generator(
         x = jax.lax.with_sharding_constraint(x, sharding.batch_sharding(mesh))
         keys = rng.per_index(seed_sampler, index, lambda key: key)
         out = sampler(params, keys, x, cond)
+        finite = jnp.all(jnp.isfinite(out.x), axis=tuple(range(1, out.x.ndim)))
         if levels and data.pixels:
             out = out._replace(x=to_uint8(out.x, config.sample.rounding))
-        return out
+        return out, finite
 
     whole = sharding.replicated(mesh)
     place = whole if gather else sharding.batch_sharding(mesh)
-    run = jax.jit(run, out_shardings=Samples(place, whole, None if trace is None else whole, whole))
+    samples = Samples(place, whole, None if trace is None else whole, whole)
+    run = jax.jit(run, out_shardings=(samples, whole))
 
-    def generate(params, seed: int, index: np.ndarray) -> Samples:
+    def generate(params, seed: int, index: np.ndarray) -> tuple[Samples, jax.Array]:
         keys = rng.stream(seed, "start"), rng.stream(seed, "sampler")
         return run(params, *keys, index.astype(np.int32))
 
     return generate
+
+
+def check_finite(finite, index: np.ndarray, seed: int) -> None:
+    """Raises UserError where a sample that counts is NaN or infinite; `index` is of these."""
+    bad = index[~np.asarray(finite)[: len(index)]]
+    if len(bad):
+        raise UserError(
+            f"{len(bad)} of {len(index)} samples are NaN or infinite, the first is number {bad[0]} "
+            f"of sampling seed {seed}: lower config.sampler.step_size, or take another checkpoint"
+        )
 
 
 def batches(index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -94,14 +107,17 @@ def batch_size(exp: Experiment, num: int, *, fixed: bool = False) -> int:
 def make_drawer(exp: Experiment, trace: int | None = None) -> Callable:
     """draw(params, num, seed, on_batch=None) -> Samples 0 … num - 1 on the host.
 
-    `on_batch(done)` is called after each batch and may raise to stop.
+    `on_batch(done)` is called after each batch and may raise to stop. Raises UserError where a
+    sample is not finite.
     """
     generate = make_generator(exp, trace=trace)
 
     def draw(params, num: int, seed: int, on_batch: Callable | None = None) -> Samples:
         parts, done = [], 0
         for index, count in batches(np.arange(num), batch_size(exp, num)):
-            parts.append(_take(jax.device_get(generate(params, seed, index)), count))
+            out, finite = jax.device_get(generate(params, seed, index))
+            check_finite(finite, index[:count], seed)
+            parts.append(_take(out, count))
             done += count
             if on_batch is not None:
                 on_batch(done)

@@ -32,9 +32,10 @@ from genfield.train import TrainState
 TRACED = 2_000  # points of a scatter plot and its trajectories
 
 
-def check(exp: Experiment) -> None:
-    """Raises UserError for what the modes need and the config does not have."""
-    evaluation.check_metrics(exp)
+def check(exp: Experiment, mode: str = "train") -> None:
+    """Raises UserError for what a mode needs and the config does not have."""
+    if mode != "sample":
+        evaluation.check_metrics(exp)
     config, data = exp.config, exp.data
     if config.sample.guidance_scale != 1 and not data.num_classes:
         raise UserError("config.sample.guidance_scale needs labels: set config.data.labels=True")
@@ -44,6 +45,13 @@ def check(exp: Experiment) -> None:
         drawn = jax.eval_shape(exp.objective.draw, key, batch)
     except ValueError as error:
         raise UserError(f"config.coupling, rematching or time: {error}") from error
+    if mode == "train":
+        check_best(exp, drawn, key)
+
+
+def check_best(exp: Experiment, drawn, key) -> None:
+    """Raises UserError unless the evaluations of a run give what its best is best in."""
+    config = exp.config
     metric = config.checkpoint.best_metric
     figures_of_samples = evaluation.best_names(config.evaluate.metrics)
     if metric in figures_of_samples and not config.train.eval_samples:
@@ -62,10 +70,8 @@ def write_config(exp: Experiment) -> None:
     path = exp.workdir / "config.json"
     new = configuration.to_dict(exp.config)
     if jax.process_index() == 0 and path.exists():
-        old = configuration.to_dict(configuration.from_file(path))
-        if old != new:
-            count = len(list(exp.workdir.glob("config.before_*.json")))
-            path.rename(exp.workdir / f"config.before_{count + 1}.json")
+        if configuration.to_dict(configuration.from_file(path)) != new:
+            logbook.keep_older(path)
     logbook.write_json(path, new)
 
 
@@ -238,6 +244,14 @@ def source_points(exp: Experiment, num: int = 2_000) -> np.ndarray:
 
 def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
     """Draws `sample.num` samples of a checkpoint into samples/, going on where a kill left off."""
+    try:
+        _sample(exp, step, best)
+    except preemption.Preempted:
+        say("stopped; the same command goes on with the shards that are missing")
+        raise
+
+
+def _sample(exp: Experiment, step: int | None, best: bool) -> None:
     state, step = load_state(exp, step, best)
     config, params = exp.config, generate.parameters(exp, state)
     settings = sample_settings(exp, step, params)
@@ -246,7 +260,7 @@ def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
     if "png" in formats and not exp.data.pixels:
         raise UserError("config.sample.formats='png' needs image data: set it to ('npz',)")
     shards = Shards(exp.workdir / "samples", name, settings, formats)
-    if shards.finished:
+    if shards.finished():
         say(f"already drawn: {', '.join(map(str, shards.files()))}")
         return
     if jax.process_index() == 0:
@@ -267,7 +281,8 @@ def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
     if len(exp.data.shape) == 3 and "npz" in formats:
         with np.load(files[0]) as file:
             first = file["arr_0"][: evaluation.GRID]
-        say(f"picture: {figures.image_grid(exp.workdir / 'samples' / f'{name}.png', first)}")
+        path = exp.workdir / "samples" / f"{name}_grid.png"
+        say(f"picture: {figures.image_grid(path, first)}")
 
 
 def sample_settings(exp: Experiment, step: int, params) -> dict:
@@ -292,15 +307,14 @@ def draw_shards(exp: Experiment, params, seed: int, index: np.ndarray, shards: S
     )
     waiting, done = [], 0  # (index, arrays) of shards that are not whole
     for part, count in generate.batches(index, size):
-        out = run(params, seed, part)
+        out, finite = run(params, seed, part)
+        generate.check_finite(finite, part[:count], seed)
         arrays = {"arr_0": out.x, "nfe": out.nfe}
         if exp.data.num_classes:
             arrays["arr_1"] = part % exp.data.num_classes
-        waiting.append(
-            {"index": part[:count]} | {k: np.asarray(v)[:count] for k, v in arrays.items()}
-        )
         if jax.process_index() == 0:
-            waiting = write_whole(shards, waiting)
+            drawn = {k: np.asarray(v)[:count] for k, v in arrays.items()}
+            waiting = write_whole(shards, [*waiting, {"index": part[:count]} | drawn])
         done += count
         told(progress)(done)
 
@@ -321,6 +335,8 @@ def write_whole(shards: Shards, waiting: list[dict]) -> list[dict]:
 
 def evaluate_images(config, workdir, samples: str) -> None:
     """The metrics of images on disk against a reference, with a card; no checkpoint is read."""
+    for name in config.evaluate.metrics:
+        choose("metric", name, dict.fromkeys(evaluation.METRICS))
     judged = [name for name in config.evaluate.metrics if name in images.METRICS]
     if not judged:
         raise UserError(
@@ -329,6 +345,12 @@ def evaluate_images(config, workdir, samples: str) -> None:
         )
     mesh = sharding.make_mesh(config.mesh)
     of = sets.open_images(samples)
+    for name in judged:
+        if of.size < images.METRICS[name].least:
+            least = images.METRICS[name].least
+            raise UserError(
+                f"metric {name!r} takes {least} images or more: {samples} has {of.size}"
+            )
     judge = images.create_judge(config.evaluate, mesh, judged)
     opened = open_data_reference(config, judge)
     make_folder(workdir)
@@ -348,7 +370,8 @@ def evaluate_images(config, workdir, samples: str) -> None:
 
 def open_data_reference(config, judge):
     """The config's reference; its data are read where it names none."""
-    if config.evaluate.reference is not None:
+    kinds = [images.outputs_of(judge.metrics, kind, reference=True) for kind in images.KINDS]
+    if config.evaluate.reference is not None or not any(kinds):
         return evaluation.open_reference(config.evaluate, judge)
     if config.data.name in data.DISTRIBUTIONS:
         raise UserError(

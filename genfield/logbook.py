@@ -146,6 +146,13 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def keep_older(path: Path) -> None:
+    """Renames `config.json` to config.before_N.json, N one more than there is."""
+    older = [p.stem.rpartition("_")[2] for p in path.parent.glob(f"{path.stem}.before_*.json")]
+    number = max((int(n) for n in older if n.isdigit()), default=0) + 1
+    path.rename(path.with_name(f"{path.stem}.before_{number}.json"))
+
+
 def write_json(path: Path, value) -> None:
     """A JSON file, by process 0, never a part of it."""
     if jax.process_index() == 0:

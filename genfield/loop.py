@@ -28,10 +28,11 @@ from genfield.objectives import draw_key, dropout_key
 LAG = 2  # steps dispatched before a step's figures are read: the device never waits for them
 
 
-def open_checkpoints(exp: Experiment) -> Checkpoints:
-    """The checkpoints of the run's workdir, kept as the config says."""
+def open_checkpoints(exp: Experiment, best_key: str | None = None) -> Checkpoints:
+    """The checkpoints of the run's workdir, kept as the config says; see `Evaluator.best_key`."""
     c = exp.config.checkpoint
-    return Checkpoints(exp.workdir, keep=c.keep, keep_best=c.keep_best, best_metric=c.best_metric)
+    best = best_key or c.best_metric
+    return Checkpoints(exp.workdir, keep=c.keep, keep_best=c.keep_best, best_metric=best)
 
 
 def _items(state: train.TrainState) -> dict:
@@ -65,7 +66,8 @@ class Loop:
 
     def __init__(self, exp: Experiment, evaluator: evaluate.Evaluator):
         self.exp, self.config, self.evaluator = exp, exp.config, evaluator
-        self.checkpoints = open_checkpoints(exp)
+        self.best_key = evaluator.best_key()
+        self.checkpoints = open_checkpoints(exp, self.best_key)
         found = restore(exp, self.checkpoints)
         self.state, meta = found if found else (exp.init(), {})
         self.step = meta.get("step", 0)
@@ -81,6 +83,7 @@ class Loop:
         self.metrics = logbook.Metrics(exp.workdir, self.step)
         self.pending: deque[tuple[int, Any, Any]] = deque()  # (step, metrics, batch), unread
         self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
+        self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
         self.progress = None
         if self.step:
             say(f"resuming at step {self.step}")
@@ -95,6 +98,10 @@ class Loop:
         batches = None
         if self.exp.data.train is not None:
             batches = self.exp.data.train(self.step)
+        every = config.train.eval_every
+        due = every and 0 < self.step < steps and self.step % every == 0
+        if due and self.evaluated != self.step:
+            self._evaluate()
         while self.step < steps:
             if preemption.reached():
                 self._stop()
@@ -105,7 +112,6 @@ class Loop:
             self.pending.append((self.step, metrics, batch))
             self.step += 1
             self._settle(LAG)
-            every = config.train.eval_every
             if every and self.step % every == 0 and self.step < steps:
                 self._evaluate()
             if self.step % config.checkpoint.every == 0 and self.step < steps:
@@ -175,7 +181,11 @@ class Loop:
             if pictures is None and len(self.exp.data.shape) == 3:
                 pictures = self.evaluator.draw(params, evaluate.GRID, out.seeds[0], poll).x
         except preemption.Preempted:
+            self.last_eval = (-1, {}, {})
             self._stop()
+        except UserError as error:  # samples that diverged: no reason to end a training
+            say(f"not measured at step {self.step}: {error}")
+            return {}
         if pictures is not None and jax.process_index() == 0:
             figures.image_grid(self.exp.workdir / "samples" / f"step_{self.step}.png", pictures)
         return out.results
@@ -187,12 +197,14 @@ class Loop:
             "window": self.window,
             "counted": self.counted,
             "wall_time_s": self.wall_time(),
+            "evaluated": self.last_eval[0],
         }
         metrics = None
         if self.last_eval[0] == self.step:
             metrics = self.last_eval[1] | self.last_eval[2]
-            aliases = self.evaluator.aliases().items()
-            metrics |= {name: metrics[figure] for name, figure in aliases if figure in metrics}
+            best = self.config.checkpoint.best_metric
+            best = metrics.get(self.evaluator.aliases().get(best, best))
+            metrics = None if best is None else metrics | {self.best_key: best}
         self.checkpoints.save(self.step, _items(self.state), meta, metrics)
 
     def wall_time(self) -> float:

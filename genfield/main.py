@@ -185,7 +185,7 @@ def run(argv: list[str]) -> None:
         jobs.evaluate_images(config, workdir, values.samples)
         return
     exp = experiment.prepare(config, workdir)
-    jobs.check(exp)
+    jobs.check(exp, values.mode)
     describe(exp)
     preemption.begin()
     {"train": jobs.train, "evaluate": jobs.evaluate, "sample": jobs.sample}[values.mode](

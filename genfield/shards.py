@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,27 +38,39 @@ class Shards:
         self.images, self.manifest = folder / name, folder / f"{name}.json"
         self.settings, self.formats = settings, formats
         self.num, self.size = settings["num"], settings["shard_size"]
-        old = self._old()
-        changed = differences(old["settings"], settings) if old else []
+        for path in (self.path, self.manifest):
+            if path.is_dir():
+                raise UserError(f"{path} is a folder: choose another --config.sample.name")
+        self.done = self._done()
+
+    def _done(self) -> list[str]:
+        """The formats that are finished."""
+        if not self.manifest.exists():
+            return []
+        try:
+            old = json.loads(self.manifest.read_text())
+            changed, done = differences(old["settings"], self.settings), list(old["finished"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.manifest} is damaged: delete it and its samples") from error
         if changed:
             raise UserError(
                 f"{self.manifest} tells of samples that differ in {', '.join(changed[:5])}: choose "
                 "another --config.sample.name, or delete these"
             )
-        self.finished = bool(old and old["finished"]) and self._complete()
+        there = {"npz": self.path.exists(), "png": len(self._pictures()) == self.num}
+        return [name for name in done if there.get(name)]
 
-    def _old(self) -> dict | None:
-        if not self.manifest.exists():
-            return None
-        try:
-            old = json.loads(self.manifest.read_text())
-            return {"settings": old["settings"], "finished": old["finished"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.manifest} is damaged: delete it and its samples") from error
+    def _pictures(self) -> list[Path]:
+        return list(self.images.glob("*.png"))
 
-    def _complete(self) -> bool:
-        there = {"npz": self.path.exists(), "png": self.images.is_dir()}
-        return all(there[name] for name in self.formats)
+    def finished(self) -> bool:
+        """Whether every format that is asked for is there; PNGs are made of an .npz that is."""
+        if "npz" in self.done and "png" in self.formats and "png" not in self.done:
+            with np.load(self.path) as file:
+                self._save_pictures(0, file["arr_0"])
+            self.done.append("png")
+            self._tell()
+        return set(self.formats) <= set(self.done)
 
     def begin(self) -> None:
         """Makes the folders and writes down what will be drawn.
@@ -66,31 +79,26 @@ class Shards:
           UserError: a folder cannot be made.
         """
         try:
-            for folder in (self.shards, *([self.images] if "png" in self.formats else [])):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.shards.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {error.filename}: {error.strerror}") from error
-        self._tell(False)
+        self._tell()
 
-    def _tell(self, finished: bool) -> None:
-        logbook.write_json(self.manifest, {"settings": self.settings, "finished": finished})
+    def _tell(self) -> None:
+        logbook.write_json(self.manifest, {"settings": self.settings, "finished": self.done})
 
     def missing(self) -> np.ndarray:
-        """The sample indices whose shard is not finished."""
+        """The sample indices whose shard is not finished; a damaged shard is drawn again."""
         shard = np.arange(self.num) // self.size
-        there = [int(p.stem) for p in self.shards.glob("*.npz") if p.stem.isdigit()]
-        return np.flatnonzero(~np.isin(shard, there))
+        files = [p for p in self.shards.glob("*.npz") if p.stem.isdigit()]
+        return np.flatnonzero(~np.isin(shard, [int(p.stem) for p in files if _whole(p)]))
 
     def bounds(self, number: int) -> tuple[int, int]:
         """First and one past the last sample index of a shard."""
         return number * self.size, min((number + 1) * self.size, self.num)
 
     def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
-        """A finished shard: all of it or nothing, its PNGs first."""
-        if "png" in self.formats:
-            for index, image in enumerate(arrays["arr_0"], self.bounds(number)[0]):
-                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                picture.save(self.images / f"{index:06}.png")
+        """A finished shard: all of it or nothing."""
         unfinished = self.shards / f"unfinished_{number}.npz"
         np.savez(unfinished, **arrays)
         os.replace(unfinished, self.shards / f"{number:06}.npz")
@@ -103,9 +111,20 @@ class Shards:
                 for name in self._load(0):
                     self._join(archive, name)
             os.replace(unfinished, self.path)
-        self._tell(True)
+        if "png" in self.formats:
+            for number in range(-(-self.num // self.size)):
+                self._save_pictures(self.bounds(number)[0], self._load(number)["arr_0"])
+        self.done = sorted({*self.done, *self.formats})
+        self._tell()
         shutil.rmtree(self.shards)
         return self.files()
+
+    def _save_pictures(self, first: int, levels: np.ndarray) -> None:
+        """`first`.png and so on; those of an earlier try are written over."""
+        self.images.mkdir(exist_ok=True)
+        for index, image in enumerate(levels, first):
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            picture.save(self.images / f"{index:06}.png")
 
     def files(self) -> list[Path]:
         """Where the samples are."""
@@ -130,3 +149,12 @@ class Shards:
                         file, header | {"shape": (self.num, *part.shape[1:])}
                     )
                 file.write(part.data)
+
+
+def _whole(path: Path) -> bool:
+    """Whether a shard can be read: every array has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False

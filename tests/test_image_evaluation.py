@@ -14,7 +14,18 @@ import tiny_network
 from PIL import Image
 from programs import ROOT, TINY_DIGITS, arguments, run, start
 
-from genfield import card, configuration, data, evaluate, features, sharding, shards
+from genfield import (
+    card,
+    configuration,
+    data,
+    evaluate,
+    features,
+    objectives,
+    preemption,
+    sampling,
+    sharding,
+    shards,
+)
 from genfield.data import pixels, sets
 from genfield.errors import UserError
 from genfield.main import main
@@ -161,6 +172,7 @@ def test_a_reference_is_measured_once_and_then_read(tmp_path):
     assert file.exists() and told[-1] == 60
     broken = of._replace(read=None)  # nothing is read again
     again, _ = reference.load(reference.of_images(broken, judge), judge, told.append)
+    assert len(json.loads(str(np.load(file)["manifest"]))["pixels"]) == 16
     # Of a reference, no logits are kept.
     assert set(first.features) == set(again.features) == {"pool"}
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -179,12 +191,92 @@ def test_features_are_added_to_a_cache_that_has_none(tmp_path):
     assert len(out.features["pool"]) == 60 and {"mu", "features"} <= {*np.load(file).files}
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "manifest"])
+def test_a_damaged_cache_is_made_anew(damage):
     judge, of = judge_of(), image_set(pictures(60))
     first, file = reference.load(reference.of_images(of, judge), judge)
-    file.write_bytes(file.read_bytes()[:1000])
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        np.savez(file, **{**np.load(file), "manifest": np.array("{not json")})
     again, _ = reference.load(reference.of_images(of, judge), judge)
     jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_itself(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GENFIELD_CACHE", str(tmp_path / "file"))
+    judge = judge_of()
+    with pytest.warns(UserWarning, match="cannot keep the statistics"):
+        out, file = reference.load(reference.of_images(image_set(pictures(60)), judge), judge)
+    assert file is None and out.count == 60
+
+
+def test_of_a_large_reference_a_fixed_choice_of_features_is_kept(monkeypatch):
+    monkeypatch.setattr(reference, "KEPT", 10)
+    judge, levels = judge_of(), pictures(60)
+    out, _ = reference.load(reference.of_images(image_set(levels), judge), judge)
+    whole = measured(levels)
+    assert out.features["pool"].shape == (10, 12) and out.count == 60
+    np.testing.assert_array_equal(out.gaussians["pool"][0], whole.gaussians["pool"][0])
+    rows = [np.flatnonzero((whole.features["pool"] == f).all(1))[0] for f in out.features["pool"]]
+    assert rows == sorted(rows) and rows != list(range(10))
+
+
+def test_the_hash_of_a_reference_is_of_its_pixels_in_their_order(tmp_path):
+    levels = pictures(60)
+    folder = folder_of(**{f"{i:03}": image for i, image in enumerate(levels)})(tmp_path)
+    np.savez(tmp_path / "images.npz", arr_0=levels)
+    np.savez(tmp_path / "turned.npz", arr_0=levels[::-1])
+
+    def pixels(path, n=8):
+        judge = judge_of(n)
+        opened = reference.of_images(sets.open_images(str(path)), judge)
+        reference.load(opened, judge)
+        return opened.manifest["pixels"]
+
+    first = pixels(folder)
+    assert first == pixels(tmp_path / "images.npz", 1) != pixels(tmp_path / "turned.npz")
+    assert first == pixels(folder)  # read from the cache
+
+
+def fid_of(workdir, samples, *extra):
+    argv = ["genfield", "--mode=evaluate", f"--workdir={workdir}", f"--samples={samples}"]
+    assert main([*argv, "--config.evaluate.metrics=('frechet',)", *extra]) == 0
+    return json.loads((workdir / "card.json").read_text())["metrics"]["fid"]["value"]
+
+
+def test_other_images_under_the_same_names_and_sizes_are_other_references(tmp_path):
+    """Two folders whose files have equal names and sizes, and one whose files are replaced."""
+    np.savez(tmp_path / "samples.npz", arr_0=pictures(40))
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from genfield import configuration\n"
+        "def get_config():\n"
+        "    config = configuration.base()\n"
+        "    config.data = {'name': 'images', 'path': '.', 'heldout_split': None}\n"
+        "    return config\n"
+    )
+    for name, levels in (("a", pictures(40)), ("b", pictures(40) // 3)):
+        (tmp_path / name / "train").mkdir(parents=True)
+        for i, image in enumerate(levels):
+            Image.fromarray(image).save(tmp_path / name / "train" / f"{i}.png", compress_level=0)
+    of = lambda name: fid_of(
+        tmp_path / "run", tmp_path / "samples.npz", f"--config={config}",
+        f"--config.data.path={tmp_path / name}",
+    )  # fmt: skip
+    assert of("b") > of("a") + 0.1
+    folder = f"--config.evaluate.reference={tmp_path / 'a'}"
+    before = fid_of(tmp_path / "run", tmp_path / "samples.npz", folder)
+    for file in (tmp_path / "b" / "train").iterdir():
+        (tmp_path / "a" / "train" / file.name).write_bytes(file.read_bytes())
+    assert fid_of(tmp_path / "run", tmp_path / "samples.npz", folder) > before + 0.1
+
+
+def test_a_link_in_a_circle_is_walked_once(tmp_path):
+    folder = folder_of(a=LEVELS[0], b=LEVELS[1])(tmp_path)
+    (folder / "loop").symlink_to(folder)
+    assert sets.open_images(str(folder)).size == 2
 
 
 def test_published_statistics_are_read(tmp_path):
@@ -241,6 +333,20 @@ def folder_of(**files):
     return make
 
 
+def write(name, content):
+    def make(folder):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def broken_link(folder):
+    inside = folder_of(a=LEVELS[0])(folder)
+    (inside / "gone.png").symlink_to(folder / "nowhere")
+    return inside
+
+
 LEVELS = pictures(6)
 FLOATS = LEVELS.astype(np.float32) / 255
 NOT_A_NUMBER = FLOATS.copy()
@@ -262,6 +368,15 @@ NOT_A_NUMBER[3, 0, 0, 0] = np.nan
         (save(other=LEVELS), "holds no images under arr_0, images, samples; it has other"),
         (save(mu=np.zeros(5), sigma=np.zeros((5, 5))), r"mu \(5,\) .* has 12 features"),
         (save(mu=np.full(12, np.nan), sigma=np.eye(12)), "mu or sigma with NaN"),
+        (save(mu=np.zeros(12), sigma=1j * np.eye(12)), "not of real numbers"),
+        (save(mu=np.zeros(12), sigma=np.tri(12)), "a sigma that is not symmetric"),
+        (make_statistics(count="many"), "a damaged manifest"),
+        (make_statistics(source=None), "a damaged manifest"),
+        (write("a.npy", b"\x93NUMPY"), "a.npy is not a readable .npz file: it is no zip file"),
+        (write("a.npz", b"text"), "a.npz is not a readable .npz file: it is no zip file"),
+        (save(arr_0=np.zeros((5, 0, 8, 3), np.uint8)), r"uint8 \[5, 0, 8, 3\]: expected"),
+        (save(arr_0=np.array([{}])), "it holds Python objects"),
+        (broken_link, "cannot read the image .*gone.png: No such file"),
         (save(mu=np.zeros(12)), "has no sigma"),
         (make_statistics(resize="antialiased"), "made with resize 'antialiased', not 'tf1_bil"),
         (make_statistics(feature_hash="f00"), "made with feature_hash 'f00', not 'tinyNone'"),
@@ -297,6 +412,10 @@ def test_a_truncated_npz_is_one_line(cut, tmp_path):
         (["--mode=train"], "add --mode=evaluate"),
         (["--best"], "leave out --step and --best"),
         (["--config.evaluate.features=resnet"], "unknown config.evaluate.features 'resnet'"),
+        (["--config.evaluate.metrics=('frechet','fidd')"], "unknown metric 'fidd'"),
+        (["--config.evaluate.metrics=('inception_score',)"], "takes 10 images or more"),
+        (["--config.sample.name=../x"], "must be a file's name"),
+        (["--config.sample.seed=4294967297"], "config.seed + config.sample.seed must be"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(extra, message, tmp_path, capsys):
@@ -339,6 +458,16 @@ def test_images_on_disk_against_images_on_disk(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "card.before_1.json").read_text()) == made
 
 
+def test_a_metric_without_a_reference_needs_none(tmp_path):
+    np.savez(tmp_path / "samples.npz", arr_0=pictures(40))
+    argv = ["genfield", "--mode=evaluate", f"--workdir={tmp_path / 'run'}"]
+    argv += [f"--samples={tmp_path / 'samples.npz'}"]
+    assert main([*argv, "--config.evaluate.metrics=('inception_score',)"]) == 0
+    made = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert made["metrics"]["inception_score"]["value"] >= 1
+    assert not (tmp_path / "cache").exists()
+
+
 # A checkpoint
 
 
@@ -365,14 +494,15 @@ def test_a_checkpoint_is_measured_with_a_card(trained, capsys):
     assert other["metrics"]["fid"]["value"] != fid["value"]
 
 
-def test_what_evaluate_says_of_samples_is_what_their_file_gives(trained, tmp_path):
+@pytest.mark.parametrize("num", [24, 37])
+def test_what_evaluate_says_of_samples_is_what_their_file_gives(num, trained, tmp_path):
     """The figure of a checkpoint is that of the samples that `--mode=sample` writes."""
-    fields = dict(evaluate__metrics=("frechet",), evaluate__num_samples=24)
+    fields = dict(evaluate__metrics=("frechet",), evaluate__num_samples=num)
     assert run(trained, TINY_DIGITS, "--mode=evaluate", small={}, **fields) == 0
     direct = json.loads((trained / "card.json").read_text())["metrics"]["fid"]["value"]
-    name = dict(sample__num=24, sample__name="twenty_four")
+    name = dict(sample__num=num, sample__name=f"some{num}")
     assert run(trained, TINY_DIGITS, "--mode=sample", small={}, **name) == 0
-    file = trained / "samples" / "twenty_four.npz"
+    file = trained / "samples" / f"some{num}.npz"
     extra = ["--mode=evaluate", f"--samples={file}"]
     assert run(tmp_path / "out", TINY_DIGITS, *extra, small={}, **fields) == 0
     made = json.loads((tmp_path / "out" / "card.json").read_text())
@@ -398,6 +528,75 @@ def test_training_measures_on_schedule_and_keeps_the_best(tmp_path):
     assert run(tmp_path, TINY_DIGITS, *extra, small={}, **fields) == 0
     told = json.loads((tmp_path / "samples" / "best.json").read_text())
     assert told["settings"]["step"] == best
+
+
+def test_a_best_of_samples_stands_in_the_way_of_no_other_mode(tmp_path):
+    fields = dict(
+        evaluate__metrics=("frechet",), checkpoint__best_metric="frechet",
+        evaluate__num_samples=16, train__eval_samples=16, train__eval_every=2,
+    )  # fmt: skip
+    assert run(tmp_path, TINY_DIGITS, small={}, **fields) == 0
+    other = fields | dict(evaluate__metrics=("heldout_loss",))
+    for mode in ("evaluate", "sample"):
+        assert run(tmp_path, TINY_DIGITS, f"--mode={mode}", small={}, **other) == 0
+
+
+def test_the_best_is_chosen_among_like_figures(tmp_path):
+    """Figures of another number of samples come after; they do not compete with those before."""
+    fields = dict(
+        evaluate__metrics=("frechet",), checkpoint__best_metric="frechet",
+        evaluate__num_samples=16, train__eval_samples=16, train__eval_every=2, checkpoint__keep=9,
+    )  # fmt: skip
+    assert run(tmp_path, TINY_DIGITS, small={}, **fields) == 0
+    more = fields | dict(train__eval_samples=13, train__steps=8)
+    assert run(tmp_path, TINY_DIGITS, small={}, **more) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = {row["step"]: row["fid"] for row in rows if row["split"] == "eval"}
+    assert rows.keys() == {2, 4, 6, 8}
+    extra = ["--mode=sample", "--best", "--config.sample.name=best"]
+    assert run(tmp_path, TINY_DIGITS, *extra, small={}, **more) == 0
+    told = json.loads((tmp_path / "samples" / "best.json").read_text())
+    assert told["settings"]["step"] == min((6, 8), key=rows.get)
+
+
+def test_an_evaluation_that_a_signal_cut_is_made_up_for(tmp_path, monkeypatch):
+    fields = dict(
+        evaluate__metrics=("frechet",), evaluate__num_samples=16,
+        train__eval_samples=16, train__eval_every=2,
+    )  # fmt: skip
+    stop = iter([False] * 4 + [True])
+
+    def reached():
+        return next(stop, False)
+
+    monkeypatch.setattr(preemption, "reached", reached)
+    assert run(tmp_path, TINY_DIGITS, small={}, **fields) == preemption.EXIT_CODE
+    monkeypatch.setattr(preemption, "reached", lambda: False)
+    assert run(tmp_path, TINY_DIGITS, small={}, **fields) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["split"] == "eval"] == [2, 4]
+
+
+def test_samples_that_diverge_are_not_measured(trained, tmp_path, capsys):
+    """Neither drawn into files, nor measured, nor the end of a training."""
+    wild = ["--config.sampler.step_size=1e38", "--config.sampler.num_steps=30"]
+    fields = dict(evaluate__metrics=("frechet",), evaluate__num_samples=16)
+    for mode in ("sample", "evaluate"):
+        extra = [f"--mode={mode}", "--config.sample.name=wild", *wild]
+        assert run(trained, TINY_DIGITS, *extra, small={}, **fields) == 2
+        assert "samples are NaN or infinite, the first is number" in capsys.readouterr().err
+    assert not (trained / "samples" / "wild.npz").exists()
+    fields |= dict(train__eval_samples=16, train__eval_every=2, checkpoint__best_metric="frechet")
+    assert run(tmp_path, TINY_DIGITS, *wild, small={}, **fields) == 2  # at the very end
+    assert "not measured at step 2: 1" in capsys.readouterr().out
+    assert (tmp_path / "checkpoints" / "4").exists()
+
+
+def test_too_few_samples_for_a_metric_are_noticed_first(tmp_path, capsys):
+    fields = dict(evaluate__metrics=("precision_recall",), train__eval_samples=3)
+    assert run(tmp_path, TINY_DIGITS, small={}, **fields) == 2
+    assert "takes 4 samples or more: raise config.train.eval_samples" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_best_figure_of_samples_needs_samples(tmp_path, capsys):
@@ -465,6 +664,59 @@ def test_a_kill_costs_a_shard_at_most(trained, monkeypatch):
     jax.tree.map(
         np.testing.assert_array_equal, samples_of(trained, "whole"), samples_of(trained, "cut")
     )
+
+
+def test_a_sample_is_drawn_with_the_label_that_is_written(trained, monkeypatch):
+    """A field that goes where its label says: each image shows its own."""
+
+    def go(key, field, x, cond, trace=None):
+        shown = jnp.broadcast_to(cond.reshape(-1, 1, 1, 1) / 10 * 2 - 1, x.shape)
+        none = jnp.zeros(len(x), jnp.int32)
+        return sampling.Samples(shown.astype(x.dtype), none, None, {})
+
+    monkeypatch.setattr(objectives, "create_sampler", lambda *args: go)
+    extra = [*SAMPLING, "--config.sample.name=labels", "--config.sample.batch_size=3"]
+    assert run(trained, TINY_DIGITS, *extra, small={}) == 0
+    drawn = samples_of(trained, "labels")
+    shown = np.round(drawn["arr_0"][:, 0, 0, 0] / 255 * 10).astype(int)
+    np.testing.assert_array_equal(shown, np.arange(20) % 10)
+    np.testing.assert_array_equal(shown, drawn["arr_1"])
+
+
+def test_a_damaged_shard_is_drawn_again(trained, monkeypatch):
+    monkeypatch.setattr(shards.Shards, "finish", lambda self: [][1])
+    with pytest.raises(IndexError):
+        run(trained, TINY_DIGITS, *noisy("--config.sample.name=hurt"), small={})
+    shard = trained / "samples" / "hurt_shards" / "000001.npz"
+    shard.write_bytes(shard.read_bytes()[:-200] + bytes(200))
+    monkeypatch.undo()
+    assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=hurt"), small={}) == 0
+    assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=hale"), small={}) == 0
+    hurt, hale = samples_of(trained, "hurt"), samples_of(trained, "hale")
+    jax.tree.map(np.testing.assert_array_equal, hurt, hale)
+
+
+@pytest.mark.parametrize("formats", [("npz", "png"), ("png", "npz")])
+def test_formats_can_be_asked_for_later(formats, trained, monkeypatch):
+    """First one, killed in the middle, then the other, then both: nothing is missing."""
+    name, write = f"later_{formats[0]}", shards.Shards.write
+    ask = lambda *f: noisy(f"--config.sample.name={name}", f"--config.sample.formats={f}")
+
+    def killed(self, number, arrays):
+        if number == 2:
+            raise KeyboardInterrupt
+        write(self, number, arrays)
+
+    monkeypatch.setattr(shards.Shards, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(trained, TINY_DIGITS, *ask(formats[0]), small={})
+    monkeypatch.setattr(shards.Shards, "write", write)
+    for wanted in ((formats[1],), formats):
+        assert run(trained, TINY_DIGITS, *ask(*wanted), small={}) == 0
+    stored = samples_of(trained, name)["arr_0"]
+    files = sorted((trained / "samples" / name).glob("*.png"))
+    read = np.stack([np.asarray(Image.open(file)) for file in files])
+    np.testing.assert_array_equal(read, stored[..., 0])
 
 
 def test_finished_samples_are_not_drawn_again(trained, capsys):

@@ -19,4 +19,4 @@ def apply(params, x):
 def create(name="inception_v3", *, path=None, sha256=None, seed=None) -> FeatureNetwork:
     kernel = np.random.default_rng(3 + (seed or 0)).normal(size=(4, 4, 3, 12)) * 0.3
     params = {"kernel": kernel.astype(np.float32)}
-    return FeatureNetwork(name, params, apply, 16, f"tiny{seed}", "a test", seed is None)
+    return FeatureNetwork(name, params, apply, 16, f"tiny{seed}", "a test", seed is None, True)

@@ -38,15 +38,30 @@ def list_folder(path: Path, splits: Iterable[str]) -> Listing:
     """The images under `path/split`, links followed, hidden files left out."""
     sizes, folders = {}, set()
     for split in splits:
-        for directory, inner, files in os.walk(path / split, followlinks=True):
-            inner[:] = [name for name in inner if not name.startswith(".")]
+        for directory, files in walk(path / split):
             relative = Path(directory).relative_to(path).as_posix()
             folders.add(relative)
-            for name in filter(_is_image, files):
+            for name in files:
                 sizes[f"{relative}/{name}"] = os.path.getsize(os.path.join(directory, name))
     names = sorted(sizes)
     identity = short_hash([(name, sizes[name]) for name in names])
     return Listing(names, _shallow(folders), lambda name: (path / name).read_bytes(), identity)
+
+
+def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from `path` on, with the names of its images; links followed, each folder once.
+
+    Hidden files and folders are left out.
+    """
+    seen = set()
+    for directory, inner, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link back to where we have been
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield directory, list(filter(_is_image, files))
 
 
 def list_archive(path: Path, splits: Iterable[str], limit: float) -> Listing:

@@ -1,7 +1,9 @@
 """Images and labels in an .npz file, and the cache of decoded images, which is one as well."""
 
+import tokenize
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,22 @@ from genfield.data.pixels import prepare
 from genfield.errors import UserError
 
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "arr_0"), ("labels", "y")
-READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile)
+# Everything that a damaged or strange .npz can make NumPy and the standard library say.
+READ_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def npz_splits(
@@ -32,7 +49,7 @@ def npz_splits(
       UserError: not an .npz file, no images under a known name, wrong dtypes or shapes, no labels
         where they are wanted.
     """
-    stored = _read(path, f"{path} is not a readable .npz file")
+    stored = read_npz(path, f"{path} is not a readable .npz file")
     keys = {
         name: (f"{name}_images", f"{name}_labels")
         for name in (split, heldout_split)
@@ -66,7 +83,7 @@ def cached(
       UserError: the file is damaged, or its folder cannot be made.
     """
     if file.exists():
-        arrays = _read(file, f"the cache {file} is damaged: delete it")
+        arrays = read_npz(file, f"the cache {file} is damaged: delete it")
         train, heldout = (
             {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)}
             for part in ("train_", "heldout_")
@@ -87,12 +104,23 @@ def cached(
     return train, heldout, class_names
 
 
-def _read(path: Path, complaint: str) -> dict[str, np.ndarray]:
+def read_npz(
+    path: Path, complaint: str, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file whose names are wanted; None stands for the others.
+
+    Raises:
+      UserError: no .npz file, or a damaged one; says `complaint`.
+    """
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip file of arrays, as np.savez writes them")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] if wanted(name) else None for name in file.files}
     except READ_ERRORS as error:
-        raise UserError(f"{complaint}: {error}") from error
+        reason = " ".join(f"{error}".split())[:160] or type(error).__name__
+        reason = "it holds Python objects" if "allow_pickle" in reason else reason
+        raise UserError(f"{complaint}: {reason}") from error
 
 
 def _images(path: Path, key: str, images: np.ndarray, size: int | None, channels: int):

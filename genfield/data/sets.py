@@ -2,28 +2,28 @@
 
 import hashlib
 import os
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from genfield.data.listing import SUFFIXES
+from genfield.data.listing import walk
+from genfield.data.npz import read_npz
 from genfield.data.pipeline import Dataset, short_hash
 from genfield.data.pixels import decode
 from genfield.errors import UserError, choose
 
 IMAGES = ("arr_0", "images", "samples")  # where an .npz may hold them; arr_0 is the ADM evaluator's
-READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+PROBES = 256  # images read to tell one data set on disk from another
 
 
 class ImageSet(NamedTuple):
     """Images in a fixed order.
 
     Attributes:
-      name: what they are, for a reader. identity: a hash; other images have another one.
+      name: what they are, for a reader. identity: a hash of the place and the files in it: what
+        was measured of one identity holds for it again.
       size: how many. shape: of one, (H, W, 1 or 3).
       read: rows [n] -> uint8 [n, H, W, 1 or 3].
     """
@@ -35,20 +35,28 @@ class ImageSet(NamedTuple):
     read: Callable[[np.ndarray], np.ndarray]
 
 
-def from_dataset(data: Dataset, split: str, name: str) -> ImageSet:
-    """A split of a data set, "train" or "test".
+def from_dataset(data: Dataset, split: str, section: Mapping) -> ImageSet:
+    """A split, "train" or "test", of the data set that a config's section `data` describes.
 
     Raises:
       UserError: the data are no images; unknown split.
     """
+    name = section["name"]
     if not data.pixels:
         raise UserError(
             f"data {name!r} are not images: image metrics need pixels, or a "
             "config.evaluate.reference and --samples, folders or .npz files of images"
         )
     examples = choose("split", split, data.examples)
-    identity = short_hash(data.fingerprint, split, examples.size)
     read = lambda rows: examples.gather(rows)["x1"]
+    # Pixels themselves, or enough of them that other data, or other fields, cannot pass for these.
+    probe = np.unique(np.linspace(0, examples.size - 1, PROBES).astype(int))
+    pixels = read(probe) if examples.arrays is None else examples.arrays["x1"]
+    digest = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+    fields = sorted((key, str(value)) for key, value in section.items())
+    identity = short_hash(data.fingerprint, split, examples.size, digest)
+    if examples.arrays is None:
+        identity = short_hash(identity, fields)
     return ImageSet(f"{name}, {split}", identity, examples.size, data.shape, read)
 
 
@@ -75,16 +83,13 @@ def file_hash(path: Path) -> str:
 
 
 def _npz(path: Path) -> ImageSet:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            key = next((k for k in IMAGES if k in file.files), None)
-            images = file[key] if key else None
-            known = ", ".join(file.files) or "nothing"
-    except READ_ERRORS as error:
-        raise UserError(f"{path} is not a readable .npz file: {error}") from error
-    if images is None:
+    complaint = f"{path} is not a readable .npz file"
+    stored = read_npz(path, complaint, wanted=lambda name: name in IMAGES)
+    key = next((k for k in IMAGES if k in stored), None)
+    if key is None:
+        known = ", ".join(stored) or "nothing"
         raise UserError(f"{path} holds no images under {', '.join(IMAGES)}; it has {known}")
-    images = to_levels(images, f"{key} in {path}")
+    images = to_levels(stored[key], f"{key} in {path}")
     identity = file_hash(path)
     return ImageSet(str(path), identity, len(images), images.shape[1:], lambda rows: images[rows])
 
@@ -96,7 +101,8 @@ def to_levels(images: np.ndarray, what: str) -> np.ndarray:
       UserError: other shapes or dtypes, none at all, NaN, floats outside [0, 1].
     """
     floats = images.dtype.kind == "f"
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not (floats or images.dtype == "u1"):
+    known = floats or images.dtype == np.uint8
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3] or not known:
         raise UserError(
             f"{what} is {images.dtype} {list(images.shape)}: expected uint8, or floats in [0, 1], "
             "of shape [N, H, W, 1 or 3]"
@@ -122,12 +128,13 @@ def to_levels(images: np.ndarray, what: str) -> np.ndarray:
 
 def _folder(path: Path) -> ImageSet:
     sizes = {}
-    for directory, inner, files in os.walk(path, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                file = os.path.join(directory, name)
-                sizes[os.path.relpath(file, path)] = os.path.getsize(file)
+    for directory, files in walk(path):
+        for file in (os.path.join(directory, name) for name in files):
+            try:
+                stat = os.stat(file)
+            except OSError as error:
+                raise UserError(f"cannot read the image {file}: {error.strerror}") from error
+            sizes[os.path.relpath(file, path)] = (stat.st_size, stat.st_mtime_ns)
     if not sizes:
         raise UserError(f"the folder {path} holds no .png, .jpg or .jpeg")
     names = sorted(sizes)
@@ -143,7 +150,7 @@ def _folder(path: Path) -> ImageSet:
                 )
         return np.stack(images)
 
-    identity = short_hash([(name, sizes[name]) for name in names])
+    identity = short_hash(str(path.resolve()), [(name, *sizes[name]) for name in names])
     return ImageSet(str(path), identity, len(names), first.shape, read)
 
 

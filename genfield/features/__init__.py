@@ -25,7 +25,7 @@ class FeatureNetwork(NamedTuple):
       size: of the images, in pixels.
       hash: SHA-256 (hex) of the names, shapes and values of `params`, whatever file they came in.
       origin: the file's path, or "random, seed 0".
-      trained: False for random weights.
+      trained: False for random weights. verified: whether the file was the published one.
     """
 
     name: str
@@ -35,6 +35,7 @@ class FeatureNetwork(NamedTuple):
     hash: str
     origin: str
     trained: bool
+    verified: bool = False
 
 
 def create(
@@ -62,7 +63,14 @@ def create(
         origin = f"random, seed {seed}"
         params = weights.nested(weights.random(shapes, seed))
     return FeatureNetwork(
-        name, params, network.apply, network.SIZE, weights.digest(params), origin, seed is None
+        name,
+        params,
+        network.apply,
+        network.SIZE,
+        weights.digest(params),
+        origin,
+        trained=seed is None,
+        verified=seed is None and weights.published(name, origin),
     )
 
 

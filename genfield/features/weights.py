@@ -139,6 +139,13 @@ def _verified(file: Path, sha256: str) -> Path:
     return file
 
 
+def published(name: str, file: str) -> bool:
+    """Whether a file is the one that `SOURCES` names, by its SHA-256."""
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digest.startswith(SOURCES[name].sha256)
+
+
 def _download(name: str, source: Source, sha256: str) -> Path:
     target = cache() / source.file
     # Whole or not at all, also when several processes fetch it.
@@ -205,10 +212,16 @@ def convert(
     found = [f"{fault} {_some(names)}" for fault, names in faults.items() if names]
     if found:
         raise UserError(f"{origin} is not a state dict of {network}: it {'; it '.join(found)}")
+    strange = [n for n in shapes if needed[n].dtype.kind not in "fiub"]
+    if strange:
+        raise UserError(f"{origin} is damaged: no real numbers in {_some(strange)}")
     arrays = {n: np.asarray(needed[n], np.float32) for n in shapes}
-    broken = [n for n, a in arrays.items() if not np.isfinite(a).all()]
+    bad = lambda n, a: not np.isfinite(a).all() or (n.endswith("running_var") and a.min() < 0)
+    broken = [n for n, a in arrays.items() if bad(n, a)]
     if broken:
-        raise UserError(f"{origin} is damaged: values are not finite in {_some(broken)}")
+        raise UserError(
+            f"{origin} is damaged: values are not finite, or variances negative, in {_some(broken)}"
+        )
     return nested(arrays)
 
 

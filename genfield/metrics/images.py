@@ -4,6 +4,7 @@ A figure is named after what made it: `fid` is the Fréchet distance in the pool
 trained Inception-v3 and of nothing else; with EfficientNet-Lite0 it is `fd_efficientnet_lite0`.
 """
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from genfield.errors import UserError, choose
 from genfield.features.resize import CONVENTIONS, resize
 from genfield.metrics import frechet, inception_score, kernel, neighbours
 
+KINDS = ("gaussians", "features")  # what a metric reads of an output
 BUFFER = 2048  # rows of features whose outer products are summed at a time
 
 
@@ -29,6 +31,7 @@ class Judge(NamedTuple):
     metrics: tuple[str, ...]
     mesh: Mesh
     batch_size: int  # images a device takes at a time
+    dims: dict[str, int]  # of the outputs that the metrics read
     extract: Callable  # images uint8 [n, H, W, C] split over the mesh -> {output: [n, D]}, split
 
 
@@ -41,11 +44,15 @@ class Statistics(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """Outputs whose Gaussians, or whose features, a metric reads; of the reference too or not."""
+    """Outputs whose Gaussians, or whose features, a metric reads; of the reference too or not.
+
+    `least`: how few images it takes.
+    """
 
     gaussians: tuple[str, ...]
     features: tuple[str, ...]
     of_reference: bool
+    least: int
     compute: Callable[[Statistics, Statistics], dict[str, float]]
 
 
@@ -53,7 +60,7 @@ def _frechet(output: str, name: str) -> Metric:
     def compute(a: Statistics, b: Statistics) -> dict[str, float]:
         return {name: frechet.distance(*a.gaussians[output], *b.gaussians[output])}
 
-    return Metric((output,), (), True, compute)
+    return Metric((output,), (), True, 2, compute)
 
 
 def _kid(a: Statistics, b: Statistics) -> dict[str, float]:
@@ -73,9 +80,9 @@ def _neighbours(a: Statistics, b: Statistics) -> dict[str, float]:
 METRICS = {
     "frechet": _frechet("pool", "fid"),
     "sfid": _frechet("spatial", "sfid"),
-    "kid": Metric((), ("pool",), True, _kid),
-    "inception_score": Metric((), ("logits_unbiased",), False, _inception_score),
-    "precision_recall": Metric((), ("pool",), True, _neighbours),
+    "kid": Metric((), ("pool",), True, 2, _kid),
+    "inception_score": Metric((), ("logits_unbiased",), False, 10, _inception_score),
+    "precision_recall": Metric((), ("pool",), True, 4, _neighbours),
 }
 # The figure of a metric that is one distance: the smaller the better.
 SMALLER = {"frechet": "fid", "sfid": "sfid", "kid": "kid"}
@@ -105,7 +112,10 @@ def create_judge(section, mesh: Mesh, metrics: Iterable[str]) -> Judge:
         cannot serve.
     """
     choose("config.evaluate.resize", section.resize, CONVENTIONS)
-    name = features.default() if section.features == "auto" else section.features
+    name = section.features
+    if name == "auto":  # a file or a hash is somebody's Inception: EfficientNet's comes by itself
+        given = section.features_path or section.features_sha256
+        name = "inception_v3" if given else features.default()
     choose("config.evaluate.features", name, dict.fromkeys([*features.NETWORKS, "auto"]))
     network = features.create(
         name,
@@ -123,9 +133,10 @@ def create_judge(section, mesh: Mesh, metrics: Iterable[str]) -> Judge:
                 f"metric {metric!r} needs {min(lacking)!r} of a network, and {name} has none: "
                 "set config.evaluate.features='inception_v3', or leave the metric out"
             )
-    used = [*outputs_of(metrics, "gaussians"), *outputs_of(metrics, "features")]
-    extract = make_extract(network, section.resize, mesh, section.batch_size, used)
-    return Judge(network, section.resize, metrics, mesh, section.batch_size, extract)
+    used = {*outputs_of(metrics, "gaussians"), *outputs_of(metrics, "features")}
+    dims = {name: outputs[name].shape[1] for name in sorted(used)}
+    extract = make_extract(network, section.resize, mesh, section.batch_size, dims)
+    return Judge(network, section.resize, metrics, mesh, section.batch_size, dims, extract)
 
 
 def outputs_of(metrics: Iterable[str], kind: str, *, reference: bool = False) -> list[str]:
@@ -167,18 +178,48 @@ def make_extract(
     return lambda images: run(params, images)
 
 
-def blocks(images: ImageSet, mesh: Mesh, batch_size: int) -> Iterator[tuple[jax.Array, np.ndarray]]:
+class Content:
+    """A hash of images in their order, whichever process reads which, from whichever files."""
+
+    def __init__(self):
+        self.total = 0
+
+    def add(self, levels: np.ndarray, rows: np.ndarray, size: int) -> None:
+        """Counts images [n, H, W, C] of these rows, those below `size`."""
+        for image, row in zip(levels, rows, strict=True):
+            if row < size:
+                head = f"{row} {image.shape}".encode()
+                one = hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).digest()
+                self.total += int.from_bytes(one[:8], "big")
+
+    def hash(self) -> str:
+        """Sixteen hex digits, the same on every process."""
+        mine = np.array([self.total % 2**64], np.uint64).view(np.uint8)
+        total = sum(int(part) for part in _gathered(mine[None]).view(np.uint64).ravel())
+        return f"{total % 2**64:016x}"
+
+
+def blocks(
+    images: ImageSet, mesh: Mesh, batch_size: int, content: Content | None = None
+) -> Iterator[tuple[jax.Array, np.ndarray]]:
     """The images, split over the mesh, and their rows [n]; -1 where a block is filled up.
 
-    Each process reads the images of its own devices.
+    Each process reads the images of its own devices; `content` is told of each.
     """
     n, place = mesh.size * batch_size, sharding.batch_sharding(mesh)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        levels = images.read(np.minimum(rows, images.size - 1))
+        if content is not None:
+            content.add(levels, rows, images.size)
+        return levels
+
     for first in range(0, images.size, n):
         rows = np.arange(first, first + n)
-        last = np.minimum(rows, images.size - 1)
-        read = lambda index, last=last: images.read(last[index[0]])
         yield (
-            jax.make_array_from_callback((n, *images.shape), place, read),
+            jax.make_array_from_callback(
+                (n, *images.shape), place, lambda index, rows=rows: read(rows[index[0]])
+            ),
             np.where(rows < images.size, rows, -1),
         )
 
@@ -208,14 +249,17 @@ def statistics(
     def settle(out: dict, rows: np.ndarray) -> None:
         local = {name: _local(values) for name, values in out.items()}
         index = np.concatenate([rows[place] for place, _ in next(iter(local.values()))])
+        chosen = index >= 0 if keep is None else np.isin(index, keep)
         for name, parts in local.items():
             values = np.concatenate([part for _, part in parts])
             if name in moments:
-                moments[name].add(values[index >= 0])
+                moments[name].add(_finite(values[index >= 0], judge.network))
             if name in kept:
-                kept[name].append(values)
-        rows_kept.append(index)
+                kept[name].append(values[chosen])
+        rows_kept.append(index[chosen])
 
+    if not moments and not kept:
+        return Statistics(None, {}, {})
     for block, rows in images:
         running.append((judge.extract(block), rows))
         if len(running) > 1:  # the next block is read while this one is computed
@@ -226,19 +270,23 @@ def statistics(
         settle(*item)
     gaussians = {}
     for name, sums in moments.items():
-        total = _merged(sums.total())
         try:
+            total = _merged(sums.total())
             gaussians[name] = total.mean, frechet.covariance(total)
         except ValueError as error:
             raise UserError(f"{count} images: {error}") from error
-    index = _gathered(np.concatenate(rows_kept).astype(np.int32))
-    chosen = np.flatnonzero(index >= 0 if keep is None else np.isin(index, keep))
-    chosen = chosen[np.argsort(index[chosen])]
-    features = {name: _gathered(np.concatenate(parts))[chosen] for name, parts in kept.items()}
+    order = np.argsort(_gathered(np.concatenate(rows_kept).astype(np.int32)))
+    features = {name: _gathered(np.concatenate(parts))[order] for name, parts in kept.items()}
     return Statistics(count, gaussians, features)
 
 
-KINDS = ("gaussians", "features")
+def _finite(values: np.ndarray, network: features.FeatureNetwork) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{network.name} gives NaN or infinity for an image: its weights ({network.origin}) "
+            "are not what they should be"
+        )
+    return values
 
 
 class _Sums:
@@ -271,12 +319,17 @@ def _local(values: jax.Array) -> list[tuple[slice, np.ndarray]]:
 
 
 def _gathered(values: np.ndarray) -> np.ndarray:
-    """[n, ...] of each process, the same n, as one [n P, ...] on every process."""
+    """[n, ...] of each process, its own n, as one [sum n, ...] on every process."""
     if jax.process_count() == 1:
         return values
     from jax.experimental import multihost_utils
 
-    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+    gather = multihost_utils.process_allgather
+    lengths = np.asarray(gather(np.int32(len(values))))
+    padded = np.zeros((lengths.max(), *values.shape[1:]), values.dtype)
+    padded[: len(values)] = values
+    parts = np.asarray(gather(padded))
+    return np.concatenate([part[:n] for part, n in zip(parts, lengths, strict=True)])
 
 
 def _merged(moments: frechet.Moments) -> frechet.Moments:
@@ -297,7 +350,7 @@ def compare(judge: Judge, generated: Statistics, reference: Statistics) -> dict[
     for who, one in (("samples", generated), ("reference images", reference)):
         for output in outputs_of(judge.metrics, "gaussians"):
             dim = len(one.gaussians[output][0])
-            if one.count is not None and one.count <= dim:
+            if one.count is not None and one.count <= dim and jax.process_index() == 0:
                 warnings.warn(
                     f"{one.count:,} {who} for {dim:,} features ({output}): the covariance is "
                     "rank-deficient, and the Fréchet distance depends on the number of samples",

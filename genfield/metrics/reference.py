@@ -8,8 +8,7 @@ ADM evaluator and pytorch-fid have them, with `features` where they were asked f
 import hashlib
 import json
 import uuid
-import zipfile
-import zlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,16 +16,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from genfield.data.npz import read_npz
 from genfield.data.pipeline import SPLIT_SEED
 from genfield.data.sets import IMAGES, ImageSet, file_hash, open_images
 from genfield.errors import UserError
 from genfield.features import weights
-from genfield.metrics.images import Judge, Statistics, blocks, outputs_of, statistics
+from genfield.metrics.images import Content, Judge, Statistics, blocks, outputs_of, statistics
 from genfield.sharding import agreed
 
 KEPT = 50_000  # features kept of a reference, for KID and precision/recall
 NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-READ_ERRORS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class Reference(NamedTuple):
@@ -35,7 +34,8 @@ class Reference(NamedTuple):
     Attributes:
       images: to be measured; None where only statistics were published.
       stored: what a file of statistics holds, by name; {} without one.
-      manifest: says what it is, for the card.
+      manifest: says what it is, for the card; "pixels", a hash of the images themselves, is added
+        when they are measured.
     """
 
     images: ImageSet | None
@@ -73,9 +73,9 @@ def open_reference(path: str, judge: Judge) -> Reference:
     stored = _read(place) if place.is_file() else {}
     if "mu" not in stored:
         return of_images(open_images(path), judge)
-    images = open_images(path) if any(name in stored for name in IMAGES) else None
     manifest = _check(place, stored, judge)
     needs = outputs_of(judge.metrics, "features", reference=True)
+    images = open_images(path) if needs and any(name in stored for name in IMAGES) else None
     if needs and images is None and "features" not in stored:
         asked = ", ".join(m for m in judge.metrics if m in ("kid", "precision_recall"))
         raise UserError(
@@ -86,58 +86,74 @@ def open_reference(path: str, judge: Judge) -> Reference:
 
 
 def _read(place: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(place, allow_pickle=False) as file:
-            wanted = {*sum(NAMES.values(), ()), "features", "manifest"}
-            found = {name: file[name] for name in file.files if name in wanted}
-            return found | {name: np.empty(0) for name in IMAGES if name in file.files}
-    except READ_ERRORS as error:
-        raise UserError(f"{place} is not a readable .npz file: {error}") from error
+    """What a file holds; None stands for its images."""
+    wanted = {*sum(NAMES.values(), ()), "features", "manifest"}
+    return read_npz(place, f"{place} is not a readable .npz file", wanted.__contains__)
 
 
 def _check(place: Path, stored: dict, judge: Judge) -> dict:
     """The manifest of stored statistics; raises UserError if they are not this judge's."""
-    network = judge.network
+    network, manifest = judge.network, {"source": str(place), "count": None}
     if "manifest" in stored:
-        try:
-            manifest = json.loads(str(stored["manifest"]))
-            theirs = {k: manifest[k] for k in ("network", "feature_hash", "resize")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{place} has a damaged manifest: make the file anew") from error
+        manifest = _manifest(place, stored)
         ours = {"network": network.name, "feature_hash": network.hash, "resize": judge.resize}
         for key, value in ours.items():
-            if theirs[key] != value:
+            if manifest[key] != value:
                 raise UserError(
-                    f"{place} was made with {key} {str(theirs[key])[:16]!r}, not {value[:16]!r}: "
+                    f"{place} was made with {key} {manifest[key][:16]!r}, not {value[:16]!r}: "
                     "set config.evaluate.features and resize as it has them, or make it anew"
                 )
-    elif network.name != "inception_v3":
+    elif network.name != "inception_v3" or not network.trained:
+        what = network.name + ("" if network.trained else " with random weights")
         raise UserError(
-            f"{place} has no manifest: such statistics are of the original Inception graph, not "
-            f"of {network.name}: set config.evaluate.features='inception_v3'"
+            f"{place} has no manifest: such statistics are of the trained Inception graph, not "
+            f"of {what}: set config.evaluate.features='inception_v3'"
         )
-    else:
-        unknown = "not said; taken as the original Inception graph's"
-        manifest = {"source": str(place), "count": None, "network": network.name, "resize": unknown}
+    else:  # the ADM evaluator's and pytorch-fid's are bilinear, clean-fid's are antialiased
+        manifest |= {"network": network.name, "resize": f"not said; taken as {judge.resize}"}
     for output in outputs_of(judge.metrics, "gaussians", reference=True):
-        mean, covariance = NAMES[output]
-        lacking = [name for name in (mean, covariance) if name not in stored]
-        if lacking:
-            raise UserError(f"{place} has no {lacking[0]}: it cannot serve {output} statistics")
-        outputs = jax.eval_shape(
-            network.apply,
-            network.params,
-            jax.ShapeDtypeStruct((1, network.size, network.size, 3), np.float32),
-        )
-        dim, shapes = outputs[output].shape[1], [stored[n].shape for n in (mean, covariance)]
-        if shapes != [(dim,), (dim, dim)]:
+        _check_gaussian(place, stored, output, judge)
+    if "features" in stored and outputs_of(judge.metrics, "features", reference=True):
+        kept, dim = stored["features"], judge.dims["pool"]
+        if kept.dtype.kind != "f" or kept.ndim != 2 or kept.shape[1] != dim:
             raise UserError(
-                f"{place} holds {mean} {shapes[0]} and {covariance} {shapes[1]}, but "
-                f"{network.name} has {dim} features: take statistics of this network"
+                f"{place} holds features {kept.dtype} {list(kept.shape)}, but {network.name} has "
+                f"{dim}: make the file anew"
             )
-        if not all(np.isfinite(stored[n]).all() for n in (mean, covariance)):
-            raise UserError(f"{place} holds {mean} or {covariance} with NaN: make the file anew")
     return manifest | {"file_hash": file_hash(place)}
+
+
+def _manifest(place: Path, stored: dict) -> dict:
+    try:
+        manifest = json.loads(str(stored["manifest"]))
+        texts = [manifest[key] for key in ("source", "network", "feature_hash", "resize")]
+        whole = type(manifest["count"]) is int and all(isinstance(text, str) for text in texts)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{place} has a damaged manifest: make the file anew")
+    return manifest
+
+
+def _check_gaussian(place: Path, stored: dict, output: str, judge: Judge) -> None:
+    names, dim = NAMES[output], judge.dims[output]
+    lacking = [name for name in names if name not in stored]
+    if lacking:
+        raise UserError(f"{place} has no {lacking[0]}: it cannot serve {output} statistics")
+    mean, covariance = (stored[name] for name in names)
+    if [mean.shape, covariance.shape] != [(dim,), (dim, dim)]:
+        raise UserError(
+            f"{place} holds {names[0]} {mean.shape} and {names[1]} {covariance.shape}, but "
+            f"{judge.network.name} has {dim} features: take statistics of this network"
+        )
+    real = mean.dtype.kind == covariance.dtype.kind == "f"
+    if not real or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(
+            f"{place} holds {names[0]} or {names[1]} with NaN or not of real numbers: make the "
+            "file anew"
+        )
+    if not np.allclose(covariance, covariance.T, atol=1e-3 * np.abs(covariance).max()):
+        raise UserError(f"{place} holds a {names[1]} that is not symmetric: make the file anew")
 
 
 def load(
@@ -146,25 +162,39 @@ def load(
     """The statistics of a reference: stored, cached or computed; and the cache's file."""
     gaussians = outputs_of(judge.metrics, "gaussians", reference=True)
     wanted = outputs_of(judge.metrics, "features", reference=True)
+    if not gaussians and not wanted:
+        return Statistics(None, {}, {}), None
     if _serves(reference.stored, gaussians, wanted):
         return _unpacked(reference.stored, reference.manifest, gaussians, wanted), None
     if reference.stored:  # published statistics beside images: only features are missing
         gaussians_there = _unpacked(reference.stored, reference.manifest, gaussians, [])
         computed, file = load(of_images(reference.images, judge), judge, on_block)
         return gaussians_there._replace(features=computed.features), file
+    reference.manifest.pop("pixels", None)
     key = hashlib.sha256(json.dumps(reference.manifest, sort_keys=True).encode()).hexdigest()[:16]
     file = weights.cache() / "statistics" / f"{judge.network.name}_{key}.npz"
     cached = _cached(file, reference.manifest)
     if agreed(_serves(cached, gaussians, wanted)):
+        reference.manifest["pixels"] = json.loads(str(cached["manifest"]))["pixels"]
         return _unpacked(cached, reference.manifest, gaussians, wanted), file
-    images = blocks(reference.images, judge.mesh, judge.batch_size)
-    keep = None
+    content, keep = Content(), None
+    images = blocks(reference.images, judge.mesh, judge.batch_size, content)
     if reference.images.size > KEPT:  # a fixed choice: the images may be sorted by class
         order = np.random.default_rng(SPLIT_SEED).permutation(reference.images.size)
         keep = order[:KEPT]
     out = statistics(judge, images, reference=True, keep=keep, on_block=on_block)
-    if jax.process_index() == 0:
+    reference.manifest["pixels"] = content.hash()
+    if jax.process_index() != 0:
+        return out, file
+    try:
         write(file, out, reference.manifest, cached)
+    except OSError as error:  # the figures do not need it
+        warnings.warn(
+            f"cannot keep the statistics in {file.parent} ({error.strerror}): they are computed "
+            "anew each time; set GENFIELD_CACHE to a folder that can be written",
+            stacklevel=2,
+        )
+        return out, None
     return out, file
 
 
@@ -179,9 +209,11 @@ def _cached(file: Path, manifest: dict) -> dict:
         return {}
     try:
         stored = _read(file)
-    except UserError:
+        theirs = json.loads(str(stored["manifest"]))
+        pixels = theirs.pop("pixels")
+    except (UserError, ValueError, KeyError, AttributeError, TypeError):
         return {}
-    return stored if json.loads(str(stored.get("manifest", "null"))) == manifest else {}
+    return stored if theirs == manifest and isinstance(pixels, str) else {}
 
 
 def _unpacked(stored: dict, manifest: dict, gaussians: list[str], wanted: list[str]) -> Statistics:
@@ -196,7 +228,7 @@ def write(file: Path, out: Statistics, manifest: dict, older: dict | None = None
     Args:
       older: what the file held before, of the same manifest: it stays where nothing replaces it.
     Raises:
-      UserError: the folder cannot be made or written.
+      OSError: the folder cannot be made or written.
     """
     arrays = (older or {}) | {"manifest": np.array(json.dumps(manifest, sort_keys=True))}
     for output, values in out.gaussians.items():
@@ -204,12 +236,6 @@ def write(file: Path, out: Statistics, manifest: dict, older: dict | None = None
     if out.features:
         arrays["features"] = out.features["pool"]
     unfinished = file.with_name(f".{uuid.uuid4().hex}.npz")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(unfinished, **arrays)
-        unfinished.replace(file)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the statistics to {file.parent}: {error.strerror}; set GENFIELD_CACHE "
-            "to a folder that can be written"
-        ) from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(unfinished, **arrays)
+    unfinished.replace(file)
