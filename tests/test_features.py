@@ -558,7 +558,7 @@ def test_convert(small):
         ({f"b{n}": np.zeros(3) for n in range(9)}, "b0, b1, b2 and 6 more"),
         ({"a.bias": np.zeros(4)}, r"another shape for a.bias \[4\] instead of \[3\]"),
         ({"a.bias": None, "c": np.zeros(3)}, "lacks a.bias; it has the unexpected c"),
-        ({"a.bias": np.array([1, np.nan, 2])}, "not finite in a.bias"),
+        ({"a.bias": np.array([1, np.nan, 2])}, "not finite, or variances negative, in a.bias"),
     ],
 )
 def test_convert_names_what_is_wrong(small, change, words):

@@ -415,7 +415,7 @@ def test_a_truncated_npz_is_one_line(cut, tmp_path):
         (["--config.evaluate.metrics=('frechet','fidd')"], "unknown metric 'fidd'"),
         (["--config.evaluate.metrics=('inception_score',)"], "takes 10 images or more"),
         (["--config.sample.name=../x"], "must be a file's name"),
-        (["--config.sample.seed=4294967297"], "config.seed + config.sample.seed must be"),
+        (["--config.sample.seed=4294967297"], "config.seed + config.sample.seed must be at most"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(extra, message, tmp_path, capsys):
