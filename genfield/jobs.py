@@ -260,12 +260,14 @@ def _sample(exp: Experiment, step: int | None, best: bool) -> None:
     if "png" in formats and not exp.data.pixels:
         raise UserError("config.sample.formats='png' needs image data: set it to ('npz',)")
     shards = Shards(exp.workdir / "samples", name, settings, formats)
-    if shards.finished():
+    index = np.empty(0, int)
+    if jax.process_index() == 0 and not shards.finished():  # its disk counts, on all processes
+        shards.begin()
+        index = shards.missing()
+    index = sharding.from_first(index)
+    if jax.process_index() == 0 and shards.finished():
         say(f"already drawn: {', '.join(map(str, shards.files()))}")
         return
-    if jax.process_index() == 0:
-        shards.begin()
-    index = sharding.from_first(shards.missing())
     if len(index) < settings["num"]:
         say(f"{settings['num'] - len(index):,} of {settings['num']:,} samples are there already")
     say("compiling the sampler …")

@@ -24,6 +24,7 @@ from genfield.metrics import frechet, images, kernel
 NOISE = (0.02, 0.05, 0.1, 0.2)  # standard deviation, of pixels in [-1, 1]
 BLUR = (0.5, 1.0, 2.0)  # standard deviation of a Gaussian, in pixels
 SPLITS = 3  # of the images of a case, each measured by itself
+SUBSETS = 30  # of the kernel distance
 
 
 def noisy(scale: float) -> Callable:
@@ -76,7 +77,9 @@ def distances(parts: list[np.ndarray], reference: np.ndarray, size: int) -> dict
     rows = {"frechet": [], "kernel": []}
     for part in parts:
         rows["frechet"].append(frechet.frechet_distance(frechet.moments(part), of))
-        rows["kernel"].append(kernel.kernel_distance(part, reference, subset_size=size)[0])
+        rows["kernel"].append(
+            kernel.kernel_distance(part, reference, num_subsets=SUBSETS, subset_size=size)[0]
+        )
     return {name: (float(np.mean(v)), float(np.std(v, ddof=1))) for name, v in rows.items()} | {
         "count": len(parts[0])
     }
