@@ -3,8 +3,6 @@
 Kynkäänniemi et al. 2019, arXiv:1904.06991 eq. 1-2; Naeem et al. 2020, arXiv:2002.09797 eq. 4-5.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,42 +72,40 @@ def _squared_distances(a, b):
 
 
 def _blocks(rows, block: int, fill):
-    """[N, ...] -> [blocks, block, ...], the last one filled up."""
+    """[N, ...] -> parts [block, ...], the last one filled up."""
     missing = -len(rows) % block
     padded = jnp.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1), constant_values=fill)
-    return padded.reshape(-1, block, *rows.shape[1:])
+    return jnp.split(padded, len(padded) // block)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "block"))
 def _squared_radii(points, k: int, block: int):
     """Squared distance from each point to its k-th nearest other one, [N]."""
-    indices = jnp.arange(len(points))
-
-    def radii(part):
-        rows, own = part
-        squared = jnp.where(
-            own[:, None] == indices[None, :], jnp.inf, _squared_distances(rows, points)
-        )
-        return -jax.lax.top_k(-squared, k)[0][:, -1]
-
-    parts = _blocks(points, block, 0), _blocks(indices, block, -1)
-    return jax.lax.map(radii, parts).reshape(-1)[: len(points)]
+    parts = zip(_blocks(points, block, 0), _blocks(jnp.arange(len(points)), block, -1), strict=True)
+    # top_k by itself: under a jit that reads only its last column, XLA's CPU sorts whole rows.
+    nearest = [jax.lax.top_k(_to_others(rows, own, points), k)[0] for rows, own in parts]
+    return -jnp.concatenate(nearest)[: len(points), -1]
 
 
-@functools.partial(jax.jit, static_argnames="block")
+@jax.jit
+def _to_others(rows, own, points):
+    itself = own[:, None] == jnp.arange(len(points))[None, :]
+    return jnp.where(itself, -jnp.inf, -_squared_distances(rows, points))
+
+
 def _within(generated, reference, generated_radii, reference_radii, block: int):
     """Reference balls around each generated point [N]; reference points covered, recalled [M]."""
+    covered = recalled = jnp.zeros(len(reference), bool)
+    counts = []
+    parts = zip(_blocks(generated, block, 0), _blocks(generated_radii, block, -1), strict=True)
+    for rows, radii in parts:
+        count, here, there = _balls(rows, radii, reference, reference_radii)
+        counts.append(count)
+        covered, recalled = covered | here, recalled | there
+    return jnp.concatenate(counts)[: len(generated)], covered, recalled
 
-    def step(carry, part):
-        covered, recalled = carry
-        rows, radii = part  # a negative radius: filled up, no point
-        squared = _squared_distances(rows, reference)
-        inside = (squared <= reference_radii[None, :]) & (radii >= 0)[:, None]
-        covered |= inside.any(axis=0)
-        recalled |= (squared <= radii[:, None]).any(axis=0)
-        return (covered, recalled), inside.sum(axis=1)
 
-    none = jnp.zeros(len(reference), bool)
-    parts = _blocks(generated, block, 0), _blocks(generated_radii, block, -1)
-    (covered, recalled), counts = jax.lax.scan(step, (none, none), parts)
-    return counts.reshape(-1)[: len(generated)], covered, recalled
+@jax.jit
+def _balls(rows, radii, reference, reference_radii):
+    squared = _squared_distances(rows, reference)  # a negative radius: filled up, no point
+    inside = (squared <= reference_radii[None, :]) & (radii >= 0)[:, None]
+    return inside.sum(axis=1), inside.any(axis=0), (squared <= radii[:, None]).any(axis=0)
