@@ -17,6 +17,7 @@ import os
 import re
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -208,11 +209,11 @@ def mendable(error: Exception) -> str | None:
     return None
 
 
-def main(argv: list[str]) -> int:
-    """Runs a command line; returns the exit code."""
+def main(argv: list[str], command: Callable | None = None) -> int:
+    """Runs a command line, by `run` or another command; returns the exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        run(argv)
+        (command or run)(argv)
         return 0
     except preemption.Preempted:
         return preemption.EXIT_CODE

@@ -12,7 +12,6 @@ if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
 
 import inspect
-import logging
 import math
 import re
 import traceback
@@ -1065,19 +1064,7 @@ def _plain(value):
 
 def main(argv: list[str]) -> int:
     """Runs a command line; returns the exit code."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        run(argv)
-        return 0
-    except preemption.Preempted:
-        return preemption.EXIT_CODE
-    except Exception as error:
-        message = program.mendable(error)
-        if message is None:
-            raise
-        message = re.sub(r"\s*\n\s*", " ", message)
-        print(f"genfield: error: {message}", file=sys.stderr, flush=True)
-        return 2
+    return program.main(argv, run)
 
 
 if __name__ == "__main__":
