@@ -30,6 +30,7 @@ def base() -> ConfigDict:
     config.data = ConfigDict({"name": "two_moons"})
     config.net = ConfigDict({"name": "mlp"})
     config.path = "linear"
+    config.path_noise = 0.0  # of a Brownian bridge around the path
     config.time = ConfigDict({"name": "uniform"})
     config.coupling = ConfigDict({"name": "independent"})
     config.rematching = ConfigDict({"name": "none"})
@@ -308,12 +309,13 @@ def check_fields(config: ConfigDict) -> None:
 POSITIVE = (
     *("batch_size", "steps", "log_every", "eval_batches", "every", "keep", "num", "num_samples"),
     *("num_steps", "transport_points", "repeats", "learning_rate", "accumulate", "group_size"),
+    *("regularization", "max_iterations"),
     *("shard_size", "step_size", "num_leapfrog", "mass", "max_steps", "rtol", "atol", "std"),
 )
 NOT_NEGATIVE = (
     *("seed", "slots", "features_seed", "eval_every", "eval_samples", "keep_best", "warmup_steps"),
     *("weight_decay", "clip_norm", "half_life"),
-    *("epsilon", "c0", "one_step_weight", "eikonal_weight", "temperature"),
+    *("path_noise", "epsilon", "c0", "one_step_weight", "eikonal_weight", "temperature"),
 )
 FRACTIONS = ("label_dropout", "b1", "b2", "rate", "dropout")  # in [0, 1)
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed

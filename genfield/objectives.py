@@ -14,6 +14,7 @@ from genfield.guidance import classifier_free
 
 # What a loss teaches its field to be; samplers that need the other kind take the negative.
 KIND = {
+    "action_matching": "velocity",
     "flow_matching": "velocity",
     "equilibrium_matching": "gradient",
     "distance_marching": "gradient",
@@ -82,6 +83,8 @@ def _check_output(loss: str, output) -> str:
             "flow_matching needs a network with a vector output: "
             "set config.net.output='vector' or leave out net.distance_head"
         )
+    if loss == "action_matching" and kind != "potential":
+        raise UserError("action_matching needs a scalar network: set config.net.output='scalar'")
     if loss == "distance_marching" and kind == "vector":
         raise UserError(
             "distance_marching needs a distance: set config.net.output='scalar' (mlp) or "
@@ -110,7 +113,7 @@ def _check_energy(config, output) -> None:
 
 def has_clock(section) -> bool:
     """Whether a loss section trains a field that depends on t."""
-    return section.get("time_input", section.name == "flow_matching")
+    return section.get("time_input", section.name in ("action_matching", "flow_matching"))
 
 
 def check_names(config) -> None:
@@ -122,12 +125,20 @@ def check_names(config) -> None:
 
 def _parts(config):
     """The loss, coupling, rematching, time distribution and path of a configuration."""
+    path = choose("path", config.path, paths.PATHS)
+    if config.path_noise:
+        if config.rematching.get("name") != "none":
+            raise UserError("config.rematching moves targets, which path_noise=0 alone allows")
+        path = paths.brownian_bridge(path, config.path_noise)
+    if config.loss.name == "action_matching" and config.time.get("name") != "uniform":
+        raise UserError("action_matching integrates over time: set config.time.name=uniform")
+    couple = bind("coupling", couplings.COUPLINGS, config.coupling, ("x0", "x1", "key"))
     return (
         _make_loss(config.loss),
-        bind("coupling", couplings.COUPLINGS, config.coupling, ("x0", "x1")),
+        couplings.keyed(couple),
         bind("rematching", couplings.REMATCHINGS, config.rematching, ("path", "sample")),
         build("time", paths.TIMES, config.time),
-        choose("path", config.path, paths.PATHS),
+        path,
     )
 
 
@@ -157,11 +168,15 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
         key_source, key_time, key_label = jax.random.split(key, 3)
         x1 = to_unit(batch["x1"]) if batch["x1"].dtype == jnp.uint8 else batch["x1"]
         n = x1.shape[0]
+        # Folded in, not split off: what these draw leaves the noise of all other runs as it was.
+        key_couple, key_bridge = jax.random.fold_in(key, 3), jax.random.fold_in(key, 4)
         if data.draw_source is None:
             x0 = jax.random.normal(key_source, x1.shape, jnp.float32)
         else:
             x0 = data.draw_source(key_source, n)
-        sample = paths.interpolate(path, couple(x0, x1), x1, times(key_time, n))
+        z = None if path.gamma is None else jax.random.normal(key_bridge, x1.shape, jnp.float32)
+        x0 = couple(key_couple, x0, x1)
+        sample = paths.interpolate(path, x0, x1, times(key_time, n), z)
         cond = batch.get("label")
         if cond is not None and config.label_dropout > 0:
             drop = jax.random.bernoulli(key_label, config.label_dropout, (n,))

@@ -1,6 +1,7 @@
 """Paths from source to data, and the distributions of time that training draws on them.
 
-t = 0 is the source, t = 1 the data; a path is x_t = α(t) x1 + σ(t) x0.
+t = 0 is the source, t = 1 the data; a path is x_t = α(t) x1 + σ(t) x0, with noise around it where
+it is a bridge: x_t = α(t) x1 + σ(t) x0 + γ(t) z.
 """
 
 from collections.abc import Callable
@@ -14,10 +15,11 @@ from genfield.fields import expand
 
 
 class Path(NamedTuple):
-    """x_t = alpha(t) x1 + sigma(t) x0; both take and return arrays of any shape."""
+    """x_t = alpha(t) x1 + sigma(t) x0 + gamma(t) z; each takes and returns arrays of any shape."""
 
     alpha: Callable[[Array], Array]
     sigma: Callable[[Array], Array]
+    gamma: Callable[[Array], Array] | None = None  # of a bridge; None: no noise
 
 
 class PathSample(NamedTuple):
@@ -33,15 +35,27 @@ class PathSample(NamedTuple):
 linear = Path(alpha=lambda t: t, sigma=lambda t: 1 - t)
 
 PATHS = {"linear": linear}
+BRIDGE_END = 1e-8  # added to t (1-t), whose root has an infinite derivative at the ends
 
 
-def interpolate(path: Path, x0: Array, x1: Array, t: Array) -> PathSample:
+def brownian_bridge(path: Path, noise_level: float) -> Path:
+    """`path` with a Brownian bridge around it: γ(t) = s √(t (1-t)), s the `noise_level`.
+
+    Flow matching along it, with an entropic coupling of regularisation 2 s², is SB-CFM (Tong et
+    al., arXiv:2307.03672; arXiv:2302.00482, section 3.2.5): its velocity is
+    x1 - x0 + (1-2t) / (2 t (1-t)) (x_t - μ_t) on the linear path.
+    """
+    return path._replace(gamma=lambda t: noise_level * jnp.sqrt(t * (1 - t) + BRIDGE_END))
+
+
+def interpolate(path: Path, x0: Array, x1: Array, t: Array, z: Array | None = None) -> PathSample:
     """The point x_t and its velocity dx_t/dt, by one jvp in t.
 
     Args:
       x0: source [B, *D]. x1: data [B, *D]. t: [B], float32.
+      z: standard normal noise [B, *D]; of a bridge, and only of one.
     Raises:
-      ValueError: x0 and x1 differ in shape, or t is not [B].
+      ValueError: x0, x1 and z differ in shape, t is not [B], or z is missing or of no use.
     """
     if x0.shape != x1.shape or t.shape != x0.shape[:1]:
         raise ValueError(
@@ -49,8 +63,13 @@ def interpolate(path: Path, x0: Array, x1: Array, t: Array) -> PathSample:
             f"got {x0.shape}, {x1.shape} and {t.shape}"
         )
 
+    if (z is None) != (path.gamma is None) or (z is not None and z.shape != x0.shape):
+        given = "none" if z is None else z.shape
+        raise ValueError(f"a bridge takes noise z of x0's shape {x0.shape}, others none: {given}")
+
     def at(time):
-        return expand(path.alpha(time), x1) * x1 + expand(path.sigma(time), x0) * x0
+        x = expand(path.alpha(time), x1) * x1 + expand(path.sigma(time), x0) * x0
+        return x if z is None else x + expand(path.gamma(time), z) * z
 
     x, v = jax.jvp(at, (t,), (jnp.ones_like(t),))
     return PathSample(x0=x0, x1=x1, t=t, x=x, v=v)

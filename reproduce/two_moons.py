@@ -3,8 +3,8 @@
     python reproduce/two_moons.py --workdir=runs/table1 --seeds=3
 
 Runs the program once for each row and seed (finished runs are not run again), then writes
-table.md and side_by_side.png into the workdir. About 40 minutes on 2 CPU cores, of which OT-CFM's
-assignments take most.
+table.md and side_by_side.png into the workdir. About 80 minutes on 2 CPU cores, of which the
+assignments and Sinkhorn iterations take most; `--only` chooses rows.
 """
 
 import argparse
@@ -26,7 +26,20 @@ ROWS = {  # title: (config, overrides, the paper's W2 / HD / CD)
     "Distance Marching": ("distance_marching_two_moons.py", [], (1.435, 0.605, 0.005)),
     "FM": ("flow_matching_two_moons.py", [], (0.577, 1.337, 0.026)),
     "OT-CFM": ("flow_matching_two_moons.py:ot", [], (0.218, 1.233, 0.019)),
+    "SB-CFM": ("flow_matching_two_moons.py:sb", [], (0.218, 1.807, 0.028)),
+    "Action Matching": ("action_matching_two_moons.py", [], (0.581, 2.154, 0.140)),
+    "Action Matching, Swish": ("action_matching_two_moons.py:swish", [], (0.442, 1.719, 0.033)),
+    "Energy Matching, first stage": (
+        "equilibrium_matching_two_moons.py:energy_matching",
+        [],
+        (0.523, 1.279, 0.031),
+    ),
     "EqM": ("equilibrium_matching_two_moons.py", [], (1.433, 2.034, 0.260)),
+    "EqM without rematching": (
+        "equilibrium_matching_two_moons.py",
+        ["--config.rematching.name=none"],
+        None,
+    ),
     "DM without the eikonal loss": (
         "distance_marching_two_moons.py",
         ["--config.loss.eikonal_weight=0.0"],
@@ -44,7 +57,7 @@ COLUMNS = ("w2", "hausdorff", "chamfer", "stray_999", "acceptance", "nfe")
 
 def folder(workdir: Path, title: str, seed: int) -> Path:
     """The workdir of one run."""
-    return workdir / f"{title.lower().replace(' ', '_')}_seed{seed}"
+    return workdir / f"{title.lower().replace(',', '').replace(' ', '_')}_seed{seed}"
 
 
 def run(workdir: Path, title: str, seed: int, flags: list[str]) -> dict:

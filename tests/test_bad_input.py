@@ -135,6 +135,8 @@ MISTAKES = [
     (MOONS, "checkpoint.keep_best=-1", "keep_best", "not be negative"),
     (MOONS, "sampler.num_steps=0", "num_steps", "positive"),
     (MOONS, "sampler.then.step_size=-0.1", "sampler.then.step_size", "positive"),
+    (FLOW, "path_noise=-0.5", "config.path_noise", "not be negative"),
+    (f"{FLOW}:sb", "coupling.regularization=0.0", "coupling.regularization", "positive"),
     (MOONS, "net.depth=0", "depth", ">= 1"),
     (EQM, "loss.decay.a=1.0", "config.loss.decay", "a < 1"),
     (

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -95,7 +96,56 @@ def test_the_layout_over_devices_does_not_matter(backend, group_size):
 def test_independent_keeps_the_draw():
     x0, x1 = pair(5, 2)
     assert couplings.independent(x0, x1) is x0
-    assert set(couplings.COUPLINGS) == {"independent", "exact_assignment"}
+    assert set(couplings.COUPLINGS) == {"independent", "exact_assignment", "sinkhorn"}
+    x = couplings.keyed(couplings.independent)(jax.random.key(0), x0, x1)
+    assert x is x0
+
+
+def entropic_plan(cost, epsilon):
+    """Sinkhorn's fixed point in float64: rows and columns of equal weight, [N, N]."""
+    f = g = np.zeros(len(cost))
+    level = -np.log(len(cost))
+    for _ in range(5000):
+        f = epsilon * (level - scipy.special.logsumexp((g[None] - cost) / epsilon, axis=1))
+        g = epsilon * (level - scipy.special.logsumexp((f[:, None] - cost) / epsilon, axis=0))
+    return np.exp((f[:, None] + g[None] - cost) / epsilon)
+
+
+def test_sinkhorn_draws_from_the_plan():
+    n, epsilon = 6, 0.7
+    x0, x1 = pair(n, 2)
+    plan = entropic_plan(squared(x1, x0), epsilon)
+    np.testing.assert_allclose(plan.sum(0), 1 / n, rtol=1e-6)
+    draw = couplings.keyed(functools.partial(couplings.sinkhorn, regularization=epsilon))
+    many = jax.jit(jax.vmap(draw, (0, None, None)))(
+        jax.random.split(jax.random.key(1), 4000), x0, x1
+    )
+    same = (np.asarray(many)[:, :, None] == np.asarray(x0)[None, None]).all(-1)
+    assert (same.sum(-1) == 1).all()
+    rows = plan * n
+    # Five standard deviations of a share of 4,000 draws; ott stops at a marginal error of 1e-3.
+    bound = 5 * np.sqrt(rows * (1 - rows) / 4000) + 3e-3
+    assert (np.abs(same.mean(0) - rows) < bound).all()
+    assert not np.array_equal(many[0], many[1])
+
+
+def test_sinkhorn_without_a_key_is_a_permutation():
+    x0, x1 = pair(64, 3, 2)
+    run = quick(functools.partial(couplings.sinkhorn, regularization=0.02))
+    np.testing.assert_array_equal(order(run(x0, x1), x0), order(exact("host")(x0, x1), x0))
+    halves = quick(functools.partial(couplings.sinkhorn, regularization=0.02, group_size=32))
+    found, grouped = halves(x0, x1), exact("host", group_size=32)(x0, x1)
+    np.testing.assert_array_equal(found, grouped)
+    with pytest.raises(ValueError, match="of one shape"):
+        couplings.sinkhorn(x0, x1[:5], regularization=1.0)
+
+
+def test_sinkhorn_on_eight_devices():
+    x0, x1 = pair(64, 2)
+    run = quick(functools.partial(couplings.sinkhorn, regularization=0.5, group_size=8))
+    key = jax.random.key(4)
+    split = [jax.device_put(x, mesh_sharding()) for x in (x0, x1)]
+    np.testing.assert_array_equal(run(*split, key=key), run(x0, x1, key=key))
 
 
 def test_exact_assignment_errors():

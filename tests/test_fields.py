@@ -242,6 +242,28 @@ def test_linear_path_is_the_explicit_formula():
     chex.assert_trees_all_equal(ends, [x0, x1])
 
 
+def test_brownian_bridge_has_the_velocity_of_sb_cfm():
+    x0, x1, z = (normal(s, BATCH, 2, 3) for s in (15, 16, 21))
+    t = jnp.asarray(np.clip(TIMES, 0.05, 0.95), jnp.float32)
+    s = paths.interpolate(paths.brownian_bridge(paths.linear, 0.7), x0, x1, t, z)
+    a, b, n, c = (np.asarray(v, np.float64) for v in (x0, x1, z, t[:, None, None]))
+    mean = (1 - c) * a + c * b
+    np.testing.assert_allclose(s.x, mean + 0.7 * np.sqrt(c * (1 - c)) * n, atol=1e-5)
+    exact = (1 - 2 * c) / (2 * c * (1 - c)) * (np.asarray(s.x) - mean) + b - a
+    np.testing.assert_allclose(s.v, exact, atol=1e-4)
+    # At the ends the bridge is pinned, to the 1e-4 that keeps its velocity finite.
+    for end, x in ((0.0, x0), (1.0, x1)):
+        pinned = paths.interpolate(
+            paths.brownian_bridge(paths.linear, 0.7), x0, x1, jnp.full(BATCH, end), z
+        )
+        np.testing.assert_allclose(pinned.x, x, atol=5e-4)
+        assert np.isfinite(pinned.v).all()
+    with pytest.raises(ValueError, match="a bridge takes noise z"):
+        paths.interpolate(paths.linear, x0, x1, t, z)
+    with pytest.raises(ValueError, match="a bridge takes noise z"):
+        paths.interpolate(paths.brownian_bridge(paths.linear, 0.7), x0, x1, t)
+
+
 def test_velocity_of_a_curved_path():
     x0, x1, t = normal(17, BATCH, 2), normal(18, BATCH, 2), jnp.asarray(TIMES, jnp.float32)
     s = paths.interpolate(CURVED, x0, x1, t)

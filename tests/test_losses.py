@@ -37,6 +37,14 @@ def potential(params):
     return fields.potential_field(energy)
 
 
+def action(params):
+    def energy(x, t=None, cond=None):
+        terms = params["scale"] * x**2 + params["shift"] * x * fields.expand(t, x)
+        return fields.sum_features(terms) + fields.mean_features(x * params["time"]) * t**2
+
+    return fields.potential_field(energy)
+
+
 def prediction(params):
     def field(x, t=None, cond=None):
         return Prediction(vector(params)(x), 1.0 + fields.mean_features(x * params["time"]))
@@ -52,6 +60,7 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "action": Case("action_matching", action, {}, ("ends", "kinetic", "rate")),
     "flow": Case("flow_matching", vector),
     "flow_unconditional": Case("flow_matching", vector, {"time_input": False}),
     "flow_weighted": Case("flow_matching", vector, {"weight": losses.inverse_square(0.1)}),
@@ -115,7 +124,7 @@ def test_finite_and_float32_for_each_example(name, shape):
         chex.assert_shape(value, (BATCH,))
         chex.assert_type(value, jnp.float32)
     chex.assert_tree_all_finite((loss, terms, gradient))
-    assert np.all(loss > 0)  # no example is fitted by chance
+    assert np.all(loss != 0 if name == "action" else loss > 0)  # no example is fitted by chance
 
 
 @table
@@ -200,6 +209,49 @@ def test_flow_matching_by_hand():
     cond = np.array([1.0, -2.0, 0.5, 3.0])
     found = losses.flow_matching(affine, SAMPLE, jnp.asarray(cond, "f4"), time_input=False)[0]
     close(found, np.mean((FX + cond[:, None] - (X1 - X0)) ** 2, axis=1))
+
+
+def quadratic(x, t, cond=None):
+    """s = |x|² t²/2 + <b, x> t, whose ∇s = x t² + b t and ∂s/∂t = |x|² t + <b, x>."""
+    return 0.5 * fields.squared_norm(x) * t**2 + (x @ jnp.asarray(B, x.dtype)) * t
+
+
+def test_action_matching_by_hand():
+    loss, terms = losses.action_matching(fields.potential_field(quadratic), SAMPLE)
+    close(terms["ends"], 0 - (0.5 * (X1**2).sum(1) + X1 @ B))
+    close(terms["kinetic"], 0.5 * ((X * T[:, None] ** 2 + B * T[:, None]) ** 2).sum(1))
+    close(terms["rate"], (X**2).sum(1) * T + X @ B)
+    close(loss, sum(terms.values()))
+    with pytest.raises(TypeError, match=r"fields\.Prediction"):
+        losses.action_matching(affine, SAMPLE)
+
+
+def test_action_matching_finds_the_velocity_of_a_gaussian_path():
+    """N(0, 1) to N(m, s²): ∇s = m + (a'/a) (x - t m), a² = (1-t)² + t² s², at its least value."""
+    m, s, n = 1.5, 0.4, 200_000
+    k0, k1, kt = jax.random.split(jax.random.key(3), 3)
+    x0, x1 = jax.random.normal(k0, (n, 1)), m + s * jax.random.normal(k1, (n, 1))
+    sample = paths.interpolate(paths.linear, x0, x1, jax.random.uniform(kt, (n,)))
+
+    def field(scale, shift):  # the exact action, and directions away from it
+        def action(x, t, cond=None):
+            rate = (t * (1 + s**2) - 1) / ((1 - t) ** 2 + t**2 * s**2)
+            exact = m * x[:, 0] + 0.5 * rate * (x[:, 0] - t * m) ** 2
+            return scale * exact + shift * jnp.sin(2 * x[:, 0] + t)
+
+        return fields.potential_field(action)
+
+    each = lambda theta, sample: losses.action_matching(field(*theta), sample)[0]
+    one = lambda theta, row: each(theta, jax.tree.map(lambda a: a[None], row))[0]
+    theta = jnp.array([1.0, 0.0])
+    slopes = np.asarray(jax.jit(jax.vmap(jax.grad(one), (None, 0)))(theta, sample), np.float64)
+    assert np.all(np.abs(slopes.mean(0)) < 4 * slopes.std(0) / np.sqrt(n))
+    off = np.asarray(jax.jit(jax.vmap(jax.grad(one), (None, 0)))(theta * 1.1, sample), np.float64)
+    assert abs(off.mean(0)[0]) > 8 * off.std(0)[0] / np.sqrt(n)  # the check can fail
+    values = np.asarray(jax.jit(each)(theta, sample), np.float64)
+    velocity = np.asarray(jax.jit(field(1.0, 0.0))(sample.x, sample.t).direction, np.float64)
+    gap = values + 0.5 * (velocity**2).sum(1)
+    assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(n)
 
 
 def test_reweighted_flow_matching_by_hand():

@@ -29,6 +29,45 @@ def points(loss: str, **net) -> ConfigDict:
     return config
 
 
+def drawn(config):
+    _, objective, _ = make(config)
+    batch = {"x1": jnp.zeros((8, 2))}
+    return jax.jit(objective.draw)(jax.random.key(5), batch).sample
+
+
+def test_a_bridge_and_a_sinkhorn_coupling_leave_other_noise_alone():
+    plain, config = drawn(points("flow_matching")), points("flow_matching")
+    config.path_noise = 0.5
+    noisy = drawn(config)
+    np.testing.assert_array_equal((noisy.x0, noisy.x1), (plain.x0, plain.x1))
+    np.testing.assert_array_equal(noisy.t, plain.t)
+    spread = (
+        np.abs(np.asarray(noisy.x - plain.x))
+        / np.sqrt(np.asarray(plain.t * (1 - plain.t)))[:, None]
+    )
+    assert 0 < spread.max() < 0.5 * 5
+    config.coupling = ConfigDict({"name": "sinkhorn", "regularization": 0.5})
+    paired = drawn(config)
+    assert set(map(tuple, np.asarray(paired.x0))) <= set(map(tuple, np.asarray(plain.x0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"path_noise": 0.5, "rematching": {"name": "nearest"}}, "config.rematching moves targets"),
+        ({"loss": {"name": "action_matching"}, "time": {"name": "skewed"}}, "time.name=uniform"),
+        ({"loss": {"name": "action_matching"}}, "net.output='scalar'"),
+    ],
+    ids=["bridge", "time", "scalar"],
+)
+def test_parts_that_do_not_fit(change, words):
+    config = points("flow_matching")
+    for name, value in change.items():
+        config[name] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=words):
+        make(config)
+
+
 X = jax.random.normal(jax.random.key(1), (5, 2))
 T = jnp.full((5,), 0.7)
 

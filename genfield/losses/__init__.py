@@ -4,6 +4,7 @@ Only the train step averages over examples; whether features are summed or avera
 each docstring, since the papers differ.
 """
 
+from genfield.losses.action import action_matching
 from genfield.losses.distance import distance_marching
 from genfield.losses.equilibrium import (
     DECAYS,
@@ -16,6 +17,7 @@ from genfield.losses.equilibrium import (
 from genfield.losses.flow import WEIGHTS, flow_matching, inverse_square
 
 LOSSES = {
+    "action_matching": action_matching,
     "flow_matching": flow_matching,
     "equilibrium_matching": equilibrium_matching,
     "distance_marching": distance_marching,
@@ -25,6 +27,7 @@ __all__ = [
     "DECAYS",
     "LOSSES",
     "WEIGHTS",
+    "action_matching",
     "constant",
     "distance_marching",
     "equilibrium_matching",

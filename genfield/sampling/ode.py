@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from genfield.fields import Field, evaluations
+from genfield.fields import Field, direction, evaluations
 from genfield.sampling.core import Sampler, Samples, advance, start
 
 
@@ -30,7 +30,7 @@ def euler() -> Sampler:
 
     def step(key, field, state, cond):
         t, _, h, clock = _times(state)
-        return advance(state, state.x + h * field(state.x, t, cond), 1, memory=clock)
+        return advance(state, state.x + h * direction(field(state.x, t, cond)), 1, memory=clock)
 
     return Sampler(init=_clock, step=step)
 
@@ -40,8 +40,8 @@ def heun() -> Sampler:
 
     def step(key, field, state, cond):
         t, t_next, h, clock = _times(state)
-        v = field(state.x, t, cond)
-        v_next = field(state.x + h * v, t_next, cond)
+        v = direction(field(state.x, t, cond))
+        v_next = direction(field(state.x + h * v, t_next, cond))
         return advance(state, state.x + 0.5 * h * (v + v_next), 2, memory=clock)
 
     return Sampler(init=_clock, step=step)
@@ -87,7 +87,7 @@ def solve_ode(
 
     def solve(x, cond):  # x [b, *D]
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, _: field(y, jnp.full(y.shape[:1], t), cond)),
+            diffrax.ODETerm(lambda t, y, _: direction(field(y, jnp.full(y.shape[:1], t), cond))),
             solver(),
             t0=t0,
             t1=t1,
