@@ -123,6 +123,11 @@ def check_names(config) -> None:
     create_sampler(config)
 
 
+def create_coupling(section) -> Callable:
+    """(key, x0, x1) -> x0 reordered, of the section `coupling`."""
+    return couplings.keyed(bind("coupling", couplings.COUPLINGS, section, ("x0", "x1", "key")))
+
+
 def _parts(config):
     """The loss, coupling, rematching, time distribution and path of a configuration."""
     path = choose("path", config.path, paths.PATHS)
@@ -132,10 +137,9 @@ def _parts(config):
         path = paths.brownian_bridge(path, config.path_noise)
     if config.loss.name == "action_matching" and config.time.get("name") != "uniform":
         raise UserError("action_matching integrates over time: set config.time.name=uniform")
-    couple = bind("coupling", couplings.COUPLINGS, config.coupling, ("x0", "x1", "key"))
     return (
         _make_loss(config.loss),
-        couplings.keyed(couple),
+        create_coupling(config.coupling),
         bind("rematching", couplings.REMATCHINGS, config.rematching, ("path", "sample")),
         build("time", paths.TIMES, config.time),
         path,

@@ -832,3 +832,136 @@ def test_hold_out_needs_two_examples():
     one = pipeline.from_arrays({"x1": np.zeros((1, 2, 2, 3), np.uint8)})
     with pytest.raises(UserError, match="leaves none to train on"):
         splits.hold_out(one, 0.1)
+
+
+# ---------------------------------------------------------------- classes left out of training
+
+
+def test_digits_of_some_classes():
+    whole = create(name="digits", labels=True)
+    some = create(name="digits", labels=True, classes=(7, 3), batch_size=16)
+    assert some.num_classes == 2 and some.class_names == ("7", "3")
+    for split in ("train", "test"):
+        x, label = whole.examples[split].arrays["x1"], whole.examples[split].arrays["label"]
+        kept = some.examples[split].gather(np.arange(some.sizes[split]))
+        for number, digit in enumerate((7, 3)):
+            np.testing.assert_array_equal(kept["x1"][kept["label"] == number], x[label == digit])
+        assert some.sizes[split] == np.isin(label, (7, 3)).sum()
+    others = some.examples["other_classes"]
+    rest = others.gather(np.arange(others.size))
+    np.testing.assert_array_equal(rest["x1"], x[~np.isin(label, (7, 3))])
+    assert list(rest) == ["x1"] and set(some.sizes) == {"train", "test"}
+    batch, held = batches(some, 1)[0], some.heldout(0, some.sizes["test"])
+    assert set(batch["label"]) == set(held["label"]) == {0, 1}
+    assert as_set(batch["x1"]) <= as_set(some.examples["train"].arrays["x1"])
+    assert as_set(held["x1"]) == as_set(some.examples["test"].arrays["x1"])
+
+
+def test_all_classes_leave_no_others():
+    turned = create(name="digits", labels=True, classes=tuple(reversed(range(10))))
+    assert set(turned.examples) == {"train", "test"} and turned.class_names[0] == "9"
+    whole = create(name="digits", labels=True)
+    assert turned.sizes == whole.sizes and turned.num_classes == 10
+    label = whole.examples["train"].arrays["label"]
+    np.testing.assert_array_equal(turned.examples["train"].arrays["label"], 9 - label)
+    np.testing.assert_array_equal(turned.heldout(0, 20)["x1"], whole.heldout(0, 20)["x1"])
+
+
+@pytest.fixture
+def three(folder):
+    """`folder` with a third class: 3 training and 2 test images."""
+    for split, count in (("train", 3), ("test", 2)):
+        for i in range(count):
+            write_image(folder / split / "emu" / f"{i}.png", picture(100 + i + 10 * len(split)))
+    return folder
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("source", ["memory", "on demand", "archive", "npz", "cache"])
+def test_images_of_some_classes(three, tmp_path, source, labels):
+    options = dict(name="images", path=str(three), labels=labels, flip=False, batch_size=2)
+    if source == "npz":
+        arrays = {}
+        for split in ("train", "test"):
+            files = sorted((three / split).rglob("*.png"))
+            arrays[f"{split}_images"] = np.stack([np.asarray(Image.open(f)) for f in files])
+            names = [f.parent.name for f in files]
+            arrays[f"{split}_labels"] = np.array([("cat", "dog", "emu").index(n) for n in names])
+        np.savez(tmp_path / "a.npz", **arrays)
+        options["path"] = str(tmp_path / "a.npz")
+    elif source == "archive":
+        options["path"] = str(pack(three, tmp_path / "a.tar", "w:"))
+    elif source == "cache":
+        options["cache"] = str(tmp_path / "cache")
+        create(**{**options, "labels": True})  # the cache holds all classes: others read it too
+    options["in_memory"] = False if source == "on demand" else "auto"
+    dataset = create(**options, classes=(2, 0))
+    assert dataset.sizes == {"train": 9, "test": 5} and dataset.num_classes == 2 * labels
+    names = ("emu", "cat") if source != "npz" else ("2", "0")
+    assert dataset.class_names == (names if labels else ())
+    if source == "cache":
+        assert len(list((tmp_path / "cache").iterdir())) == 1
+
+    def of(split, *names):
+        files = [f for name in names for f in (three / split / name).iterdir()]
+        return as_set(np.stack([np.asarray(Image.open(f)) for f in files]))
+
+    held = dataset.heldout(0, 5)
+    assert as_set(held["x1"]) == of("test", "emu", "cat") and ("label" in held) == labels
+    epoch = {k: np.concatenate([b[k] for b in batches(dataset, 9)]) for k in held}
+    assert as_set(epoch["x1"]) == of("train", "emu", "cat")
+    if labels:
+        assert as_set(held["x1"][held["label"] == 0]) == of("test", "emu")
+        assert as_set(epoch["x1"][epoch["label"] == 1]) == of("train", "cat")
+    others = dataset.examples["other_classes"]
+    rest = others.gather(np.arange(others.size))
+    assert list(rest) == ["x1"] and as_set(rest["x1"]) == of("test", "dog")
+
+
+def test_classes_of_data_that_are_their_own_heldout(three):
+    options = dict(name="images", path=str(three), heldout_split="train", classes=(1,))
+    dataset = create(**options)
+    assert dataset.sizes == {"train": 4, "test": 4}
+    assert dataset.examples["other_classes"].size == 9
+
+
+def test_fingerprint_sees_the_classes(three):
+    chosen = (None, (0, 1), (1, 0), (0, 2))
+    folder = dict(name="images", path=str(three), batch_size=1)
+    for options in ({"name": "digits"}, folder):
+        assert len({create(**options, classes=c).fingerprint for c in chosen}) == 4
+        assert create(**options, classes=None).fingerprint == create(**options).fingerprint
+
+
+def test_bad_classes(three, tmp_path):
+    for options in (dict(name="digits"), dict(path=str(three)), dict(path=str(three), labels=True)):
+        refuses(r"classes=\(\) leaves nothing to train on.*Known: 0", **options, classes=())
+        refuses(r"classes=\(1, 1\) names a label twice", **options, classes=(1, 1))
+        refuses(r"classes=3 must be a tuple or None", **options, classes=3)
+        for wrong in (10, -1, 1.0, True, "dog"):
+            refuses(f"{wrong!r} is no label of this data", **options, classes=(0, wrong))
+    refuses(r"Known: 0, 1, 2, .*, 9$", name="digits", classes=(10,))
+    refuses(r"Known: 0 \(cat\), 1 \(dog\), 2 \(emu\)$", path=str(three), classes=(3,))
+    refuses("batch_size 4 exceeds the 3 training", path=str(three), classes=(2,))
+    refuses("unknown field 'classes'", name="two_moons", classes=(0,))
+    images = np.stack([picture(i) for i in range(30)])
+    np.savez(tmp_path / "many.npz", images=images, labels=np.arange(30))
+    refuses(r"Known: 0, .*, 19, …, 29$", path=str(tmp_path / "many.npz"), classes=(30,))
+    np.savez(tmp_path / "bare.npz", images=images)
+    refuses(r"no labels in .*data\.classes=None", path=str(tmp_path / "bare.npz"), classes=(0,))
+    arrays = dict(train_images=images, train_labels=np.arange(30) % 2 * 2)
+    arrays |= dict(test_images=images[:1], test_labels=np.zeros(1, int))
+    np.savez(tmp_path / "gap.npz", **arrays)
+    refuses(r"no training example has the label 1", path=str(tmp_path / "gap.npz"), classes=(0, 1))
+    refuses(r"no held-out example has one", path=str(tmp_path / "gap.npz"), classes=(2,))
+
+
+def test_classes_are_checked_before_the_images_are_decoded(three):
+    (three / "train" / "dog" / "01.png").write_text("this is text")
+    refuses("3 is no label", path=str(three), classes=(3,))
+
+
+def test_unlabelled_files_have_no_classes(tmp_path):
+    for split in ("train", "test"):
+        write_image(tmp_path / split / "0.png", picture(0))
+    refuses(r"no class folder: .*data\.classes=None", path=str(tmp_path), classes=(0,))

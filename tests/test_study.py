@@ -7,9 +7,11 @@ import pytest
 import tiny_network
 from PIL import Image
 from programs import MOONS, ROOT, TINY_DIGITS, run
+from sklearn.datasets import load_digits
 
-from genfield import features, generate, study
+from genfield import features, generate, studies, study
 from genfield.data import pixels
+from genfield.studies import common, ood, sweep
 
 FLOW = ROOT / "configs" / "flow_matching_two_moons.py"
 DESCENT = "--config.sampler={'name':'gradient_descent','num_steps':3,'step_size':0.1}"
@@ -21,7 +23,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "create", tiny_network.create)
     monkeypatch.setattr(features, "default", lambda: "inception_v3")
     monkeypatch.setenv("GENFIELD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(study, "PER_DRAWN", 500)
+    monkeypatch.setattr(common, "PER_DRAWN", 500)
 
 
 def trained(name, config, **kwargs):
@@ -40,6 +42,7 @@ digits = trained("digits", TINY_DIGITS, small=MLP)
 transformer = trained("transformer", TINY_DIGITS, small={})
 moons = trained("moons", MOONS, train__steps=4)
 flow = trained("flow", FLOW, train__steps=2)
+some = trained("some", TINY_DIGITS, small=MLP, data__classes="(4,3,2,1,0)")
 
 
 @pytest.fixture
@@ -84,23 +87,23 @@ def test_denoise_points(moons, findings):
     # At t = 0 the outputs are the run's own samples.
     subject = opened(moons, DESCENT)
     x = generate.make_drawer(subject.exp)(subject.params, 64, subject.seed).x
-    x1, _ = study.heldout(subject.exp, 64)
+    x1, _ = common.heldout(subject.exp, 64)
     assert rows[0]["mse"] == pytest.approx(np.mean((x - x1) ** 2), rel=1e-4)
 
 
-def opened(workdir, *overrides) -> study.Subject:
+def opened(workdir, *overrides) -> studies.Subject:
     """The subject of a study, without running one."""
     held = {}
 
     def keep(subject):
         held["subject"] = subject
-        return study.Findings({}, [("none",)], [])
+        return studies.Findings({}, [("none",)], [])
 
-    study.STUDIES["keep"] = keep
+    studies.STUDIES["keep"] = keep
     try:
         assert study.main(["study", "keep", f"--workdir={workdir}", *overrides]) == 0
     finally:
-        del study.STUDIES["keep"]
+        del studies.STUDIES["keep"]
     return held["subject"]
 
 
@@ -150,10 +153,29 @@ def test_other_images_take_the_shape_of_the_data(digits, tmp_path):
     subject = opened(digits)
     levels = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "same.npz", levels)
-    out = study._other_images(subject.exp, str(tmp_path / "same.npz"), 5)
+    out = ood._other_images(subject.exp, str(tmp_path / "same.npz"), 5)
     assert out.shape == (5, 8, 8, 1)
     given = {image.tobytes() for image in levels}
     assert all(image.tobytes() in given for image in pixels.to_uint8(out))
+
+
+def test_classes_left_out_of_training_are_a_set(some, findings):
+    found = findings("ood", some, "--num=32")
+    rows = {row["set"]: row for row in found["figures"]["auroc"]}
+    sets = ["constant", "uniform", "shuffled", "blurred", "noise", "other_classes", "wrong_label"]
+    assert list(rows) == [*sets, "average"]
+    subject = opened(some)
+    assert subject.exp.data.num_classes == 5 and subject.exp.data.class_names[0] == "4"
+    x = ood._other_classes(subject.exp, 10**6)["other_classes"]
+    raw = load_digits()
+    levels = np.round(raw.images[raw.target > 4] * 255 / 16).astype(np.uint8)
+    known = {image.tobytes() for image in levels}
+    assert len(x) > 32 and all(image.tobytes() in known for image in pixels.to_uint8(x))
+
+
+def test_a_run_on_other_classes_is_another_run(some, capsys):
+    again = "--config.data.classes=(0,1,2,3,4)"
+    says(capsys, ["study", "ood", f"--workdir={some}", again], ["different run", "data.classes"])
 
 
 def test_a_velocity_is_scored_at_the_data(flow, findings):
@@ -201,7 +223,7 @@ def test_a_run_with_itself_is_itself(moons, findings):
 def test_a_sweep_compiles_once_and_agrees_with_configured_steps(moons, findings, monkeypatch):
     arguments = ("--step_sizes=0.05,0.2", "--num_steps=2,3", "--num=64")
     once = findings("sweep", moons, DESCENT, *arguments)
-    monkeypatch.setattr(study, "LINEAR", ())
+    monkeypatch.setattr(sweep, "LINEAR", ())
     each = findings("sweep", moons, DESCENT, *arguments)
     assert len(once["figures"]["rows"]) == 4 and once["figures"]["plotted"] == "chamfer"
     for a, b in zip(once["figures"]["rows"], each["figures"]["rows"], strict=True):
@@ -273,7 +295,7 @@ def test_diagnose_images(digits, findings):
 def test_help_lists_the_studies(capsys):
     assert study.main(["study", "--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name}: " in out for name in study.STUDIES)
+    assert all(f"  {name}: " in out for name in studies.STUDIES)
 
 
 MISTAKES = [

@@ -8,15 +8,16 @@ from genfield.errors import UserError
 TRAIN = 1500  # of 1797
 
 
-def digits(labels: bool = False, *, feed: Feed) -> Dataset:
+def digits(labels: bool = False, classes: tuple[int, ...] | None = None, *, feed: Feed) -> Dataset:
     """The digits as uint8 [8, 8, 1], 10 classes, 1,500 to train on and 297 held out.
 
     The split is the same for every run; values 0..16 become 0..255.
 
     Args:
       labels: class conditioning.
+      classes: the digits to train on and hold out, as for `images`; None: all ten.
     Raises:
-      UserError: scikit-learn is not installed.
+      UserError: scikit-learn is not installed, `classes` that are no digits.
     """
     try:
         from sklearn.datasets import load_digits
@@ -36,4 +37,5 @@ def digits(labels: bool = False, *, feed: Feed) -> Dataset:
         flip=False,
         fingerprint="scikit-learn digits",
         feed=feed,
+        classes=classes,
     )

@@ -4,9 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from genfield.data.listing import Listing, file_identity, list_archive, list_folder
 from genfield.data.npz import cached, npz_splits
-from genfield.data.pipeline import Dataset, Examples, Feed, assemble, short_hash
+from genfield.data.pipeline import (
+    Dataset,
+    Examples,
+    Feed,
+    assemble,
+    check_classes,
+    short_hash,
+)
 from genfield.data.pixels import check_pixels, decode, on_demand
 from genfield.data.splits import Splits
 from genfield.errors import UserError
@@ -18,6 +27,7 @@ def images(
     channels: int = 3,
     flip: bool = True,
     labels: bool = False,
+    classes: tuple[int, ...] | None = None,
     split: str = "train",
     heldout_split: str | None = "test",
     heldout_fraction: float = 0.1,
@@ -38,6 +48,9 @@ def images(
       channels: 3, or 1 for grayscale.
       flip: mirror training images with probability 1/2.
       labels: class conditioning; classes are numbered in the order of their names.
+      classes: train on and hold out these labels alone, with or without conditioning. They are
+        numbered anew, from 0 in the order given. Held-out images of the other classes become
+        `Dataset.examples["other_classes"]`. None: all classes.
       split: to train on. heldout_split: to evaluate on, perhaps the same one. Where there is no
         "test", or with None, the last `heldout_fraction` of a fixed permutation of the training
         images is held out instead.
@@ -45,11 +58,13 @@ def images(
         "auto" decides by `memory_limit_gb`. An .npz file is always read into memory.
       memory_limit_gb: of pixels; also of the files of a compressed archive, which cannot be read
         in place.
-      max_images: keep at most so many of each split, by a fixed permutation.
+      max_images: keep at most so many of each split, by a fixed permutation; `classes` are chosen
+        among them.
       cache: a folder for the decoded images, which later runs read instead.
     Raises:
       UserError: nothing or nothing readable at the path, an absent or empty split, an empty class,
-        an unreadable image (named), images of several shapes without a `size`.
+        an unreadable image (named), images of several shapes without a `size`, `classes` that
+        are unknown or have no image.
     """
     check_pixels(size, channels)
     splits = Splits(split, heldout_split, heldout_fraction, in_memory, memory_limit_gb, max_images)
@@ -60,7 +75,8 @@ def images(
     if not place.exists():
         raise UserError(f"data.path {path} does not exist")
     wanted = [name for name in (split, heldout_split) if name]
-    pixels = {"size": size, "channels": channels, "labels": labels}
+    labelled = labels or classes is not None
+    pixels = {"size": size, "channels": channels, "labels": labelled}
     try:
         listing = list_folder(place, wanted) if place.is_dir() else None
         identity = listing.identity if listing else file_identity(place)
@@ -73,12 +89,14 @@ def images(
         else:
             files = listing or list_archive(place, wanted, splits.limit)
             known, class_names = _file_splits(place, files, split, **pixels)
+        if classes is not None:
+            check_classes(classes, class_names)  # before the long work
         return *splits.settle(known, path, feed), class_names
 
     if cache is None:
         train, heldout, class_names = read()
     else:
-        options = (identity, size, channels, labels, split, heldout_split, heldout_fraction)
+        options = (identity, size, channels, labelled, split, heldout_split, heldout_fraction)
         stored = Path(cache).expanduser() / f"{short_hash(*options, max_images)}.npz"
         train, heldout, class_names = cached(stored, read)
     return assemble(
@@ -89,6 +107,7 @@ def images(
         flip=flip,
         fingerprint=short_hash(identity, split),
         feed=feed,
+        classes=classes,
     )
 
 
@@ -127,7 +146,8 @@ def _file_splits(
                 raise UserError(f"cannot read the image {where}: {error.strerror}") from error
             return decode(encoded, size, channels, where), targets[row], where
 
-        return on_demand(len(names), read)
+        known = np.array(targets, np.int32) if labels else None
+        return on_demand(len(names), read)._replace(labels=known)
 
     return {name: partial(examples, names) for name, names in members.items()}, tuple(classes)
 
@@ -136,6 +156,6 @@ def _class_of(name: str, path: Path) -> str:
     parts = name.split("/")
     if len(parts) < 3:
         raise UserError(
-            f"data.labels is on but {name} in {path} lies in no class folder: set data.labels=False"
+            f"{name} in {path} lies in no class folder: set data.labels=False and data.classes=None"
         )
     return parts[1]

@@ -143,7 +143,7 @@ def _images(path: Path, key: str, images: np.ndarray, size: int | None, channels
 
 def _labels(path: Path, key: str, stored: dict, count: int) -> np.ndarray:
     if key not in stored:
-        raise UserError(f"no {key} in {path}: set data.labels=False")
+        raise UserError(f"no {key} in {path}: set data.labels=False and data.classes=None")
     labels = stored[key]
     if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise UserError(

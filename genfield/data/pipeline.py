@@ -15,18 +15,21 @@ from genfield.errors import UserError
 # that differ in seed must not evaluate on each other's training images.
 SPLIT_SEED = 20240229
 MAX_THREADS = 16
+MAX_SHOWN = 20  # classes that a message lists
 ENDLESS = 1 << 62  # steps
 
 
 class Examples(NamedTuple):
     """A finite set: `gather(rows)` gives {"x1": [n, *shape], "label": [n]}, label where known.
 
-    `arrays` holds all of them where they are in memory.
+    `arrays` holds all of them where they are in memory; `labels` [size] are the labels, where they
+    are known without reading the examples.
     """
 
     size: int
     gather: Callable[[np.ndarray], dict]
     arrays: dict | None = None
+    labels: np.ndarray | None = None
 
 
 class Dataset(NamedTuple):
@@ -35,7 +38,8 @@ class Dataset(NamedTuple):
     Attributes:
       shape: of one example, channels last.
       num_classes: 0 where the data has no labels or they are off.
-      class_names: in the order of the labels; empty where `num_classes` is 0.
+      class_names: in the order of the labels, which count from 0 in the order of `data.classes`
+        where that leaves some out; empty where `num_classes` is 0.
       train: start_step -> endless iterator of this process's batches, {"x1": uint8 [B/P, *shape],
         "label": int32 [B/P]}; it has a `close`. None for problems drawn on the device.
       heldout: (index, batch_size) -> the index-th global batch of held-out examples, cycling; the
@@ -43,9 +47,11 @@ class Dataset(NamedTuple):
       draw: (key, n) -> x1 [n, *shape]; None for data fed from the host.
       draw_source: (key, n) -> x0 [n, *shape]; None is standard normal.
       sizes: {"train": n, "test": m}; 0 is endless.
-      examples: {"train": Examples, "test": Examples}, without flips; empty where drawn.
+      examples: {"train": Examples, "test": Examples}, without flips; empty where drawn. With
+        `data.classes` also "other_classes": the held-out examples of the classes that are left out
+        of training, if there are any, without labels.
       pixels: whether the examples are images, uint8, whose samples can be shown and judged.
-      fingerprint: changes when other files lie at the same path.
+      fingerprint: changes when other files lie at the same path, and with `data.classes`.
       state: step -> what a checkpoint keeps, {"step", "seed", "fingerprint"}.
     """
 
@@ -75,14 +81,16 @@ class Feed(NamedTuple):
 
 def from_arrays(arrays: dict) -> Examples:
     """Examples from arrays that share their first axis."""
-    return Examples(len(arrays["x1"]), lambda rows: {k: v[rows] for k, v in arrays.items()}, arrays)
+    gather = lambda rows: {k: v[rows] for k, v in arrays.items()}
+    return Examples(len(arrays["x1"]), gather, arrays, arrays.get("label"))
 
 
 def subset(examples: Examples, rows: np.ndarray) -> Examples:
     """The examples at `rows`, in that order."""
     if examples.arrays is not None:
         return from_arrays(examples.gather(rows))
-    return Examples(len(rows), lambda inner: examples.gather(rows[inner]))
+    labels = None if examples.labels is None else examples.labels[rows]
+    return Examples(len(rows), lambda inner: examples.gather(rows[inner]), labels=labels)
 
 
 def short_hash(*parts) -> str:
@@ -101,6 +109,59 @@ def check_batch(train: Examples, feed: Feed) -> None:
         raise UserError(f"batch_size {feed.batch_size} exceeds the {train.size} training examples")
 
 
+def check_classes(classes: tuple[int, ...], class_names: tuple[str, ...]) -> None:
+    """Raises UserError unless `data.classes` are some of the labels, each named once."""
+    if not class_names:
+        raise UserError("data.classes is set but this data has no labels: set data.classes=None")
+    numbers = range(len(class_names))
+    shown = [str(i) if class_names[i] == str(i) else f"{i} ({class_names[i]})" for i in numbers]
+    if len(shown) > MAX_SHOWN:
+        shown[MAX_SHOWN:-1] = ["…"]
+    which, known = f"data.classes={tuple(classes)!r}", f"Known: {', '.join(shown)}"
+    if not classes:
+        raise UserError(f"{which} leaves nothing to train on: name some labels. {known}")
+    for label in classes:
+        if type(label) is not int or label not in numbers:
+            raise UserError(f"{which}: {label!r} is no label of this data. {known}")
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{which} names a label twice. {known}")
+
+
+def part_classes(
+    train: Examples, heldout: Examples, classes: tuple[int, ...]
+) -> tuple[Examples, Examples, Examples]:
+    """Training and held-out examples of some labels, and the held-out ones of all others.
+
+    The labels become 0, 1, … in the order of `classes`; the others lose theirs, as no network
+    knows them.
+
+    Raises:
+      UserError: a class without a training example, or no held-out example of any.
+    """
+    which = f"data.classes={tuple(classes)!r}"
+    absent = [label for label in classes if label not in train.labels]
+    if absent:
+        raise UserError(f"{which}: no training example has the label {absent[0]}: leave it out")
+    inside = np.isin(heldout.labels, classes)
+    if not inside.any():
+        raise UserError(f"{which}: no held-out example has one of these labels: name more")
+    numbers = np.zeros(max(classes) + 1, np.int32)
+    numbers[list(classes)] = np.arange(len(classes))
+    relabel = lambda batch: batch | {"label": numbers[batch["label"]]}
+    return (
+        _changed(subset(train, np.flatnonzero(np.isin(train.labels, classes))), relabel),
+        _changed(subset(heldout, np.flatnonzero(inside)), relabel),
+        _changed(subset(heldout, np.flatnonzero(~inside)), lambda batch: _select(batch, False)),
+    )
+
+
+def _changed(examples: Examples, change: Callable[[dict], dict]) -> Examples:
+    """The examples with change(batch) for each batch of them."""
+    if examples.arrays is not None:
+        return from_arrays(change(examples.arrays))
+    return Examples(examples.size, lambda rows: change(examples.gather(rows)))
+
+
 def assemble(
     train: Examples,
     heldout: Examples,
@@ -110,6 +171,7 @@ def assemble(
     flip: bool,
     fingerprint: str,
     feed: Feed,
+    classes: tuple[int, ...] | None = None,
 ) -> Dataset:
     """The data set that feeds `train` and evaluates on `heldout`.
 
@@ -117,12 +179,21 @@ def assemble(
       class_names: of all labels; empty where the examples have none.
       labels: whether batches carry labels.
       flip: mirror each training image with probability 1/2.
-      fingerprint: of the files; the size of the training set is added.
+      fingerprint: of the files; the size of the training set and the classes are added.
+      classes: train and evaluate on these labels alone, numbered anew from 0 in this order.
     Raises:
-      UserError: labels wanted and absent; a batch larger than the training set.
+      UserError: labels wanted and absent; a batch larger than the training set; classes that
+        `check_classes` refuses, or of which there is no example.
     """
     if labels and not class_names:
         raise UserError("data.labels is on but this data has no labels: set data.labels=False")
+    others = {}
+    if classes is not None:
+        check_classes(classes, class_names)
+        train, heldout, left_out = part_classes(train, heldout, classes)
+        others = {"other_classes": left_out} if left_out.size else {}
+        class_names = tuple(class_names[c] for c in classes)
+        fingerprint = short_hash(fingerprint, tuple(classes))
     check_batch(train, feed)
     fingerprint = short_hash(fingerprint, train.size)
     order = np.random.default_rng(SPLIT_SEED).permutation(heldout.size)
@@ -141,7 +212,7 @@ def assemble(
         draw=None,
         draw_source=None,
         sizes={"train": train.size, "test": heldout.size},
-        examples={"train": train, "test": heldout},
+        examples={"train": train, "test": heldout} | others,
         pixels=first.dtype == np.uint8,
         fingerprint=fingerprint,
         state=iterator_state(feed.seed, fingerprint),
