@@ -9,7 +9,6 @@ landscapes.png, energy_samplers.png and sensitivity.png there.
 """
 
 import argparse
-import functools
 import json
 import math
 from pathlib import Path
@@ -18,11 +17,11 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import two_moons
-from ml_collections import ConfigDict
+from common import Run, folder, markdown, shown
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
-from genfield import abilities, configuration, experiment, figures, generate, jobs, rng
+from genfield import figures, rng
 from genfield.errors import UserError
 from genfield.metrics import point_cloud
 
@@ -44,42 +43,21 @@ BOX = (-7.0, 7.0)
 COLUMNS = ("w2", "hausdorff", "chamfer", "acceptance", "nfe")
 
 
-class Run:
-    """A finished run: its field, and its samples by any sampler and step."""
+def judge(run: Run, section: dict, num: int, factor: float = 1.0) -> dict[str, float]:
+    """Distances of `num` samples to as many fresh target points; NaN where they diverge."""
+    try:
+        out = run.draw(section, num, factor=factor)
+    except UserError:
+        return dict.fromkeys(("w2", "hausdorff", "chamfer", "stray_999"), math.nan)
+    target = points(run, rng.stream(run.config.seed + 1, "target"), num)
+    found = point_cloud.compare(out.x, target, 2_000)
+    accepted = {name: float(np.mean(v)) for name, v in out.info.items()}
+    return found | accepted | {"nfe": float(out.nfe.mean())}
 
-    def __init__(self, target: Path):
-        self.config, self.target = configuration.from_file(target / "config.json"), target
-        exp = experiment.prepare(self.config, target)
-        state, _ = jobs.load_state(exp, None, False)
-        self.params, self.objective = generate.parameters(exp, state), exp.objective
-        self.field = jax.jit(exp.objective.field(self.params))
-        self.points = jax.jit(exp.data.draw, static_argnums=1)
-        self.draw_by = functools.cache(self._drawer)
 
-    def _drawer(self, section: str, trace: int | None):
-        """draw({"params", "factor"}, num, seed): the field is `factor` times its length."""
-        config = self.config.copy_and_resolve_references()
-        config.sampler = ConfigDict(json.loads(section))
-        exp, field = experiment.prepare(config, self.target), self.objective.field
-        longer = lambda held: abilities.scaled(field(held["params"]), held["factor"])
-        exp = exp._replace(objective=exp.objective._replace(field=longer))
-        return generate.make_drawer(exp, trace=trace)
-
-    def draw(self, section: dict, num: int, *, factor: float = 1.0, trace: int | None = None):
-        """Samples 0 … num - 1 of the seed that evaluation draws first."""
-        held = {"params": self.params, "factor": np.float32(factor)}
-        return self.draw_by(json.dumps(section), trace)(held, num, self.config.seed + 1)
-
-    def judge(self, section: dict, num: int, factor: float = 1.0) -> dict[str, float]:
-        """Distances of `num` samples to as many fresh target points; NaN where they diverge."""
-        try:
-            out = self.draw(section, num, factor=factor)
-        except UserError:
-            return dict.fromkeys(("w2", "hausdorff", "chamfer", "stray_999"), math.nan)
-        target = np.asarray(self.points(rng.stream(self.config.seed + 1, "target"), num))
-        found = point_cloud.compare(out.x, target, 2_000)
-        accepted = {name: float(np.mean(v)) for name, v in out.info.items()}
-        return found | accepted | {"nfe": float(out.nfe.mean())}
+def points(run: Run, key, num: int) -> np.ndarray:
+    """Points of the target."""
+    return np.asarray(jax.jit(run.exp.data.draw, static_argnums=1)(key, num))
 
 
 def knows_distance(run: Run, tree: cKDTree) -> dict[str, float]:
@@ -101,17 +79,6 @@ def knows_distance(run: Run, tree: cKDTree) -> dict[str, float]:
         "explained": float(np.var(means[bins]) / np.var(u)),
         "lowest_at": float(r[low].mean()),
     }
-
-
-def shown(values: list[float]) -> str:
-    """Median (smallest to largest)."""
-    return f"{np.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def of_samplers(results: dict) -> str:
@@ -199,19 +166,19 @@ def main() -> None:
     for title in (*ENERGIES, "FM"):
         for seed in seeds:
             two_moons.run(workdir, title, seed, args.flags)
-        runs[title] = [Run(two_moons.folder(workdir, title, seed)) for seed in seeds]
+        runs[title] = [Run(folder(workdir, title, seed)) for seed in seeds]
 
     samplers = {}
     for title, (section, _) in SAMPLERS.items():
-        samplers[title] = [run.judge(section, args.num) for run in runs["EqM"]]
+        samplers[title] = [judge(run, section, args.num) for run in runs["EqM"]]
         print(title, {c: [f.get(c) for f in samplers[title]] for c in COLUMNS}, flush=True)
-    target = np.asarray(runs["EqM"][0].points(rng.stream(0, "landscape"), 20_000))
+    target = points(runs["EqM"][0], rng.stream(0, "landscape"), 20_000)
     tree = cKDTree(target)
     knowledge = {title: [knows_distance(run, tree) for run in runs[title]] for title in ENERGIES}
     curves = {}
     for title, section in SWEPT.items():
         judged = lambda scale, title=title, section=section: [
-            run.judge(section, args.num, scale) for run in runs[title]
+            judge(run, section, args.num, scale) for run in runs[title]
         ]
         curves[title] = {scale: judged(scale) for scale in SCALES}
         print(title, {s: [f["w2"] for f in curves[title][s]] for s in SCALES}, flush=True)

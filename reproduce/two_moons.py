@@ -8,19 +8,13 @@ assignments and Sinkhorn iterations take most; `--only` chooses rows.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-import jax
 import numpy as np
+from common import Run, folder, train
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from genfield import configuration, experiment, figures, generate, jobs, rng  # noqa: E402
-from genfield.objectives import KIND, has_clock  # noqa: E402
+from genfield import figures, rng
+from genfield.objectives import KIND, has_clock
 
 ROWS = {  # title: (config, overrides, the paper's W2 / HD / CD)
     "Distance Marching": ("distance_marching_two_moons.py", [], (1.435, 0.605, 0.005)),
@@ -55,21 +49,10 @@ SHOWN = ("FM", "OT-CFM", "EqM", "Distance Marching")
 COLUMNS = ("w2", "hausdorff", "chamfer", "stray_999", "acceptance", "nfe")
 
 
-def folder(workdir: Path, title: str, seed: int) -> Path:
-    """The workdir of one run."""
-    return workdir / f"{title.lower().replace(',', '').replace(' ', '_')}_seed{seed}"
-
-
 def run(workdir: Path, title: str, seed: int, flags: list[str]) -> dict:
     """Trains one row with one seed, unless it is done; its metrics."""
     config, overrides, _ = ROWS[title]
-    target = folder(workdir, title, seed)
-    if not (target / "summary.json").exists():
-        print(f"{title}, seed {seed}", flush=True)
-        command = [sys.executable, "-m", "genfield.main", f"--config={ROOT / 'configs' / config}"]
-        command += [f"--workdir={target}", f"--config.seed={seed}", *overrides, *flags]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return json.loads((target / "summary.json").read_text())["metrics"]
+    return train(folder(workdir, title, seed), title, seed, config, [*overrides, *flags])
 
 
 def table(results: dict[str, list[dict]]) -> str:
@@ -93,18 +76,12 @@ def table(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def column(target: Path) -> dict:
+def column(run: Run) -> dict:
     """The field and the trajectories of a finished run, for the picture."""
-    config = configuration.from_file(target / "config.json")
-    exp = experiment.prepare(config, target)
-    state, _ = jobs.load_state(exp, None, False)
-    params = generate.parameters(exp, state)
-    out = generate.make_drawer(exp, trace=1)(params, 2_000, config.seed + 1)
-    kind = KIND[config.loss.name]
-    clock = 0.5 if has_clock(config.loss) else None
-    field = jax.jit(exp.objective.field(params))
-    target = np.asarray(exp.data.draw(rng.stream(1, "target"), 4_000))
-    return dict(field=field, descend=kind == "gradient", t=clock, trace=out.trace, target=target)
+    clock = 0.5 if has_clock(run.config.loss) else None
+    descend = KIND[run.config.loss.name] == "gradient"
+    trace = run.draw(None, 2_000, trace=1).trace
+    return dict(field=run.field, descend=descend, t=clock, trace=trace)
 
 
 def main() -> None:
@@ -122,8 +99,9 @@ def main() -> None:
         (workdir / "table.md").write_text(table(results))
     print(table(results))
     if set(SHOWN) <= set(args.only):
-        columns = {title: column(folder(workdir, title, 0)) for title in SHOWN}
-        target = columns[SHOWN[0]]["target"]
+        runs = {title: Run(folder(workdir, title, 0)) for title in SHOWN}
+        columns = {title: column(run) for title, run in runs.items()}
+        target = np.asarray(runs["FM"].exp.data.draw(rng.stream(1, "target"), 4_000))
         print(figures.side_by_side(workdir / "side_by_side.png", columns, target))
 
 
