@@ -33,6 +33,7 @@ def base() -> ConfigDict:
     config.path_noise = 0.0  # of a Brownian bridge around the path
     config.time = ConfigDict({"name": "uniform"})
     config.coupling = ConfigDict({"name": "independent"})
+    config.match_size = 0  # examples that are coupled among themselves; 0: a batch
     config.rematching = ConfigDict({"name": "none"})
     config.loss = ConfigDict({"name": "flow_matching"})
     config.energy = "none"  # of a vector network, whose gradient is trained: dot, squared_norm
@@ -313,7 +314,17 @@ POSITIVE = (
     *("shard_size", "step_size", "num_leapfrog", "mass", "max_steps", "rtol", "atol", "std"),
 )
 NOT_NEGATIVE = (
-    *("seed", "slots", "features_seed", "eval_every", "eval_samples", "keep_best", "warmup_steps"),
+    *(
+        "seed",
+        "slots",
+        "match_size",
+        "class_penalty",
+        "features_seed",
+        "eval_every",
+        "eval_samples",
+        "keep_best",
+        "warmup_steps",
+    ),
     *("weight_decay", "clip_norm", "half_life"),
     *("path_noise", "epsilon", "c0", "one_step_weight", "eikonal_weight", "temperature"),
 )
@@ -361,8 +372,14 @@ def check_numbers(config: ConfigDict) -> None:
     if not config.sample.formats:
         raise UserError(f"config.sample.formats is empty: name some of {', '.join(FORMATS)}")
     parts = {"config.optimizer.accumulate": config.optimizer.accumulate}
-    for section in ("coupling", "rematching"):
-        parts[f"config.{section}.group_size"] = config[section].get("group_size") or 1
+    parts["config.rematching.group_size"] = config.rematching.get("group_size") or 1
+    if 0 < config.match_size < config.batch_size:
+        parts["config.match_size"] = config.match_size
+    elif config.match_size % config.batch_size:
+        raise UserError(
+            f"config.match_size {config.match_size} is not a multiple of config.batch_size "
+            f"{config.batch_size}"
+        )
     for name, size in parts.items():
         if isinstance(size, int) and config.batch_size % size:
             raise UserError(

@@ -14,6 +14,7 @@ from genfield import (
     figures,
     generate,
     logbook,
+    matching,
     preemption,
     rng,
     sharding,
@@ -95,9 +96,7 @@ class Loop:
             say("compiling the train step …")
         train_step = experiment.jit_train_step(self.exp)
         self.progress = logbook.Progress("step", steps, self.step, config.batch_size)
-        batches = None
-        if self.exp.data.train is not None:
-            batches = self.exp.data.train(self.step)
+        batches = matching.batches(self.exp, self.step)
         every = config.train.eval_every
         due = every and 0 < self.step < steps and self.step % every == 0
         if due and self.evaluated != self.step:
@@ -105,9 +104,7 @@ class Loop:
         while self.step < steps:
             if preemption.reached():
                 self._stop()
-            batch = {"step": np.int32(self.step)}
-            if batches is not None:
-                batch |= sharding.put_batch(self._next(batches), self.exp.mesh)
+            batch = {"step": np.int32(self.step)} | self._next(batches)
             self.state, metrics = train_step(self.state, batch)
             self.pending.append((self.step, metrics, batch))
             self.step += 1

@@ -1,5 +1,7 @@
 """From a configuration to what the program trains and samples: coupling . time . path . loss."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,7 +37,9 @@ class Drawn(NamedTuple):
 class Objective(NamedTuple):
     """`draw` holds all the randomness of the loss; `loss` is a function of what was drawn.
 
-    draw(key, batch) -> Drawn
+    draw(key, batch) -> Drawn; a batch with "x0" was matched before
+    source(key, n) -> x0 [n, …], as `draw` draws it from its key
+    couple(x0, x1, key, label) -> x0 reordered
     loss(params, drawn, key, train) -> (loss [B], terms {name: [B]}); key is for dropout
     field(params, key=None, train=False) -> Field
     output: "vector", "predicted" (a Prediction), "potential" (one with direction = ∇ distance) or
@@ -43,6 +47,8 @@ class Objective(NamedTuple):
     """
 
     draw: Callable
+    source: Callable
+    couple: Callable
     loss: Callable
     field: Callable
     output: str
@@ -61,6 +67,16 @@ def draw_key(key):
 def dropout_key(key):
     """The part of a step's key that drives dropout inside the network."""
     return jax.random.fold_in(key, 1)
+
+
+def coupling_key(key):
+    """The part of a draw key that a coupling draws from; apart from what else it draws."""
+    return jax.random.fold_in(key, 3)
+
+
+def unit(x1):
+    """Data as the network sees them: bytes become numbers in [-1, 1]."""
+    return to_unit(x1) if x1.dtype == jnp.uint8 else x1
 
 
 def _make_loss(section) -> Callable:
@@ -123,9 +139,19 @@ def check_names(config) -> None:
     create_sampler(config)
 
 
-def create_coupling(section) -> Callable:
-    """(key, x0, x1) -> x0 reordered, of the section `coupling`."""
-    return couplings.keyed(bind("coupling", couplings.COUPLINGS, section, ("x0", "x1", "key")))
+def create_coupling(config) -> Callable:
+    """(x0, x1, key, label) -> x0 reordered, of the sections `coupling` and `match_size`.
+
+    Match sets larger than a batch are the business of `genfield.matching`.
+    """
+    given = ("x0", "x1", "group_size", *couplings.OFFERED)
+    couple = bind("coupling", couplings.COUPLINGS, config.coupling, given)
+    known = inspect.signature(couple).parameters
+    if config.match_size and "group_size" not in known:
+        raise UserError("config.match_size needs a coupling: set config.coupling.name='greedy'")
+    if 0 < config.match_size < config.batch_size:
+        couple = functools.partial(couple, group_size=config.match_size)
+    return couplings.with_offers(couple)
 
 
 def _parts(config):
@@ -139,7 +165,7 @@ def _parts(config):
         raise UserError("action_matching integrates over time: set config.time.name=uniform")
     return (
         _make_loss(config.loss),
-        create_coupling(config.coupling),
+        create_coupling(config),
         bind("rematching", couplings.REMATCHINGS, config.rematching, ("path", "sample")),
         build("time", paths.TIMES, config.time),
         path,
@@ -158,6 +184,9 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
     """
     loss_fn, couple, rematch, times, path = _parts(config)
     null_class = data.num_classes
+    by_class = config.coupling.get("within_classes") or config.coupling.get("class_penalty")
+    if by_class and not data.num_classes:
+        raise UserError("config.coupling matches by class: set config.data.labels=True")
 
     x = jax.ShapeDtypeStruct((2, *data.shape), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
@@ -168,18 +197,20 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
         kind, energy = "energy", choose("config.energy", config.energy, {"none": None, **ENERGIES})
         _check_energy(config, output)
 
-    def draw(key, batch) -> Drawn:
-        key_source, key_time, key_label = jax.random.split(key, 3)
-        x1 = to_unit(batch["x1"]) if batch["x1"].dtype == jnp.uint8 else batch["x1"]
-        n = x1.shape[0]
-        # Folded in, not split off: what these draw leaves the noise of all other runs as it was.
-        key_couple, key_bridge = jax.random.fold_in(key, 3), jax.random.fold_in(key, 4)
+    def source(key, n):
+        key_source = jax.random.split(key, 3)[0]
         if data.draw_source is None:
-            x0 = jax.random.normal(key_source, x1.shape, jnp.float32)
-        else:
-            x0 = data.draw_source(key_source, n)
+            return jax.random.normal(key_source, (n, *data.shape), jnp.float32)
+        return data.draw_source(key_source, n)
+
+    def draw(key, batch) -> Drawn:
+        _, key_time, key_label = jax.random.split(key, 3)
+        x1, x0 = unit(batch["x1"]), batch.get("x0")
+        n = x1.shape[0]
+        if x0 is None:
+            x0 = couple(source(key, n), x1, coupling_key(key), batch.get("label"))
+        key_bridge = jax.random.fold_in(key, 4)  # not split off: other noise stays as it was
         z = None if path.gamma is None else jax.random.normal(key_bridge, x1.shape, jnp.float32)
-        x0 = couple(key_couple, x0, x1)
         sample = paths.interpolate(path, x0, x1, times(key_time, n), z)
         cond = batch.get("label")
         if cond is not None and config.label_dropout > 0:
@@ -199,7 +230,7 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
     def loss(params, drawn: Drawn, key=None, train=False):
         return loss_fn(field(params, key, train), drawn.sample, drawn.cond)
 
-    return Objective(draw, loss, field, kind)
+    return Objective(draw, source, couple, loss, field, kind)
 
 
 def _sections(section) -> list:

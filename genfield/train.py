@@ -154,7 +154,7 @@ def make_train_step(
 
 def batch_at(step_key: Array, batch: dict, draw_batch: Callable | None) -> dict:
     """The data of a step: what the batch holds, or what the device draws for it."""
-    if draw_batch is None:
+    if draw_batch is None or "x1" in batch:
         return {k: v for k, v in batch.items() if k != "step"}
     return draw_batch(jax.random.fold_in(step_key, 2))
 

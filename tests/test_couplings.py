@@ -96,9 +96,160 @@ def test_the_layout_over_devices_does_not_matter(backend, group_size):
 def test_independent_keeps_the_draw():
     x0, x1 = pair(5, 2)
     assert couplings.independent(x0, x1) is x0
-    assert set(couplings.COUPLINGS) == {"independent", "exact_assignment", "sinkhorn"}
-    x = couplings.keyed(couplings.independent)(jax.random.key(0), x0, x1)
-    assert x is x0
+
+
+def in_turn(cost):
+    """Algorithm 1 in numpy: each row in turn takes its cheapest column that is left."""
+    taken, out = np.zeros(cost.shape[1], bool), []
+    for row in np.asarray(cost):
+        out.append(np.where(taken, np.inf, row).argmin())
+        taken[out[-1]] = True
+    return np.array(out)
+
+
+def gaussians(rng, n):
+    return rng.normal(size=(n, 8)), 0.3 * rng.normal(size=(n, 8)) + 1
+
+
+def duplicates(rng, n):
+    few = rng.normal(size=(2, max(1, n // 7), 3))
+    return few[0][rng.integers(len(few[0]), size=n)], few[1][rng.integers(len(few[1]), size=n)]
+
+
+def ties(rng, n):  # small whole numbers: distances are exact, and many are equal
+    return rng.integers(-2, 3, size=(2, n, 3)).astype(float)
+
+
+@functools.cache
+def greedy(method, block=1024, **options):
+    return jax.jit(functools.partial(couplings.greedy, method=method, block=block, **options))
+
+
+# Sizes and seeds: 204 problems of three kinds in all.
+SIZES = {1: 10, 2: 10, 5: 10, 33: 12, 128: 12, 700: 6, 2000: 4, 4096: 4}
+LARGE = [pytest.param(n, marks=pytest.mark.slow) for n in (2000, 4096)]
+
+
+@pytest.mark.parametrize("n", [n for n in SIZES if n < 2000] + LARGE)
+def test_parallel_greedy_is_sequential_greedy_is_algorithm_1(n):
+    block = min(n, 512)  # several blocks, the last one not full, from 700 on
+    for make, seed in itertools.product((gaussians, duplicates, ties), range(SIZES[n])):
+        x0, x1 = (v.astype(np.float32) for v in make(np.random.default_rng([n, seed]), n))
+        turns, rounds = (greedy(m, block)(x0, x1) for m in ("sequential", "parallel"))
+        np.testing.assert_array_equal(rounds, turns)
+        if n <= 700:
+            cost = couplings._squared_distances(jnp.asarray(x1), jnp.asarray(x0))
+            np.testing.assert_array_equal(turns, x0[in_turn(cost)])
+
+
+def test_greedy_uses_each_noise_once():
+    x0, x1 = pair(200, 3, 2)
+    for method in ("auto", "sequential", "parallel"):
+        found = order(greedy(method, 64)(x0, x1), x0)
+        np.testing.assert_array_equal(found, in_turn(squared(x1, x0)))
+    lengths = lambda x: np.sqrt(((np.asarray(x) - np.asarray(x1)) ** 2).sum((1, 2))).mean()
+    assert lengths(x0) > lengths(greedy("auto", 64)(x0, x1)) > lengths(exact("host")(x0, x1))
+
+
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+def test_greedy_in_groups_and_on_eight_devices(method):
+    x0, x1 = pair(64, 5)
+    run = greedy(method, 16, group_size=16)
+    whole = run(x0, x1)
+    expected = [i + in_turn(squared(x1[i : i + 16], x0[i : i + 16])) for i in range(0, 64, 16)]
+    np.testing.assert_array_equal(order(whole, x0), np.concatenate(expected))
+    np.testing.assert_array_equal(
+        run(*(jax.device_put(x, mesh_sharding()) for x in (x0, x1))), whole
+    )
+
+
+def test_parallel_greedy_needs_few_rounds_of_few_proposals():
+    n = 2000
+    x0, x1 = pair(n, 64)
+    cost = np.asarray(couplings._squared_distances(x1, x0))
+    holder, rounds, proposals = np.full(n, n), 0, 0
+    while (waiting := np.setdiff1d(np.arange(n), holder)).size:
+        best = np.where(holder[None] > waiting[:, None], cost[waiting], np.inf).argmin(1)
+        np.minimum.at(holder, best, waiting)
+        rounds, proposals = rounds + 1, proposals + waiting.size
+    columns = np.empty(n, int)
+    columns[holder] = np.arange(n)
+    np.testing.assert_array_equal(columns, in_turn(cost))
+    assert rounds < 80 and proposals < 12 * n  # "a few dozen rounds", "about 8 a sample"
+
+
+MATCHED_BY_CLASS = {
+    "greedy": couplings.greedy,
+    "exact_assignment": couplings.exact_assignment,
+    "sinkhorn": functools.partial(couplings.sinkhorn, regularization=0.05, rounding="permutation"),
+}
+
+
+@pytest.mark.parametrize("name", MATCHED_BY_CLASS)
+def test_matching_within_classes(name):
+    x0, x1 = pair(48, 2, seed=3)
+    label = jnp.asarray(np.random.default_rng(0).integers(0, 3, 48), jnp.int32)
+    couple = MATCHED_BY_CLASS[name]
+    found = order(quick(functools.partial(couple, within_classes=True))(x0, x1, label=label), x0)
+    np.testing.assert_array_equal(label[found], label)
+    for c in range(3):  # as if each class were matched alone
+        rows = np.flatnonzero(np.asarray(label) == c)
+        alone = order(quick(couple)(x0[rows], x1[rows]), x0[rows])
+        np.testing.assert_array_equal(found[rows], rows[alone])
+    blind = order(quick(couple)(x0, x1, label=label), x0)
+    assert (np.asarray(label)[blind] != np.asarray(label)).any()
+
+
+@pytest.mark.parametrize("name", ["greedy", "exact_assignment"])
+def test_a_class_penalty_lies_between(name):
+    x0, x1 = pair(48, 2, seed=3)
+    label = jnp.asarray(np.random.default_rng(0).integers(0, 3, 48), jnp.int32)
+    run = quick(
+        lambda penalty: MATCHED_BY_CLASS[name](x0, x1, label=label, class_penalty=penalty),
+        static_argnums=0,
+    )
+    crossing = [
+        (np.asarray(label)[order(run(p), x0)] != np.asarray(label)).sum() for p in (0.0, 1.0, 1e4)
+    ]
+    assert crossing[0] > crossing[1] > crossing[2] == 0
+
+
+def test_nearest_source_repeats_noises():
+    x0, x1 = pair(40, 3)
+    found = couplings.nearest_source(x0, x1)
+    np.testing.assert_array_equal(found, np.asarray(x0)[squared(x1, x0).argmin(1)])
+    assert len(np.unique(found, axis=0)) < 40
+
+
+def test_coupling_errors():
+    x0, x1 = pair(6, 2)
+    for couple in (couplings.greedy, couplings.exact_assignment):
+        with pytest.raises(ValueError, match="of one shape"):
+            couple(x0, x1[:5])
+        with pytest.raises(ValueError, match="need labels"):
+            couple(x0, x1, within_classes=True)
+        with pytest.raises(ValueError, match="must not be negative"):
+            couple(x0, x1, label=jnp.zeros(6, int), class_penalty=-1.0)
+    with pytest.raises(ValueError, match="known are 'auto', 'parallel', 'sequential'"):
+        couplings.greedy(x0, x1, method="fast")
+    with pytest.raises(ValueError, match="backend='host'"):
+        couplings.exact_assignment(
+            x0, x1, label=jnp.zeros(6, int), within_classes=True, backend="device"
+        )
+    with pytest.raises(ValueError, match="draws with a key"):
+        couplings.sinkhorn(x0, x1, regularization=1.0)
+    with pytest.raises(ValueError, match="known are 'permutation', 'sample'"):
+        couplings.sinkhorn(x0, x1, regularization=1.0, rounding="best")
+
+
+def test_couplings_are_offered_what_they_take():
+    x0, x1 = pair(8, 2)
+    key, label = jax.random.key(0), jnp.arange(8) % 2
+    plain = couplings.with_offers(couplings.independent)(x0, x1, key, label)
+    assert plain is x0
+    within = functools.partial(couplings.greedy, within_classes=True)
+    found = couplings.with_offers(within)(x0, x1, key, label)
+    np.testing.assert_array_equal(found, couplings.greedy(x0, x1, label=label, within_classes=True))
 
 
 def entropic_plan(cost, epsilon):
@@ -116,7 +267,7 @@ def test_sinkhorn_draws_from_the_plan():
     x0, x1 = pair(n, 2)
     plan = entropic_plan(squared(x1, x0), epsilon)
     np.testing.assert_allclose(plan.sum(0), 1 / n, rtol=1e-6)
-    draw = couplings.keyed(functools.partial(couplings.sinkhorn, regularization=epsilon))
+    draw = lambda key, *pair: couplings.sinkhorn(*pair, regularization=epsilon, key=key)
     many = jax.jit(jax.vmap(draw, (0, None, None)))(
         jax.random.split(jax.random.key(1), 4000), x0, x1
     )
@@ -129,11 +280,12 @@ def test_sinkhorn_draws_from_the_plan():
     assert not np.array_equal(many[0], many[1])
 
 
-def test_sinkhorn_without_a_key_is_a_permutation():
+def test_sinkhorn_rounded_to_a_permutation():
     x0, x1 = pair(64, 3, 2)
-    run = quick(functools.partial(couplings.sinkhorn, regularization=0.02))
+    permute = functools.partial(couplings.sinkhorn, regularization=0.02, rounding="permutation")
+    run = quick(permute)
     np.testing.assert_array_equal(order(run(x0, x1), x0), order(exact("host")(x0, x1), x0))
-    halves = quick(functools.partial(couplings.sinkhorn, regularization=0.02, group_size=32))
+    halves = quick(functools.partial(permute, group_size=32))
     found, grouped = halves(x0, x1), exact("host", group_size=32)(x0, x1)
     np.testing.assert_array_equal(found, grouped)
     with pytest.raises(ValueError, match="of one shape"):

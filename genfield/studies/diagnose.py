@@ -41,7 +41,7 @@ def diagnose(
         raise UserError(f"diagnose needs distance_marching, not {exp.config.loss.name!r}")
     c0 = float(exp.config.loss.c0)
     x1, cond = heldout(exp, num)
-    x, t = _pairs(subject, x1)
+    x, t = _pairs(subject, x1, cond)
     targets = {"x1 of the pair": x1}
     if exp.data.draw is not None:  # training may rematch: the nearest point is what u can know
         [points] = training(exp)
@@ -79,12 +79,12 @@ def diagnose(
     return Findings(figures, table(rows), pictures)
 
 
-def _pairs(subject: Subject, x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(subject: Subject, x1: np.ndarray, label) -> tuple[np.ndarray, np.ndarray]:
     """x_t between noise and x1, paired by the config's coupling, and t [n], uniform on [0, 1)."""
     config, n = subject.exp.config, len(x1)
-    couple, key = create_coupling(config.coupling), rng.stream(subject.seed, "coupling")
+    couple, key = create_coupling(config), rng.stream(subject.seed, "coupling")
     path, x0 = paths.PATHS[config.path], jnp.asarray(source(subject, n))
-    point = lambda key, x0: paths.interpolate(path, couple(key, x0, x1), x1, t).x
+    point = lambda key, x0: paths.interpolate(path, couple(x0, x1, key, label), x1, t).x
     t = ((np.random.default_rng(subject.seed).permutation(n) + 0.5) / n).astype(np.float32)
     try:
         x = np.asarray(jax.jit(point)(key, x0))
