@@ -1,4 +1,4 @@
-"""Latents of an autoencoder, computed once: a folder with latents.npy and labels.npy.
+"""Latents of an autoencoder, computed once: a folder with latents.npy and perhaps labels.npy.
 
 The arrays stay on disk and are read by memory map, so a data set may be larger than the memory.
 """
@@ -29,11 +29,11 @@ def latents(
     scale: float = 0.18215,
     feed: Feed,
 ) -> Dataset:
-    """Latents with labels.
+    """Latents, with labels or without.
 
     Args:
       path: folder with latents.npy, float16 or float32 [N, *shape], and labels.npy, ints [N].
-      shape: of a latent, channels last. num_classes: labels lie below it.
+      shape: of a latent, channels last. num_classes: labels lie below it; 0: none are read.
       scale: multiplies the stored latents; 0.18215 makes those of Stable Diffusion's autoencoder
         about unit variance (Rombach et al., 2022).
     Raises:
@@ -42,7 +42,8 @@ def latents(
     if path is None:
         raise UserError("data.path is not set: pass --config.data.path=…, a folder of latents")
     folder, shape = Path(path), tuple(shape)
-    values, labels = (_open(folder / name) for name in ("latents.npy", "labels.npy"))
+    values = _open(folder / "latents.npy")
+    labels = _open(folder / "labels.npy") if num_classes else np.zeros(len(values), np.int32)
     if values.shape[1:] != shape or not np.issubdtype(values.dtype, np.floating):
         raise UserError(
             f"{folder / 'latents.npy'} holds {values.dtype} {values.shape}, not floats of "
@@ -53,7 +54,7 @@ def latents(
             f"{folder / 'labels.npy'} holds {labels.dtype} {labels.shape}, not "
             f"{len(values)} integers"
         )
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if num_classes and (labels.min() < 0 or labels.max() >= num_classes):
         raise UserError(f"{folder / 'labels.npy'} has labels outside 0..{num_classes - 1}")
 
     def gather(rows):
@@ -70,7 +71,7 @@ def latents(
         subset(everything, rows[count:]),
         subset(everything, rows[:count]),
         class_names=tuple(map(str, range(num_classes))),
-        labels=True,
+        labels=num_classes > 0,
         flip=False,
         fingerprint=short_hash("latents", values.shape, str(values.dtype)),
         feed=feed,
