@@ -20,7 +20,7 @@ def get_config():
     )
     config.net.distance_head = "cifar"
     config.net.direction_scale = 1 / 8  # about √64 numbers of order one make a unit vector
-    config.time = ConfigDict({"name": "skewed"})
+    config.time = ConfigDict({"name": "uniform", "high": 0.999})
     # The paper's image settings for 3,072 numbers, with ε = c0 scaled to the 64 of a digit.
     config.loss = ConfigDict(
         {

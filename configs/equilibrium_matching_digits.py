@@ -18,7 +18,6 @@ def get_config():
             "dropout": 0.1,
         }
     )
-    config.time = ConfigDict({"name": "skewed"})
     config.loss = ConfigDict(
         {
             "name": "equilibrium_matching",

@@ -18,7 +18,6 @@ def get_config():
             "dropout": 0.1,
         }
     )
-    config.time = ConfigDict({"name": "skewed"})
     config.loss = ConfigDict({"name": "flow_matching"})
     config.sampler = ConfigDict({"name": "heun", "num_steps": 50})
     config.label_dropout = 0.1

@@ -4,15 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 from genfield.data import to_uint8
 from genfield.fields import Prediction, direction
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # Start black, on the way yellow, end blue, as in the paper's figures.
 START, MIDDLE, END, TARGET = "black", "#e6b800", "#1f4fbf", "#e8743b"

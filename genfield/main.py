@@ -3,17 +3,18 @@
 Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving.
 """
 
+import os
 import sys
 
 from genfield import preemption
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
 
 import errno
 import functools
 import logging
-import os
 import re
 import traceback
 import warnings

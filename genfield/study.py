@@ -4,12 +4,14 @@ They write studies/NAME.json and PNGs into the workdir; `--help` lists them. Wha
 `genfield.abilities`, of fields and arrays; claims and figures are in docs/abilities.md.
 """
 
+import os
 import sys
 
 from genfield import preemption
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
+    os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""The notebooks: well-formed and clean, made of what the package has, and run from top to bottom."""
+"""The notebooks: clean, made of what the package has, and run from top to bottom."""
 
 import ast
 import importlib

@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 from genfield.data import to_uint8
 from genfield.figures import END, MIDDLE, START, TARGET
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 def _save(figure, path: Path) -> Path:
