@@ -123,7 +123,8 @@ def draw_landscapes(path: Path, runs: dict[str, Run], target: np.ndarray, tree: 
         top.scatter(*target[:2000].T, s=1, color=figures.TARGET, alpha=0.6)
         top.set(title=title, xticks=[], yticks=[], aspect="equal")
         bottom.scatter(r, run.field(mesh).distance, s=1, color=figures.END, alpha=0.5)
-        bottom.set(xlabel="distance to the data", ylabel="energy")
+        bottom.set(xlabel="distance to the data")
+    axes[1, 0].set(ylabel="energy")
     return figures._save(figure, path)
 
 
