@@ -1,6 +1,7 @@
 """The modes of the program: train, evaluate, sample."""
 
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from genfield import (
     card,
     configuration,
     data,
+    experiment,
     figures,
     generate,
     logbook,
@@ -129,6 +131,25 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
     state, meta = found
     say(f"checkpoint of step {meta['step']}")
     return state, meta["step"]
+
+
+def open_run(
+    workdir: str | Path, step: int | None = None, *, best: bool = False
+) -> tuple[Experiment, dict, int]:
+    """A trained run, from its workdir alone: the experiment, its parameters and their step.
+
+        exp, params, step = jobs.open_run("runs/digits")
+        field = exp.objective.field(params)  # the average's, where one is kept
+
+    Raises:
+      UserError: no run there, no whole checkpoint, or its data are not where its config says.
+    """
+    folder = Path(workdir).expanduser().resolve()
+    if not (folder / "checkpoints").exists() or not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no checkpoints: name the workdir of a trained run")
+    exp = experiment.prepare(configuration.from_file(folder / "config.json"), folder)
+    state, step = load_state(exp, step, best)
+    return exp, generate.parameters(exp, state), step
 
 
 def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:

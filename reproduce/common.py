@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from genfield import abilities, configuration, experiment, generate, jobs
+from genfield import abilities, experiment, generate, jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,10 +34,8 @@ class Run:
     """A finished run: its field, and its samples by any sampler and step size."""
 
     def __init__(self, target: Path):
-        self.config, self.target = configuration.from_file(target / "config.json"), target
-        self.exp = experiment.prepare(self.config, target)
-        state, _ = jobs.load_state(self.exp, None, False)
-        self.params = generate.parameters(self.exp, state)
+        self.exp, self.params, _ = jobs.open_run(target)
+        self.config, self.target = self.exp.config, target
         self.field = jax.jit(self.exp.objective.field(self.params))
         self._drawers = functools.cache(self._drawer)
 

@@ -1,13 +1,12 @@
 """Samples of a sum of fields (Equilibrium Matching, arXiv:2510.02300, section 5.4 and Fig. 11)."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from genfield import abilities, configuration, experiment, generate, guidance, jobs
+from genfield import abilities, guidance, jobs
 from genfield.errors import UserError, choose
 from genfield.experiment import Experiment
 from genfield.fields import Field
@@ -84,12 +83,7 @@ def compose(
 
 def _open_other(exp: Experiment, workdir: str) -> tuple[Experiment, Any, int]:
     """Another run's experiment, parameters and step; raises UserError where it does not fit."""
-    folder = Path(workdir).expanduser().resolve()
-    if not (folder / "checkpoints").exists() or not (folder / "config.json").exists():
-        raise UserError(f"--with {folder} holds no checkpoints: name the workdir of a trained run")
-    config = configuration.from_file(folder / "config.json")
-    configuration.check(config)
-    other = experiment.prepare(config, folder)
+    other, params, step = jobs.open_run(workdir)
     for what, of in (
         ("the shape of the data", lambda e: e.data.shape),
         ("what the loss teaches", lambda e: KIND[e.config.loss.name]),
@@ -98,11 +92,10 @@ def _open_other(exp: Experiment, workdir: str) -> tuple[Experiment, Any, int]:
     ):
         if of(exp) != of(other):
             raise UserError(
-                f"--with {folder} cannot be added to this run: {what} differs ({of(exp)} here, "
-                f"{of(other)} there)"
+                f"--with {other.workdir} cannot be added to this run: {what} differs "
+                f"({of(exp)} here, {of(other)} there)"
             )
-    state, step = jobs.load_state(other, None, False)
-    return other, generate.parameters(other, state), step
+    return other, params, step
 
 
 def _summed(on: str, section) -> str:
