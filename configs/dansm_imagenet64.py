@@ -58,7 +58,9 @@ def get_config(variant: str = "1k"):
 
 def smoke(config):
     """Shrinks the config to two steps of a tiny network, for tests."""
-    config.net.update(channels=8, channel_multipliers=(1, 1), num_res_blocks=1)
+    config.net.update(
+        channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_levels=(2,)
+    )
     config.data.size = 32
     config.batch_size = config.sample.batch_size = 8
     config.match_size = min(config.match_size, 16)

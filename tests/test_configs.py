@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from programs import ROOT
 
-from genfield import configuration, experiment, nets, sharding
+from genfield import configuration, experiment, matching, nets, sharding
 
 CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
 POINTS = [name for name in CONFIGS if "two_moons" in name]
@@ -48,15 +48,20 @@ def train_a_step(config, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda section: original(section, one))
         exp = experiment.prepare(config, folder / "run")
-    batch = {"step": np.int32(0)}
-    if exp.data.train is not None:
-        batch |= next(exp.data.train(0))
+    batch = {"step": np.int32(0)} | next(matching.batches(exp, 0))
+    assert ("x0" in batch) == (config.match_size > config.batch_size)
     state, metrics = experiment.jit_train_step(exp)(exp.init(), batch)
     assert int(state.step) == 1
     return float(metrics["loss"])
 
 
-@pytest.mark.parametrize("name", [n for n in CONFIGS if "digits" not in n or "distance" in n])
+ALIKE = ("dansm_ffhq256.py", "dansm_imagenet64.py")  # the network and data of another, smaller
+SMOKED = [n for n in CONFIGS if "digits" not in n or "distance" in n]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in SMOKED]
+)
 def test_a_smoke_step_is_finite(name, tmp_path):
     config = runpy.run_path(str(ROOT / "configs" / name))["smoke"](load(name))
     write_data(config, tmp_path)
