@@ -132,7 +132,7 @@ def conditional(couple, seed: int, steps: int = 4_000, batch: int = 256) -> dict
 
     params, _ = train(params, tx.init(params))
     key, n = rng.stream(seed, "evaluate"), 2_000
-    many, labels = jax.vmap(pairs)(jax.random.split(key, 20))
+    many, labels = jax.lax.map(pairs, jax.random.split(key, 20))  # SciPy takes one at a time
     given = np.asarray(many.x0[labels == 0])  # the noises that class 0 was trained on
     field = lambda x, t, cond: apply(params, x, t, cond)
     distances, wrong = [], []
