@@ -6,8 +6,13 @@ Distance Marching, arXiv:2602.02928, sections 4.1 and 4.3, on the images of the 
   lengths   how long the pairs of noise and image are (Fig. 10)
   angles    directions that minimise each loss at a noise, and whether their angles add up (Fig. 11)
 
+DANSM (ICLR 2025), sections 3.1 and 5.7, on the same images:
+
+  couplings lengths of paths and distances between them, noises matched or not (Table 2, Fig. 2)
+
 All of it exact: every point meets every image. The figures go to --out as analysis.json, and as
-PNG. In memory: 5 bytes a pixel of the whole set and about 1.5 GB beside it.
+PNG. In memory: 5 bytes a pixel of the whole set and about 1.5 GB beside it; the couplings take 8
+bytes more for each pixel of --paths.
 """
 
 import argparse
@@ -24,13 +29,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from genfield import data, logbook, rng
-from genfield.analysis import figures, lengths, neighbours, posterior
+from genfield.analysis import figures, lengths, matching, neighbours, posterior
 from genfield.errors import UserError
+from genfield.metrics import path_geometry
 
 EPSILON = C0 = 4.0  # DM Table 6, CIFAR-10
 FREQUENT = 8  # images, as in DM Fig. 4
 CHECKED = 32  # points and noises that are done again: in float64, with twice the nodes
 READ = 1000  # images at a time
+MATCH_SIZES = (10, 100, 1000, 10_000)
+SHOWN, LINES = 300, 150  # pairs in the plane, and how many of them are joined
+# DANSM Table 2, 50,000 CIFAR-10 images: match size -> length, d_avg, d_min; 1 is random pairs.
+DANSM_TABLE_2 = {
+    1: ("62.04", "33.97", "17.99"),
+    10: ("61.73", "34.01", "18.02"),
+    100: ("61.36", "34.09", "18.06"),
+    1000: ("61.06", "34.24", "18.10"),
+    10_000: ("60.83", "34.36", "18.13"),
+    100_000: ("60.64", "34.45", "18.17"),
+}
 
 
 class Images(NamedTuple):
@@ -173,10 +190,122 @@ def study_angles(images: Images, options, out: Path) -> tuple[dict, list]:
     return {"epsilon": EPSILON, "c0": C0, "nodes": posterior.NUM_NODES, **result}, table
 
 
+def study_couplings(images: Images, options, out: Path) -> tuple[dict, list]:
+    """Path lengths and inter-path distances by match size (DANSM Table 2); see `study_coverage`."""
+    size, paths, sizes = len(images.flat), options.paths, options.match_sizes
+    for match_size in sizes:
+        if size % match_size:
+            left = size % match_size
+            logbook.say(f"match size {match_size}: the last {left} images are a set of their own")
+    random = np.random.default_rng(options.seed)
+    kept = np.sort(random.choice(size, paths, replace=False))
+    shown = np.sort(random.choice(paths, min(SHOWN, paths), replace=False))
+    rows, ends = [], {}
+    for match_size in (1, *sizes):
+        pairs, row = _measure_pairs(images, options, match_size, kept)
+        rows.append(row)
+        ends[match_size] = pairs.x0[shown], pairs.x1[shown]
+    figures.couplings(out / "couplings.png", rows)
+    result = {
+        "rows": rows,
+        "paths": paths,
+        "t_star": "0 at the data, 1 at the noise (DANSM eq. 4); t = 1 - t_star",
+    }
+    if sizes:
+        result["crossings"] = _show_crossings(out / "crossings.png", ends, options.seed)
+    return result, _couplings_table(result, size)
+
+
+def check_paths(options, size: int) -> None:
+    """Sets --match_sizes and --paths to what `size` images allow.
+
+    Raises:
+      UserError: a match size larger than the data, or a single path.
+    """
+    if options.match_sizes is None:
+        options.match_sizes = tuple(s for s in MATCH_SIZES if s <= size)
+    if max(options.match_sizes, default=0) > size:
+        raise UserError(
+            f"--match_sizes has {max(options.match_sizes)}, but there are {size} training images: "
+            "match no more"
+        )
+    if options.paths < 2:
+        raise UserError("--paths=1 leaves no distance between paths: take two or more")
+    options.match_sizes = tuple(dict.fromkeys(s for s in options.match_sizes if s > 1))
+    options.paths = min(options.paths, size)
+
+
+def _measure_pairs(images: Images, options, match_size: int, kept: np.ndarray):
+    """The pairs of a match size, those of `kept` with their noises, and what is found of them."""
+    title = f"match size {match_size}," if match_size > 1 else "random pairs,"
+    begun = time.monotonic()
+    on_chunk = logbook.Progress(title, len(images.flat), unit="images").update
+    key = rng.stream(options.seed, "couplings")
+    pairs = matching.match_images(key, images.flat, match_size, kept, on_chunk=on_chunk)
+    matched = time.monotonic()
+    total = len(kept) * (len(kept) - 1) // 2
+    on_block = logbook.Progress(f"distances, {title}", total, unit="pairs of paths").update
+    found = path_geometry.distances(pairs.x0, pairs.x1, on_block=on_block)
+    row = {"match_size": match_size, "length": float(pairs.lengths.mean())}
+    row |= {"lengths": lengths.summary(pairs.lengths), **path_geometry.summary(found)}
+    row |= {"seconds_matching": matched - begun, "seconds_distances": time.monotonic() - matched}
+    return pairs, row
+
+
+def _show_crossings(path: Path, ends: dict[int, tuple], seed: int) -> dict | None:
+    """Random pairs beside those of the largest match size in the plane (DANSM Fig. 2).
+
+    Returns:
+      The share of pairs of lines that cross, by match size; None without scikit-learn.
+    """
+    largest = max(ends)
+    clouds = {"samples": ends[1][1], "random": ends[1][0], "matched": ends[largest][0]}
+    try:
+        plane = matching.embed(clouds, seed)
+    except ImportError:
+        logbook.say("no crossings.png: t-SNE needs scikit-learn, pip install 'genfield[digits]'")
+        return None
+    panels = {
+        "random pairs": (plane["random"], plane["samples"]),
+        f"match size {largest:,}": (plane["matched"], plane["samples"]),
+    }
+    figures.crossings(path, panels, LINES)
+    shares = [matching.crossing_share(*panel) for panel in panels.values()]
+    share = dict(zip(("1", str(largest)), shares, strict=True))
+    return {"share": share, "pairs": len(clouds["samples"]), "perplexity": matching.PERPLEXITY}
+
+
+def _couplings_table(result: dict, size: int) -> list[tuple[str, str, str]]:
+    table = []
+    for row in result["rows"]:
+        known = DANSM_TABLE_2.get(row["match_size"], ("-",) * 3)
+        title = f"match size {row['match_size']:,}" if row["match_size"] > 1 else "random pairs"
+        for name, what, paper in zip(
+            ("length", "d_avg", "d_min"),
+            ("mean length", "average distance", "minimal distance"),
+            known,
+            strict=True,
+        ):
+            table.append((f"{what}, {title}", f"{row[name]:.3f}", paper))
+        paper = "0.1916" if row["match_size"] == 1 else "-"
+        table.append((f"t* (0 at the data), {title}: mean", f"{row['t_star_avg']:.4f}", paper))
+    first = result["rows"][0]["t_star_quantiles"]
+    span = ", ".join(f"{first[q]:.3f}" for q in ("0.05", "0.5", "0.95"))
+    table.append(("t*, random pairs: 5%, 50%, 95%", span, "-"))
+    if result["paths"] != size:
+        table.append(("paths that distances are between", f"{result['paths']} of {size}", "all"))
+    if result.get("crossings"):
+        shares = result["crossings"]["share"].values()
+        told = ", ".join(f"{100 * share:.1f}%" for share in shares)
+        table.append(("lines that cross in the plane, random and matched", told, "-"))
+    return table
+
+
 STUDIES: dict[str, Callable] = {
     "coverage": study_coverage,
     "lengths": study_lengths,
     "angles": study_angles,
+    "couplings": study_couplings,
 }
 
 
@@ -195,6 +324,11 @@ def count(text: str) -> int:
     return value
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Positive whole numbers, with commas between them."""
+    return tuple(count(part) for part in text.split(","))
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options of a command line.
 
@@ -209,6 +343,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num", type=count, help="points a bin, and pairs; default: one an image")
     parser.add_argument("--bins", type=count, default=20, help="of t, for the coverage")
     parser.add_argument("--points", type=count, default=2048, help="noises, for the angles")
+    default = ",".join(map(str, MATCH_SIZES))
+    parser.add_argument("--match_sizes", type=counts, help=f"default: those of {default} that fit")
+    parser.add_argument("--paths", type=count, default=10_000, help="that distances are between")
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES))
     options = parser.parse_args(argv)
     if not 0 <= options.seed < 2**32:
@@ -225,6 +362,8 @@ def run(options: argparse.Namespace) -> dict:
         raise UserError(f"cannot make the folder --out={out}: {error.strerror}") from error
     images = load(options.path, options.cache)
     options.num = options.num or len(images.flat)
+    if "couplings" in options.only:
+        check_paths(options, len(images.flat))
     device = jax.devices()[0]
     logbook.say(f"{len(images.flat):,} training images of shape {images.shape}, {device}")
     result, table = {}, []

@@ -9,8 +9,9 @@ import oracles
 import pytest
 from scipy import stats
 
-from genfield import analyze
-from genfield.analysis import lengths, neighbours, posterior
+from genfield import analyze, couplings
+from genfield.analysis import lengths, matching, neighbours, posterior
+from genfield.metrics import path_geometry
 
 KEY = jax.random.key(3)
 BINS = [(0.0, 0.0), *neighbours.uniform_bins(4), (1.0, 1.0)]
@@ -249,6 +250,61 @@ def test_the_ratio_in_single_precision_is_noisy(like_images):
     assert posterior.single_precision_ratio(wide)[0] == pytest.approx(1.0, abs=1e-6)
 
 
+# ---------------------------------------------------------------- matching
+
+
+def test_spans_cover_all_in_match_sets():
+    assert list(matching.spans(25, 4, chunk=9)) == [(0, 8, 4), (8, 16, 4), (16, 24, 4), (24, 25, 1)]
+    assert list(matching.spans(24, 24)) == [(0, 24, 24)]
+    assert list(matching.spans(7, 9)) == [(0, 7, 7)]
+    assert list(matching.spans(5, 1, chunk=3)) == [(0, 3, 1), (3, 5, 1)]
+
+
+def test_matched_pairs_are_those_of_greedy_matching():
+    images, everyone = make_images(26, 12), np.arange(26)
+    random = matching.match_images(KEY, images, 1, everyone)
+    rows = (random.x1[:, None] == np.asarray(images)[None]).all(-1).argmax(1)
+    assert sorted(rows) == list(range(26)) and list(rows) != list(range(26))
+    expected = np.linalg.norm(random.x1.astype(np.float64) - random.x0, axis=1)
+    np.testing.assert_allclose(random.lengths, expected, rtol=1e-6)
+    done = []
+    matched = matching.match_images(KEY, images, 8, everyone, on_chunk=done.append)
+    assert done == [24, 26]
+    np.testing.assert_array_equal(matched.x1, random.x1)
+    for start in (0, 8, 16, 24):  # the last set has two
+        part = slice(start, start + 8)
+        x0 = couplings.greedy(jnp.asarray(random.x0[part]), jnp.asarray(random.x1[part]))
+        np.testing.assert_array_equal(matched.x0[part], x0)
+    assert matched.lengths.mean() < random.lengths.mean()
+    again = matching.greedy_in_sets(random.x0, random.x1, 8)
+    np.testing.assert_array_equal(again, matched.x0)
+    few = matching.match_images(KEY, images, 8, np.array([3, 8, 25]))
+    np.testing.assert_array_equal(few.x0, matched.x0[[3, 8, 25]])
+    np.testing.assert_array_equal(few.lengths, matched.lengths)
+
+
+def test_points_in_the_plane():
+    random = np.random.default_rng(0)
+    flat = {"a": random.normal(size=(5, 2)), "b": random.normal(size=(3, 2))}
+    kept = matching.embed(flat, 0)
+    assert all(np.array_equal(kept[name], flat[name]) for name in flat)
+    # Two clouds far apart in 40 dimensions stay apart in the plane.
+    near, far = random.normal(size=(2, 20, 40)) + np.array([0, 30])[:, None, None]
+    plane = matching.embed({"near": near, "far": far}, 0)
+    assert {name: points.shape for name, points in plane.items()} == dict(near=(20, 2), far=(20, 2))
+    gap = np.linalg.norm(plane["near"].mean(0) - plane["far"].mean(0))
+    assert gap > 2 * max(points.std() for points in plane.values()) / np.sqrt(2)
+
+
+def test_the_share_of_lines_that_cross():
+    start = np.array([[0, 0], [0, 1], [2, 0], [5, 5]])
+    end = np.array([[1, 1], [1, 0], [2, 1], [6, 6]])  # the first two cross; two lie on one line
+    assert matching.crossing_share(start, end) == 1 / 6
+    fan = np.arange(4.0)[:, None] * np.array([[1.0, 0.0]])
+    assert matching.crossing_share(fan, fan[::-1] + np.array([[0.0, 1.0]])) == 1
+    assert matching.crossing_share(fan, fan + np.array([[0.0, 1.0]])) == 0
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -280,11 +336,12 @@ def test_the_command(tiny, tmp_path, capsys):
     assert result["coverage"]["not_nearest_in_float64"] == 0
     assert sum(row["share"] for row in result["coverage"]["noise_end_images"]) <= 1
     assert result["lengths"]["from_one_noise"]["count"] == 24
+    assert [row["match_size"] for row in result["couplings"]["rows"]] == [1, 10]  # those that fit
     for time in posterior.TIMES:
         row = result["angles"][time]
         assert row["ratio"]["count"] == 5 and row["ratio"]["quantiles"]["0.0"] >= 1 - 1e-9
         assert max(row["twice_the_nodes"].values()) < 1e-6
-    for name in ("coverage", "lengths", "angles"):
+    for name in ("coverage", "lengths", "angles", "couplings"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert result[name]["seconds"] > 0
     for line in ("coverage, t = 0 ", "skewness ", "ratio of angles, t = 0: mean ", "92.8%"):
@@ -299,6 +356,44 @@ def test_the_command(tiny, tmp_path, capsys):
     _, _, _ = run(capsys, *flags, "--only", "lengths", "--seed=1")
     other = json.loads((out / "analysis.json").read_text())
     assert other["lengths"]["pairs"]["mean"] != result["lengths"]["pairs"]["mean"]
+
+
+def test_couplings(tiny, tmp_path, capsys):
+    flags = (f"--path={tiny}", f"--out={tmp_path}", "--only", "couplings", "--match_sizes=4,10,24")
+    code, told, err = run(capsys, *flags)
+    assert (code, err) == (0, "")
+    found = json.loads((tmp_path / "analysis.json").read_text())["couplings"]
+    assert "match size 10: the last 4 images are a set of their own" in told
+    assert "match size 4: the last" not in told and "276/276" in told
+    random, *matched = found["rows"]
+    assert [row["match_size"] for row in found["rows"]] == [1, 4, 10, 24]
+    assert random["paths"] == 24 and random["lengths"]["count"] == 24
+    assert all(row["length"] < random["length"] for row in matched)
+    assert all(0 < row["d_min"] < row["d_avg"] for row in found["rows"])
+    assert set(found["crossings"]["share"]) == {"1", "24"}
+    for name in ("couplings", "crossings"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    for line in ("mean length, random pairs ", "minimal distance, match size 24 ", "0.1916"):
+        assert line in told
+    # By hand: the pairs of the same seed, and their distances.
+    images = analyze.load(str(tiny), None).flat
+    key = analyze.rng.stream(0, "couplings")
+    pairs = matching.match_images(key, images, 10, np.arange(24))
+    by_hand = path_geometry.summary(path_geometry.distances(pairs.x0, pairs.x1))
+    assert matched[1]["d_avg"] == pytest.approx(by_hand["d_avg"], rel=1e-6)
+    assert matched[1]["length"] == pytest.approx(pairs.lengths.mean(), rel=1e-6)
+
+    code, told, _ = run(capsys, *flags[:-1], "--match_sizes=24", "--paths=9")
+    fewer = json.loads((tmp_path / "analysis.json").read_text())["couplings"]
+    assert code == 0 and "9 of 24" in told and fewer["paths"] == 9
+    assert fewer["rows"][1]["length"] == matched[2]["length"]
+
+
+def test_couplings_without_scikit_learn(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(analyze.sys.modules, "sklearn.manifold", None)
+    flags = (f"--path={tiny}", f"--out={tmp_path}", "--only", "couplings")
+    code, told, _ = run(capsys, *flags)
+    assert code == 0 and "needs scikit-learn" in told and not (tmp_path / "crossings.png").exists()
 
 
 def test_fewer_points_than_images_are_said(tiny, tmp_path, capsys):
@@ -316,6 +411,10 @@ def test_fewer_points_than_images_are_said(tiny, tmp_path, capsys):
         (["--path={tiny}", "--num=many"], "--num: invalid count value: 'many'"),
         (["--path={tiny}", "--seed=-1"], "--seed=-1 must be"),
         (["--path={tiny}", "--only", "ages"], "invalid choice: 'ages'"),
+        (["--path={tiny}", "--match_sizes=5,25"], "has 25, but there are 24 training images"),
+        (["--path={tiny}", "--match_sizes=5,x"], "--match_sizes: invalid counts value: '5,x'"),
+        (["--path={tiny}", "--match_sizes=0"], "--match_sizes: 0 is not positive"),
+        (["--path={tiny}", "--only", "couplings", "--paths=1"], "take two or more"),
         (["--path={tiny}", "--verbose"], "unrecognized arguments: --verbose"),
         (["--path={tiny}", "--out={tiny}/out"], "cannot make the folder --out="),
         (["--path={same}", "--only", "angles", "--points=2"], "pass images that differ"),
@@ -338,8 +437,8 @@ def test_bad_input_is_one_line(tiny, tmp_path, capsys, flags, message):
 def test_cifar10(real_data, tmp_path, capsys):
     """The figures of DM section 4, on the public JPEG re-encoding; minutes on two cores."""
     path = real_data / "cifar10_jpeg.tar.xz"
-    flags = (f"--path={path}", f"--out={tmp_path}", "--points=128")
-    code, _, err = run(capsys, *flags)
+    flags = (f"--path={path}", f"--out={tmp_path}", "--points=128", "--only")
+    code, _, err = run(capsys, *flags, "coverage", "lengths", "angles")
     assert (code, err) == (0, "")
     result = json.loads((tmp_path / "analysis.json").read_text())
     coverage = result["coverage"]
@@ -356,3 +455,18 @@ def test_cifar10(real_data, tmp_path, capsys):
     for time in posterior.TIMES:
         assert 1.000 <= result["angles"][time]["ratio"]["mean"] <= 1.003
         assert max(result["angles"][time]["twice_the_nodes"].values()) < 1e-6
+
+
+@pytest.mark.slow
+def test_couplings_of_cifar10(real_data, tmp_path, capsys):
+    """DANSM Table 2; lengths of all images, distances of 10,000 paths."""
+    flags = (f"--path={real_data / 'cifar10_jpeg.tar.xz'}", f"--out={tmp_path}")
+    code, _, err = run(capsys, *flags, "--only", "couplings")
+    assert (code, err) == (0, "")
+    rows = json.loads((tmp_path / "analysis.json").read_text())["couplings"]["rows"]
+    for row, paper in zip(rows, (62.04, 61.73, 61.36, 61.06, 60.83), strict=True):
+        assert row["length"] == pytest.approx(paper, abs=0.15)
+    for name in ("d_avg", "d_min"):
+        assert sorted(row[name] for row in rows) == [row[name] for row in rows]
+    assert rows[0]["d_avg"] == pytest.approx(33.97, rel=0.015)
+    assert 0.18 < rows[0]["t_star_avg"] < 0.20

@@ -9,9 +9,10 @@ from PIL import Image
 from programs import MOONS, ROOT, TINY_DIGITS, run
 from sklearn.datasets import load_digits
 
-from genfield import features, generate, studies, study
+from genfield import features, generate, jobs, studies, study
 from genfield.data import pixels
-from genfield.studies import common, ood, sweep
+from genfield.errors import UserError
+from genfield.studies import common, noises, ood, sweep
 
 FLOW = ROOT / "configs" / "flow_matching_two_moons.py"
 DESCENT = "--config.sampler={'name':'gradient_descent','num_steps':3,'step_size':0.1}"
@@ -42,6 +43,12 @@ digits = trained("digits", TINY_DIGITS, small=MLP)
 transformer = trained("transformer", TINY_DIGITS, small={})
 moons = trained("moons", MOONS, train__steps=4)
 flow = trained("flow", FLOW, train__steps=2)
+FLOWING = MLP | {
+    "net": "{'name':'mlp','width':16,'depth':1,'time_input':True}",
+    "loss": "{'name':'flow_matching'}",
+    "sampler": "{'name':'euler','num_steps':2}",
+}
+digit_flow = trained("digit_flow", TINY_DIGITS, small=FLOWING)
 some = trained("some", TINY_DIGITS, small=MLP, data__classes="(4,3,2,1,0)")
 
 
@@ -269,6 +276,57 @@ def test_copies_of_training_images_are_found(digits, findings, monkeypatch):
     assert [each["index"][0] for each in nearest] == list(range(8))
 
 
+# Preferable noises
+
+
+def test_preferable_noises_of_points(flow, findings):
+    found = findings("noises", flow, "--num=64", "--num_steps=8", "--match_size=24")
+    rows = table(found, "paths")
+    assert list(rows) == ["preferable", "random", "matched"]
+    assert rows["matched"]["length"] < rows["random"]["length"]
+    # Matching moves noises, none is left out.
+    assert rows["matched"]["noise_norm"] == pytest.approx(rows["random"]["noise_norm"])
+    assert found["figures"]["examples"] == 64 and found["figures"]["nfe"] == 16
+    straight = found["figures"]["straightness"]
+    assert 0 <= straight["relative"] and straight["length"] > 0
+    trip = found["figures"]["round_trip"]
+    assert trip["error"] < 0.05 * trip["length"]
+    assert set(found["figures"]["lines_that_cross"]) == {"random", "matched", "preferable"}
+
+
+def test_preferable_noises_of_a_known_flow(flow, monkeypatch):
+    """Of v = x1 - x0 where all data are noise times 1/2: straight, without loss, never crossing."""
+    subject = opened(flow)
+
+    def field(params, key=None, train=False):
+        return lambda x, t=None, cond=None: -x / (2 - t)[:, None]  # of x_t = (1 - t/2) x0
+
+    exp = subject.exp._replace(objective=subject.exp.objective._replace(field=field))
+    monkeypatch.setattr(noises, "source", lambda subject, n: common.source(subject, n)[::-1])
+    found = noises.noises(subject._replace(exp=exp), num=40, num_steps=4, match_size=40)
+    rows = {row["paths"]: row for row in found.figures["rows"]}
+    x1, _ = noises._examples(exp, subject.seed, 40, "train")
+    length = np.linalg.norm(x1, axis=1).mean()  # x0 = 2 x1
+    assert rows["preferable"]["length"] == pytest.approx(length, rel=1e-4)
+    assert rows["preferable"]["loss"] < 1e-6 < rows["random"]["loss"]
+    assert found.figures["straightness"]["relative"] < 1e-4
+    assert found.figures["lines_that_cross"]["preferable"] == 0
+    assert found.figures["round_trip"]["error"] < 1e-4
+
+
+def test_preferable_noises_of_images(digit_flow, findings):
+    flags = ("--num=16", "--num_steps=2", "--num_times=2", "--split=test")
+    found = findings("noises", digit_flow, *flags)
+    row = table(found, "paths")["random"]
+    assert row["noise_std"] == pytest.approx(1, abs=0.1) and row["noise_norm"] < 10
+    assert found["figures"]["split"] == "test"
+    exp = opened(digit_flow).exp
+    x1, label = noises._examples(exp, 0, 10**6, "train")
+    assert len(x1) == len(label) == exp.data.sizes["train"]
+    few, _ = noises._examples(exp, 0, 9, "train")
+    assert few.shape == (9, 8, 8, 1) and few.dtype == np.float32
+
+
 # Distances
 
 
@@ -328,6 +386,7 @@ MISTAKES = [
     (("compose", "--with={flow}"), "cannot be added", "what the loss teaches"),
     (("compose", "--with={digits}"), "the shape of the data"),
     (("neighbours",), "drawn anew each step"),
+    (("noises",), "needs flow_matching", "distance_marching"),
     (("sweep", "--num_steps=2.5"), "--num_steps=2.5 must be", "whole number"),
     (("sweep", DESCENT, "--num=8", "--figure=fid"), "'fid'", "chamfer"),
 ]
@@ -351,6 +410,8 @@ def says(capsys, argv, words) -> None:
 
 def test_mistakes_of_other_runs(digits, flow, tmp_path, capsys):
     says(capsys, ["study", "diagnose", f"--workdir={flow}"], ["needs distance_marching"])
+    says(capsys, ["study", "noises", f"--workdir={flow}", "--split=all"], ["'all'", "train"])
+    says(capsys, ["study", "noises", f"--workdir={flow}", "--num=1"], ["two examples or more"])
     says(capsys, ["study", "ood", f"--workdir={tmp_path}"], ["no checkpoints", "train first"])
     says(capsys, ["study", "ood"], ["--workdir is missing"])
     classes = ["study", "compose", f"--workdir={digits}", "--classes=3,10"]
@@ -371,3 +432,11 @@ REAL_CREATE = features.create
 def test_the_same_command_finds_the_same(digits, findings):
     first, again = (findings("ood", digits, "--num=16", f"--name={n}") for n in ("a", "b"))
     assert first["figures"] == again["figures"]
+
+
+def test_a_run_is_opened_from_its_workdir_alone(moons, tmp_path):
+    exp, params, step = jobs.open_run(moons)
+    assert step == 4 and exp.workdir == moons
+    assert exp.objective.field(params)(np.zeros((8, 2), np.float32)).distance.shape == (8,)
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        jobs.open_run(tmp_path / "nowhere")

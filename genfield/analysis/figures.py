@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 from genfield.data import to_uint8
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 MEASURED, PAPER = "#1f4fbf", "#e8743b"
 
@@ -64,5 +61,36 @@ def ratios(path: Path, exact: dict[str, np.ndarray], single: dict[str, np.ndarra
     axes[0, 1].set_title("by arccos of float32 cosines", fontsize=9)
     for place in axes[-1]:
         place.set_xlabel("(∠(f,h) + ∠(h,g)) / ∠(f,g)")
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def couplings(path: Path, rows: list[dict]) -> Path:
+    """Length, average and minimal distance of paths against the match size (DANSM Table 2)."""
+    sizes = [row["match_size"] for row in rows]
+    names = {"length": "path length", "d_avg": "average distance", "d_min": "minimal distance"}
+    figure, places = plt.subplots(1, len(names), figsize=(10, 3))
+    for axes, (name, title) in zip(places, names.items(), strict=True):
+        axes.plot(sizes, [row[name] for row in rows], "o-", color=MEASURED)
+        axes.set(xscale="log", xlabel="match size (1: random pairs)", title=title)
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def crossings(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], lines: int) -> Path:
+    """Noises and samples in the plane, a panel a pairing; the first `lines` pairs are joined.
+
+    Args:
+      panels: title -> (noises [n, 2], samples [n, 2]), as DANSM Fig. 2.
+    """
+    figure, places = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5), squeeze=False)
+    for axes, (title, (noises, samples)) in zip(places[0], panels.items(), strict=True):
+        joined = np.stack([noises, samples])[:, :lines]
+        axes.plot(joined[..., 0], joined[..., 1], "--", color="0.5", linewidth=0.5, zorder=1)
+        axes.scatter(*noises.T, s=6, color=MEASURED, label="noises")
+        axes.scatter(*samples.T, s=6, color=PAPER, label="samples")
+        axes.set(title=title, xticks=[], yticks=[])
+    places[0, 0].legend(fontsize=8)
     figure.tight_layout()
     return _save(figure, path)

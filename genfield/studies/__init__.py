@@ -6,7 +6,7 @@ studies compute is in `genfield.abilities`; claims and figures are in docs/abili
 
 from collections.abc import Callable
 
-from genfield.studies import compose, denoise, diagnose, neighbours, ood, sweep
+from genfield.studies import compose, denoise, diagnose, neighbours, noises, ood, sweep
 from genfield.studies.common import Findings, Subject
 
 __all__ = ["STUDIES", "Findings", "Subject"]
@@ -16,6 +16,7 @@ STUDIES: dict[str, Callable[..., Findings]] = {
     "denoise": denoise.denoise,
     "diagnose": diagnose.diagnose,
     "neighbours": neighbours.neighbours,
+    "noises": noises.noises,
     "ood": ood.ood,
     "sweep": sweep.sweep,
 }
