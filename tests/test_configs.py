@@ -55,13 +55,7 @@ def train_a_step(config, folder):
     return float(metrics["loss"])
 
 
-ALIKE = ("dansm_ffhq256.py", "dansm_imagenet64.py")  # the network and data of another, smaller
-SMOKED = [n for n in CONFIGS if "digits" not in n or "distance" in n]
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in SMOKED]
-)
+@pytest.mark.parametrize("name", [n for n in CONFIGS if "digits" not in n or "distance" in n])
 def test_a_smoke_step_is_finite(name, tmp_path):
     config = runpy.run_path(str(ROOT / "configs" / name))["smoke"](load(name))
     write_data(config, tmp_path)
