@@ -345,7 +345,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--points", type=count, default=2048, help="noises, for the angles")
     default = ",".join(map(str, MATCH_SIZES))
     parser.add_argument("--match_sizes", type=counts, help=f"default: those of {default} that fit")
-    parser.add_argument("--paths", type=count, default=10_000, help="that distances are between")
+    parser.add_argument("--paths", type=count, default=10_000, help="to measure distances of")
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES))
     options = parser.parse_args(argv)
     if not 0 <= options.seed < 2**32:
