@@ -6,7 +6,7 @@ EqM Fig. 10 (partially noised inputs), Tables 6 and DM 5 (out-of-distribution in
 classes and, with --other, other images among them), NAG against gradient descent at few steps (EqM
 Fig. 8), stopping (EqM section 3.3, DM Table 4) and composition (EqM Fig. 11). Finished runs are not
 run again. Writes digits.{md,json}, denoise.png and stopping.png into the workdir; pictures of
-scores and compositions into each run's studies/. About 90 minutes on 2 CPU cores with 3 seeds.
+scores and compositions into each run's studies/. About 40 minutes a seed on 2 CPU cores.
 
 Samples are judged in pixel space, all classes equally often: the Fréchet distance of their 64
 pixels to the 750 training images ("fd"), which no network's taste of 8x8 images enters, and the
