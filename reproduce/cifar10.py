@@ -1,4 +1,4 @@
-"""Methods at equal images on CIFAR-10, by the medium configs: an hour of one GPU.
+"""Methods at equal images on CIFAR-10, by the medium configs; for one GPU, not timed yet.
 
     python reproduce/cifar10.py --data=cifar10.tar.xz --workdir=runs/cifar10 [--seeds=1] [-- flags]
 

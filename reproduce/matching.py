@@ -7,7 +7,7 @@
   claim  quality against training time, matching included, for match sizes and the Hungarian
          algorithm beside: points (8 Gaussians to two moons) and digits, few-step Euler sampling
 
-Writes NAME.json, NAME.md and NAME.png for each. About 40 minutes on 2 CPU cores.
+Writes NAME.json and NAME.md for each, NAME.png for bound and claim.
 """
 
 import argparse

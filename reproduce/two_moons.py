@@ -3,7 +3,7 @@
     python reproduce/two_moons.py --workdir=runs/table1 --seeds=3
 
 Runs the program once for each row and seed (finished runs are not run again), then writes
-table.md and side_by_side.png into the workdir. About 80 minutes on 2 CPU cores, of which the
+table.md and side_by_side.png into the workdir. More than an hour on 2 CPU cores, of which the
 assignments and Sinkhorn iterations take most; `--only` chooses rows.
 """
 
