@@ -43,7 +43,7 @@ def _matched(exp: Experiment, start: int) -> Iterator[dict]:
     """Batches with matched noise.
 
     While the steps of a set run, the batches of the next one are read, one a step, and its
-    matching is dispatched before the set's last step: neither the host nor the device waits.
+    matching is dispatched before the set's last step, so that the host does not wait for it.
     """
     size = exp.config.match_size // exp.config.batch_size
     match, first = make_matcher(exp), start - start % size
