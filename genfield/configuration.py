@@ -37,6 +37,9 @@ def base() -> ConfigDict:
     config.rematching = ConfigDict({"name": "none"})
     config.loss = ConfigDict({"name": "flow_matching"})
     config.energy = "none"  # of a vector network, whose gradient is trained: dot, squared_norm
+    config.preconditioning = "none"  # edm: the network is F of a denoiser of noise levels
+    config.sigma_data = 0.5  # standard deviation of the data, for preconditioning and weighting
+    config.rotation = 0.0  # γ of the field (I + γJ)∇φ of a scalar network
     config.initial_parameters = config_dict.placeholder(str)  # a workdir whose average to start at
     config.label_dropout = 0.0  # share of the labels replaced by the null class
     config.optimizer = ConfigDict(
@@ -49,6 +52,7 @@ def base() -> ConfigDict:
             warmup_steps=0,
             schedule="constant",  # constant, cosine or linear, to zero at train.steps
             clip_norm=0.0,  # of the global gradient norm; 0: no clipping
+            level_learning_rate=1e-2,  # of functions of the noise level, by adam
             accumulate=1,  # microbatches a step
         )
     )
@@ -84,6 +88,7 @@ def base() -> ConfigDict:
             metrics=("heldout_loss",),
             num_samples=10_000,  # generated; for points, as many target points
             transport_points=2_000,  # of them for W2, whose cost grows with the cube
+            likelihood_images=1_000,  # of the test split, for bits_per_dim
             repeats=1,  # sampling seeds; medians are reported of points, means of images
             figures=True,
             features="auto",  # network of image metrics: inception_v3 where its weights are there
@@ -309,8 +314,10 @@ def check_fields(config: ConfigDict) -> None:
 # Fields of any section, named or not, that only make sense above zero, or not below it.
 POSITIVE = (
     *("batch_size", "steps", "log_every", "eval_batches", "every", "keep", "num", "num_samples"),
+    "likelihood_images",
     *("num_steps", "transport_points", "repeats", "learning_rate", "accumulate", "group_size"),
-    *("regularization", "max_iterations"),
+    *("regularization", "max_iterations", "sigma_data", "level", "horizon", "num_probes", "chunk"),
+    *("sigma_min", "sigma_max", "rho", "level_learning_rate"),
     *("shard_size", "step_size", "num_leapfrog", "mass", "max_steps", "rtol", "atol", "std"),
 )
 NOT_NEGATIVE = (
@@ -372,7 +379,8 @@ def check_numbers(config: ConfigDict) -> None:
     if not config.sample.formats:
         raise UserError(f"config.sample.formats is empty: name some of {', '.join(FORMATS)}")
     parts = {"config.optimizer.accumulate": config.optimizer.accumulate}
-    parts["config.rematching.group_size"] = config.rematching.get("group_size") or 1
+    for section in ("rematching", "loss"):
+        parts[f"config.{section}.group_size"] = config[section].get("group_size") or 1
     if 0 < config.match_size < config.batch_size:
         parts["config.match_size"] = config.match_size
     elif config.match_size % config.batch_size:

@@ -7,6 +7,7 @@ a pair of two (`within_classes`, `class_penalty`).
 """
 
 import inspect
+import os
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,11 @@ from jax import Array
 from scipy.optimize import linear_sum_assignment
 
 from genfield.paths import Path, PathSample, interpolate
+
+# SciPy is called back from XLA's threads. On one core XLA has a single one, which would wait for
+# itself when it works ahead; JAX reads this when its first array is made.
+if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1:
+    os.environ.setdefault("NPROC", "2")
 
 
 def _squared_distances(a: Array, b: Array) -> Array:

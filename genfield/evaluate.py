@@ -1,5 +1,7 @@
 """The figures of a state: its held-out loss, and what its samples are worth."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,12 +9,14 @@ import jax
 import numpy as np
 from clu import metrics as clu_metrics
 
-from genfield import generate, logbook, preemption, rng, sharding
+from genfield import generate, logbook, preemption, rng, sampling, sharding
 from genfield.data import sets
 from genfield.data.pipeline import short_hash
 from genfield.errors import UserError, choose
 from genfield.experiment import Experiment, draw_batch
-from genfield.metrics import images, point_cloud, reference
+from genfield.fields import score_field
+from genfield.metrics import images, likelihood, point_cloud, reference
+from genfield.objectives import KIND, has_clock
 
 
 def make_heldout_loss(experiment: Experiment) -> Callable:
@@ -69,7 +73,9 @@ class Evaluation(NamedTuple):
     images: np.ndarray | None
 
 
-METRICS = ("heldout_loss", "point_cloud", *images.METRICS)
+METRICS = ("heldout_loss", "point_cloud", "bits_per_dim", *images.METRICS)
+LEVELS = ("sigma_min", "sigma_max")  # of a sampler's section
+LIKELIHOOD_KINDS = {"score": "score", "denoiser": "score", "velocity": "velocity"}
 GRID = 64  # images in a picture
 
 
@@ -78,14 +84,22 @@ def check_metrics(exp: Experiment) -> None:
     for name in exp.config.evaluate.metrics:
         choose("metric", name, dict.fromkeys(METRICS))
         of = exp.config.data.name
-        if name == "point_cloud" and (exp.data.draw is None or len(exp.data.shape) != 1):
-            raise UserError(f"metric 'point_cloud' needs a point problem, not {of!r}")
+        if name == "point_cloud" and len(exp.data.shape) > 2:
+            raise UserError(f"metric 'point_cloud' needs points or sequences, not {of!r}")
+        if name == "bits_per_dim" and not (exp.data.pixels and "test" in exp.data.examples):
+            raise UserError(f"metric 'bits_per_dim' needs test images, which {of!r} has not")
+        if name == "bits_per_dim" and not _has_likelihood(exp.config):
+            raise UserError("metric 'bits_per_dim' needs a velocity or a field of noise levels")
         if name in images.METRICS and not exp.data.pixels:
             raise UserError(
                 f"metric {name!r} needs images, and data {of!r} are none: leave it out of "
                 "config.evaluate.metrics"
             )
     check_counts(exp.config)
+
+
+def _has_likelihood(config) -> bool:
+    return KIND[config.loss.name] in LIKELIHOOD_KINDS and has_clock(config.loss)
 
 
 def check_counts(config) -> None:
@@ -159,6 +173,44 @@ class Evaluator:
             self._statistics = load_reference(self.reference, self.judge)
         return self._statistics
 
+    def bits_per_dim(self, params) -> dict[str, float]:
+        """Of the first `evaluate.likelihood_images` test images, dequantised uniformly.
+
+        One Hutchinson probe an image; "bits_per_dim_error" is the standard error over images.
+        """
+        config, examples = self.exp.config, self.exp.data.examples["test"]
+        num = min(config.evaluate.likelihood_images, examples.size)
+        progress = logbook.Progress("likelihood", num, unit="images")
+        key, bits = rng.stream(config.seed + config.sample.seed, "likelihood"), []
+        for index, keep in generate.batches(np.arange(num), generate.batch_size(self.exp, num)):
+            batch = put_global(examples.gather(index), self.exp.mesh)
+            found = self._log_prob(params, key, batch["x1"], index.astype(np.int32))
+            bits.append(sharding.to_host(found)[:keep])
+            progress.update(index[keep - 1] + 1)
+            preemption.poll()
+        bits = np.concatenate(bits)
+        error = float(np.std(bits, ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
+        return {"bits_per_dim": float(np.mean(bits)), "bits_per_dim_error": error}
+
+    @functools.cached_property
+    def _log_prob(self) -> Callable:
+        """(params, key, pixels uint8, index) -> bits a dimension [B], jitted."""
+        config, kind = self.exp.config, KIND[self.exp.config.loss.name]
+        options = {name: config.sampler[name] for name in LEVELS if name in config.sampler}
+        options = {**options, "sigma_data": config.sigma_data} if kind != "velocity" else {}
+
+        def bits(params, key, pixels, index):
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+            x = likelihood.dequantize(sampling.core.fold_in(keys, 0), pixels)
+            field = self.exp.objective.field(params)
+            field = score_field(field) if kind == "denoiser" else field
+            found = likelihood.log_prob(
+                sampling.core.fold_in(keys, 1), field, x, kind=LIKELIHOOD_KINDS[kind], **options
+            )
+            return likelihood.bits_per_dim(found.value, x[0].size)
+
+        return jax.jit(bits, out_shardings=sharding.replicated(self.exp.mesh))
+
     def samples(self, params, num: int, repeats: int, on_batch=None) -> Evaluation:
         """The metrics of `num` samples for each of `repeats` sampling seeds."""
         config, rows = self.exp.config, []
@@ -179,11 +231,16 @@ class Evaluator:
         return Evaluation(over(middle), rows, seeds, spread, first)
 
     def _points(self, params, num: int, seed: int, on_batch) -> dict[str, float]:
-        """Against fresh target points."""
-        target = jax.jit(self.exp.data.draw, static_argnums=1)
+        """Against fresh target points, or the training examples where there are no fresh ones."""
+        data, flat = self.exp.data, lambda a: np.asarray(a).reshape(len(a), -1)
         out = self.draw(params, num, seed, on_batch)
-        points = np.asarray(target(rng.stream(seed, "target"), num))
-        row = point_cloud.compare(out.x, points, self.exp.config.evaluate.transport_points)
+        if data.draw is None:
+            train = data.examples["train"]
+            points = train.gather(np.arange(min(num, train.size)))["x1"]
+        else:
+            points = jax.jit(data.draw, static_argnums=1)(rng.stream(seed, "target"), num)
+        transported = self.exp.config.evaluate.transport_points
+        row = point_cloud.compare(flat(out.x), flat(points), transported)
         return row | _means([(out.nfe, out.info)], [num])
 
     def _images(self, params, num: int, seed: int, on_batch) -> dict[str, float]:
@@ -215,6 +272,8 @@ class Evaluator:
         section, held = self.exp.config.evaluate, {}
         if "heldout_loss" in section.metrics:
             held = known or self.heldout(params)
+        if "bits_per_dim" in section.metrics:
+            held = held | self.bits_per_dim(params)
         if not self.points and self.judge is None:
             return Evaluation(held, [], [], {}, None)
         out = self.samples(params, section.num_samples, section.repeats, on_batch)

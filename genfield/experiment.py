@@ -41,7 +41,7 @@ def prepare(config, workdir: Path) -> Experiment:
     objectives.check_names(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
-    tx = train.make_optimizer(config.optimizer, config.train.steps)
+    train.make_optimizer(config.optimizer, config.train.steps)  # its errors, before data are read
     ema_rate = train.ema_rate(config.ema, config.batch_size)
     dataset = data.create(
         config.data,
@@ -56,9 +56,12 @@ def prepare(config, workdir: Path) -> Experiment:
     sampler = objectives.create_sampler(config, dataset.num_classes, objective.output)
 
     key = rng.stream(config.seed, "init")
+    roles = jax.eval_shape(objective.roles, key)
+    tx = train.make_optimizer(config.optimizer, config.train.steps, roles)
 
     def init(key):
         params = {"field": objectives.create_net(config, dataset, key)[1]}
+        params |= objective.roles(jax.random.fold_in(key, 1))
         return train.create_state(params, tx, ema_rate > 0)
 
     abstract = jax.eval_shape(init, key)

@@ -170,3 +170,68 @@ def velocity_to_denoiser(velocity: Array, x: Array, t: Array) -> Array:
 def denoiser_to_velocity(denoised: Array, x: Array, t: Array) -> Array:
     """Inverse of `velocity_to_denoiser`, t in [0, 1)."""
     return (denoised - x) / expand(1 - t, x)
+
+
+def score_to_denoiser(score: Array, x: Array, sigma: Array) -> Array:
+    """E[x1 | x] of x = x1 + σ ε: x + σ² s(x, σ) (Tweedie); sigma [B], x [B, *D] -> [B, *D]."""
+    return x + expand(jnp.square(sigma), x) * score
+
+
+def denoiser_to_score(denoised: Array, x: Array, sigma: Array) -> Array:
+    """Inverse of `score_to_denoiser`: (D(x, σ) - x) / σ², σ > 0."""
+    return (denoised - x) / expand(jnp.square(sigma), x)
+
+
+def score_field(denoiser: Field) -> Field:
+    """The score of a denoiser; both take the noise level σ [B] in the place of t."""
+
+    def score(x, t=None, cond=None):
+        return denoiser_to_score(denoiser(x, t, cond), x, t)
+
+    score.evaluations = evaluations(denoiser)
+    return score
+
+
+def denoiser_field(score: Field) -> Field:
+    """The denoiser of a score, or of a field that stands for one."""
+
+    def denoiser(x, t=None, cond=None):
+        return score_to_denoiser(score(x, t, cond), x, t)
+
+    denoiser.evaluations = evaluations(score)
+    return denoiser
+
+
+def precondition(network: Field, sigma_data: float = 0.5) -> Field:
+    """D(x, σ) = c_skip x + c_out F(c_in x, ln σ / 4) (EDM, arXiv:2206.00364, eq. 7 and Table 1).
+
+    Args:
+      network: F, called with its time input [B]. sigma_data: standard deviation of the data.
+    Returns:
+      The denoiser, called with the noise level σ [B], σ > 0.
+    """
+
+    def denoiser(x, t=None, cond=None):
+        total = jnp.square(t) + sigma_data**2
+        skip, out = sigma_data**2 / total, t * sigma_data / jnp.sqrt(total)
+        inner = network(expand(1 / jnp.sqrt(total), x) * x, jnp.log(t) / 4, cond)
+        return expand(skip, x) * x + expand(out, x) * inner
+
+    return denoiser
+
+
+def rotated_gradient(potential: Callable, rotation: float) -> Field:
+    """(I + γ J) ∇φ, J a quarter turn in each plane (x_1, x_2), (x_3, x_4), …; x [B, D], D even.
+
+    A field that is no gradient unless γ = 0, but has the stationary law of ∇φ, since
+    ∇·(p J ∇ log p) = 0: Flux Matching learns it, score matching cannot.
+    """
+    gradient = gradient_field(potential)
+
+    def field(x, t=None, cond=None):
+        g = gradient(x, t, cond)
+        pairs = g.reshape(*g.shape[:-1], -1, 2)
+        turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(g.shape)
+        return g + rotation * turned
+
+    return field

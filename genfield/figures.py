@@ -119,6 +119,20 @@ def curves(path: Path, rows: list[dict], names=("loss",)) -> Path:
     return _save(figure, path)
 
 
+def series(path: Path, samples: np.ndarray, real: np.ndarray) -> Path:
+    """Sequences [N, T, C] against their index, samples above and real ones below."""
+    n = len(samples)
+    figure, axes = plt.subplots(
+        2, n, figsize=(1.6 * n, 3.2), sharex=True, sharey=True, squeeze=False
+    )
+    for row, title, sequences in zip(axes, ("samples", "data"), (samples, real), strict=True):
+        for ax, sequence in zip(row, np.asarray(sequences), strict=True):
+            ax.plot(sequence, linewidth=0.8)
+            ax.grid(alpha=0.3)
+        row[0].set_ylabel(title)
+    return _save(figure, path)
+
+
 def image_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Path:
     """Images [N, H, W, C], uint8 or in [-1, 1], as one PNG, row by row; small ones enlarged."""
     images = np.asarray(images)

@@ -26,7 +26,12 @@ def averaged(exp: Experiment) -> bool:
 
 
 def make_generator(
-    exp: Experiment, *, trace: int | None = None, gather: bool = True, levels: bool = False
+    exp: Experiment,
+    *,
+    trace: int | None = None,
+    gather: bool = True,
+    levels: bool = False,
+    starts: bool = False,
 ) -> Callable:
     """generate(params, seed, index [n]) -> (Samples of those indices, finite [n]), global arrays.
 
@@ -37,6 +42,7 @@ def make_generator(
       trace: as `sampling.sample` takes it.
       gather: every device gets all of x; otherwise it stays split over the mesh.
       levels: images as uint8, rounded as `sample.rounding` says, where the data are images.
+      starts: info["x0"] is where each sample started, before a sampler scales it.
     """
     data, config, mesh = exp.data, exp.config, exp.mesh
 
@@ -60,6 +66,8 @@ def make_generator(
         keys = rng.per_index(seed_sampler, index, lambda key: key)
         out = sampler(params, keys, x, cond)
         finite = jnp.all(jnp.isfinite(out.x), axis=tuple(range(1, out.x.ndim)))
+        if starts:
+            out = out._replace(info=out.info | {"x0": x})
         if levels and data.pixels:
             out = out._replace(x=to_uint8(out.x, config.sample.rounding))
         return out, finite

@@ -1,4 +1,4 @@
-"""The modes of the program: train, evaluate, sample."""
+"""The modes of the program: train, evaluate, sample, pairs."""
 
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ from genfield import (
     figures,
     generate,
     logbook,
+    objectives,
     preemption,
     rng,
     sharding,
@@ -32,11 +33,12 @@ from genfield.shards import Shards
 from genfield.train import TrainState
 
 TRACED = 2_000  # points of a scatter plot and its trajectories
+SERIES = 8  # sequences in a picture
 
 
 def check(exp: Experiment, mode: str = "train") -> None:
     """Raises UserError for what a mode needs and the config does not have."""
-    if mode != "sample":
+    if mode not in ("sample", "pairs"):
         evaluation.check_metrics(exp)
     config, data = exp.config, exp.data
     if config.sample.guidance_scale != 1 and not data.num_classes:
@@ -221,6 +223,13 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
     folder, seed = exp.workdir, exp.config.seed + exp.config.sample.seed
     rows = logbook.read_metrics(folder)
     poll = lambda done: preemption.poll()
+    if len(exp.data.shape) < 3 and exp.data.draw is None:
+        curves = figures.curves(folder / "figures" / "loss.png", rows)
+        if len(exp.data.shape) != 2:
+            return [curves]
+        samples = generate.make_drawer(exp)(params, SERIES, seed, poll).x
+        real = exp.data.examples["train"].gather(np.arange(SERIES))["x1"]
+        return [figures.series(folder / "samples" / f"step_{step}.png", samples, real), curves]
     if len(exp.data.shape) != 1:
         if samples is None:
             samples = generate.make_drawer(exp)(params, evaluation.GRID, seed, poll).x
@@ -245,7 +254,7 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
                 target,
                 source_points(exp),
                 descend=kind == "gradient",
-                t=0.5 if clock else None,
+                t=_time_of_picture(exp.config) if clock else None,
                 title=name,
             )
         )
@@ -253,6 +262,11 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
             path = folder / "figures" / "trajectories.png"
             paths.append(figures.trajectories(path, out.trace, title=name))
     return paths
+
+
+def _time_of_picture(config) -> float:
+    """The time at which a field is drawn: half way, or a noise level."""
+    return config.time.get("level", 0.5)
 
 
 def source_points(exp: Experiment, num: int = 2_000) -> np.ndarray:
@@ -308,6 +322,46 @@ def _sample(exp: Experiment, step: int | None, best: bool) -> None:
         say(f"picture: {figures.image_grid(path, first)}")
 
 
+def pairs(exp: Experiment, *, step: int | None, best: bool) -> None:
+    """Draws `sample.num` pairs of noise and sample into pairs/, going on where a kill left off.
+
+    Raises:
+      UserError: a sampler that draws noise of its own.
+    """
+    objectives.check_deterministic(exp.config.sampler)
+    try:
+        _pairs(exp, step, best)
+    except preemption.Preempted:
+        say("stopped; the same command goes on with the shards that are missing")
+        raise
+
+
+def _pairs(exp: Experiment, step: int | None, best: bool) -> None:
+    state, step = load_state(exp, step, best)
+    config, params = exp.config, generate.parameters(exp, state)
+    settings = sample_settings(exp, step, params) | {
+        "num_classes": exp.data.num_classes,
+        "class_names": list(exp.data.class_names),
+        "pixels": bool(exp.data.pixels),
+    }
+    shards = Shards(exp.workdir / "pairs", config.sample.name or f"step_{step}", settings, ("npy",))
+    index = np.empty(0, int)
+    if jax.process_index() == 0 and not shards.finished():
+        shards.begin()
+        index = shards.missing()
+    index = sharding.from_first(index)
+    if jax.process_index() == 0 and shards.finished():
+        say(f"already drawn: {shards.images}")
+        return
+    if len(index) < settings["num"]:
+        say(f"{settings['num'] - len(index):,} of {settings['num']:,} pairs are there already")
+    say("compiling the sampler …")
+    draw_shards(exp, params, settings["seed"], index, shards, paired=True)
+    if jax.process_index() == 0:
+        [folder] = shards.finish()
+        say(f"pairs: {folder}  {settings['num']:,} of shape {exp.data.shape}")
+
+
 def sample_settings(exp: Experiment, step: int, params) -> dict:
     """All that decides the samples of a state, as JSON types."""
     section = configuration.to_dict(exp.config.sample)
@@ -321,9 +375,14 @@ def sample_settings(exp: Experiment, step: int, params) -> dict:
     }
 
 
-def draw_shards(exp: Experiment, params, seed: int, index: np.ndarray, shards: Shards) -> None:
-    """Draws the samples of these indices; a shard is written when its last one is drawn."""
-    run = generate.make_generator(exp, levels=True)
+def draw_shards(
+    exp: Experiment, params, seed: int, index: np.ndarray, shards: Shards, paired: bool = False
+) -> None:
+    """Draws the samples of these indices; a shard is written when its last one is drawn.
+
+    paired: with the noise of each, and as floats.
+    """
+    run = generate.make_generator(exp, levels=not paired, starts=paired)
     size = generate.batch_size(exp, shards.num, fixed=True)
     progress = logbook.Progress(
         "sample", len(index), unit="images" if exp.data.pixels else "samples"
@@ -332,9 +391,12 @@ def draw_shards(exp: Experiment, params, seed: int, index: np.ndarray, shards: S
     for part, count in generate.batches(index, size):
         out, finite = run(params, seed, part)
         generate.check_finite(finite, part[:count], seed)
-        arrays = {"arr_0": out.x, "nfe": out.nfe}
+        names = ("x1", "labels") if paired else ("arr_0", "arr_1")
+        arrays = {names[0]: out.x, "nfe": out.nfe}
+        if paired:
+            arrays["x0"] = out.info["x0"]
         if exp.data.num_classes:
-            arrays["arr_1"] = part % exp.data.num_classes
+            arrays[names[1]] = part % exp.data.num_classes
         if jax.process_index() == 0:
             drawn = {k: np.asarray(v)[:count] for k, v in arrays.items()}
             waiting = write_whole(shards, [*waiting, {"index": part[:count]} | drawn])

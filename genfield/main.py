@@ -26,7 +26,7 @@ from absl import flags
 from genfield import configuration
 from genfield.errors import UserError, choose
 
-MODES = ("train", "evaluate", "sample")
+MODES = ("train", "evaluate", "sample", "pairs")
 MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -190,9 +190,13 @@ def run(argv: list[str]) -> None:
     jobs.check(exp, values.mode)
     describe(exp)
     preemption.begin()
-    {"train": jobs.train, "evaluate": jobs.evaluate, "sample": jobs.sample}[values.mode](
-        exp, step=values.step, best=values.best
-    )
+    run_mode = {
+        "train": jobs.train,
+        "evaluate": jobs.evaluate,
+        "sample": jobs.sample,
+        "pairs": jobs.pairs,
+    }
+    run_mode[values.mode](exp, step=values.step, best=values.best)
 
 
 def mendable(error: Exception) -> str | None:

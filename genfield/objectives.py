@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,27 +12,54 @@ import jax.numpy as jnp
 from genfield import couplings, losses, nets, paths, sampling
 from genfield.data import Dataset, to_unit
 from genfield.errors import UserError, bind, build, choose
-from genfield.fields import ENERGIES, Field, Prediction, negate, potential_field
+from genfield.fields import (
+    ENERGIES,
+    Field,
+    Prediction,
+    denoiser_field,
+    negate,
+    potential_field,
+    precondition,
+    rotated_gradient,
+    score_field,
+)
 from genfield.guidance import classifier_free
 
 # What a loss teaches its field to be; samplers that need the other kind take the negative.
 KIND = {
     "action_matching": "velocity",
     "flow_matching": "velocity",
+    "velocity_flux_matching": "velocity",
     "equilibrium_matching": "gradient",
     "distance_marching": "gradient",
+    "denoising": "denoiser",
+    "lines_matching": "denoiser",
+    "flux_matching": "score",
 }
-FOLLOWS_VELOCITY = ("euler", "heun", *sampling.SOLVERS)
+FOLLOWS = {
+    **dict.fromkeys(("euler", "heun", *sampling.SOLVERS), "velocity"),
+    **dict.fromkeys(("edm_heun", "edm_euler", "multistep"), "denoiser"),
+    **dict.fromkeys(("reverse_ve", "predictor_corrector", "probability_flow"), "score"),
+}  # the others follow a gradient
+ADAPTIVE = {
+    **dict.fromkeys(sampling.SOLVERS, sampling.solve_ode),
+    "probability_flow": sampling.probability_flow,
+}
+NOISY = ("langevin", "hamiltonian", "reverse_ve", "predictor_corrector")
+AT_LEVELS = ("denoiser", "score")  # fields of the noise level, on the variance-exploding path
+SHARE_TIME = ("flux_matching", "velocity_flux_matching")  # one time a group
 # What samplers need beyond a vector; HMC accepts by an energy whose gradient it follows.
 NEEDS = {"sphere_tracing": ("predicted", "potential"), "hamiltonian": ("potential", "energy")}
-SUPPLIED = ("field", "sample", "cond")
+SUPPLIED = ("field", "sample", "cond", *losses.OFFERED)
 
 
 class Drawn(NamedTuple):
     """A batch after coupling, time and path; what a loss sees."""
 
     sample: paths.PathSample
-    cond: Any  # labels [B] or None
+    cond: Any  # labels [B] or None, with dropout
+    label: Any = None  # labels [B] or None, as the data have them
+    key: Any = None  # [B], one an example, of losses that draw
 
 
 class Objective(NamedTuple):
@@ -44,6 +72,8 @@ class Objective(NamedTuple):
     field(params, key=None, train=False) -> Field
     output: "vector", "predicted" (a Prediction), "potential" (one with direction = ∇ distance) or
       "energy" (the same of a scalar that is no distance)
+    roles(key) -> {role: parameters} that the loss trains beside the field
+    group_size: examples that the loss couples, consecutive in what was drawn
     """
 
     draw: Callable
@@ -52,6 +82,8 @@ class Objective(NamedTuple):
     loss: Callable
     field: Callable
     output: str
+    roles: Callable = lambda key: {}
+    group_size: int = 1
 
     def __call__(self, key, params, batch, train=True):
         """Draws and evaluates: (loss [B], terms)."""
@@ -79,12 +111,16 @@ def unit(x1):
     return to_unit(x1) if x1.dtype == jnp.uint8 else x1
 
 
-def _make_loss(section) -> Callable:
+def _make_loss(config) -> Callable:
     """The named loss, with its nested sections `decay` and `weight` built."""
-    fields = dict(section)
+    fields = dict(config.loss)
+    if isinstance(fields.get("distance"), str):
+        fields["distance"] = choose("loss.distance", fields["distance"], losses.DISTANCES)
     for name, table in (("decay", losses.DECAYS), ("weight", losses.WEIGHTS)):
         if fields.get(name) is not None:
             fields[name] = build(f"loss.{name}", table, fields[name])
+    if fields["name"] == "denoising":
+        fields["sigma_data"] = config.sigma_data
     return bind("loss", losses.LOSSES, fields, SUPPLIED)
 
 
@@ -94,11 +130,14 @@ def _check_output(loss: str, output) -> str:
         kind = "predicted"
     else:
         kind = "potential" if output.ndim == 1 else "vector"
-    if loss == "flow_matching" and kind != "vector":
+    vectors = ("flow_matching", "velocity_flux_matching", "denoising", "lines_matching")
+    if loss in vectors and kind != "vector":
         raise UserError(
-            "flow_matching needs a network with a vector output: "
+            f"{loss} needs a network with a vector output: "
             "set config.net.output='vector' or leave out net.distance_head"
         )
+    if loss == "flux_matching" and kind == "predicted":
+        raise UserError("flux_matching trains no distance: leave out net.distance_head")
     if loss == "action_matching" and kind != "potential":
         raise UserError("action_matching needs a scalar network: set config.net.output='scalar'")
     if loss == "distance_marching" and kind == "vector":
@@ -128,8 +167,15 @@ def _check_energy(config, output) -> None:
 
 
 def has_clock(section) -> bool:
-    """Whether a loss section trains a field that depends on t."""
-    return section.get("time_input", section.name in ("action_matching", "flow_matching"))
+    """Whether a loss section trains a field that depends on t, or on the noise level."""
+    return section.get(
+        "time_input", section.name not in ("equilibrium_matching", "distance_marching")
+    )
+
+
+def at_levels(config) -> bool:
+    """Whether the field is one of noise levels, a denoiser or a score."""
+    return choose("loss", config.loss.name, KIND) in AT_LEVELS
 
 
 def check_names(config) -> None:
@@ -157,6 +203,13 @@ def create_coupling(config) -> Callable:
 def _parts(config):
     """The loss, coupling, rematching, time distribution and path of a configuration."""
     path = choose("path", config.path, paths.PATHS)
+    levels = config.path == "variance_exploding"
+    if levels != at_levels(config):
+        wanted = "linear" if levels else "variance_exploding"
+        raise UserError(f"{config.loss.name} needs config.path={wanted!r}, not {config.path!r}")
+    if levels and (config.path_noise or config.rematching.get("name") != "none"):
+        raise UserError("config.path='variance_exploding' has no bridge and no rematching")
+    _check_levels(config)
     if config.path_noise:
         if config.rematching.get("name") != "none":
             raise UserError("config.rematching moves targets, which path_noise=0 alone allows")
@@ -164,19 +217,61 @@ def _parts(config):
     if config.loss.name == "action_matching" and config.time.get("name") != "uniform":
         raise UserError("action_matching integrates over time: set config.time.name=uniform")
     return (
-        _make_loss(config.loss),
+        _make_loss(config),
         create_coupling(config),
         bind("rematching", couplings.REMATCHINGS, config.rematching, ("path", "sample")),
-        build("time", paths.TIMES, config.time),
+        build("time", paths.NOISE_LEVELS if levels else paths.TIMES, config.time),
         path,
     )
+
+
+def _check_levels(config) -> None:
+    """Raises UserError where sections that only fields of noise levels have are misused."""
+    if config.preconditioning not in ("none", "edm"):
+        choose("config.preconditioning", config.preconditioning, {"none": None, "edm": None})
+    if not at_levels(config) and (config.preconditioning != "none" or config.rotation):
+        raise UserError(
+            f"config.preconditioning and config.rotation are for losses of noise levels, not "
+            f"{config.loss.name}: set them to 'none' and 0"
+        )
+    if config.rotation and config.preconditioning != "none":
+        raise UserError("config.rotation needs config.preconditioning='none'")
+    twice = ("flux_matching", "velocity_flux_matching")
+    if config.loss.name in twice and config.net.get("attention", "xla") != "xla":
+        raise UserError(
+            f"{config.loss.name} takes second derivatives of the network, which fused attention "
+            "does not have: set config.net.attention='xla'"
+        )
+
+
+def _coupled(config) -> int:
+    """Examples that the loss couples; UserError where microbatches would cut through them."""
+    if config.loss.name not in SHARE_TIME and not config.loss.get("stable_target"):
+        return 1
+    group, parts = config.loss.get("group_size") or config.batch_size, config.optimizer.accumulate
+    if config.batch_size % (group * parts):
+        raise UserError(
+            f"config.loss couples {group} examples: set config.loss.group_size so that it divides "
+            f"the {config.batch_size // parts} of a microbatch"
+        )
+    return group
+
+
+def _field_at_levels(config, call: Callable, kind: str) -> Field:
+    """The denoiser, or the field in the place of a score, of a network; called with σ."""
+    if config.preconditioning == "edm":
+        denoiser = precondition(call, config.sigma_data)
+        return denoiser if KIND[config.loss.name] == "denoiser" else score_field(denoiser)
+    at_level = lambda x, t=None, cond=None: call(x, None if t is None else jnp.log(t) / 4, cond)
+    return rotated_gradient(at_level, config.rotation) if kind == "potential" else at_level
 
 
 def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective:
     """The objective of a configuration.
 
     Args:
-      config: sections loss, coupling, rematching, time, path, label_dropout, net.
+      config: sections loss, coupling, rematching, time, path, label_dropout, net, and what fields
+        of noise levels have.
       data: gives the shape of an example, the source and the number of classes.
       apply, abstract_params: what `nets.create(..., rngs=None)` returned.
     Raises:
@@ -192,6 +287,14 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
     t = jax.ShapeDtypeStruct((2,), jnp.float32)
     output = jax.eval_shape(apply, abstract_params, x, t)
     kind, clock = _check_output(config.loss.name, output), has_clock(config.loss)
+    if config.rotation and (kind != "potential" or math.prod(data.shape) % 2):
+        raise UserError(
+            "config.rotation turns a gradient in planes: set config.net.output='scalar'"
+        )
+    levels, takes = at_levels(config), set(inspect.signature(loss_fn).parameters)
+    coupled = _coupled(config)
+    if levels and data.draw_source is not None:
+        raise UserError(f"{config.loss.name} adds normal noise: set config.data.source='normal'")
     energy = None
     if config.energy != "none":
         kind, energy = "energy", choose("config.energy", config.energy, {"none": None, **ENERGIES})
@@ -207,30 +310,42 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
         _, key_time, key_label = jax.random.split(key, 3)
         x1, x0 = unit(batch["x1"]), batch.get("x0")
         n = x1.shape[0]
+        own = config.loss.name not in SHARE_TIME
+        t = times(key_time, n) if own else jnp.repeat(times(key_time, n // coupled), coupled)
         if x0 is None:
             x0 = couple(source(key, n), x1, coupling_key(key), batch.get("label"))
         key_bridge = jax.random.fold_in(key, 4)  # not split off: other noise stays as it was
         z = None if path.gamma is None else jax.random.normal(key_bridge, x1.shape, jnp.float32)
-        sample = paths.interpolate(path, x0, x1, times(key_time, n), z)
+        sample = paths.interpolate(path, x0, x1, t, z)
         cond = batch.get("label")
         if cond is not None and config.label_dropout > 0:
             drop = jax.random.bernoulli(key_label, config.label_dropout, (n,))
             cond = jnp.where(drop, null_class, cond)
-        return Drawn(rematch(path, sample), cond)
+        keys = jax.random.split(jax.random.fold_in(key, 5), n) if "key" in takes else None
+        return Drawn(rematch(path, sample), cond, batch.get("label"), keys)
 
     def field(params, key=None, train=False) -> Field:
         # A field trained without t is never shown one, whichever sampler follows it.
         def call(x, t=None, cond=None):
             return apply(params["field"], x, t if clock else None, cond, rngs=key, train=train)
 
+        if levels:
+            return _field_at_levels(config, call, kind)
         if energy is not None:
             return potential_field(energy(call))
         return potential_field(call) if kind == "potential" else call
 
     def loss(params, drawn: Drawn, key=None, train=False):
-        return loss_fn(field(params, key, train), drawn.sample, drawn.cond)
+        others = {name: values for name, values in params.items() if name != "field"}
+        offers = {"key": drawn.key, "roles": others, "label": drawn.label, "null_class": null_class}
+        offers = {name: value for name, value in offers.items() if name in takes}
+        return loss_fn(field(params, key, train), drawn.sample, drawn.cond, **offers)
 
-    return Objective(draw, source, couple, loss, field, kind)
+    options = {name: value for name, value in config.loss.items() if name != "name"}
+    make_roles = losses.ROLES.get(config.loss.name, lambda key, **options: {})
+    roles = functools.partial(make_roles, **options)
+    output = "vector" if levels else kind
+    return Objective(draw, source, couple, loss, field, output, roles, coupled)
 
 
 def _sections(section) -> list:
@@ -244,6 +359,8 @@ def _stages(section) -> list[tuple[str, Any, int]]:
     while section is not None:
         fields = dict(section)
         then, num_steps = fields.pop("then", None), fields.pop("num_steps", None)
+        if fields.get("name") == "multistep":
+            num_steps = len(fields.get("indices", (0,)))
         stop = fields.pop("stop", None)
         if num_steps is None or num_steps < 1:
             raise UserError(
@@ -269,18 +386,19 @@ def create_sampler(config, num_classes: int = 0, output: str = "potential") -> C
     """
     section, kind = config.sampler, choose("loss", config.loss.name, KIND)
     name = section.get("name")
-    adaptive = name in sampling.SOLVERS
+    adaptive = name in ADAPTIVE
     if adaptive:
-        solver = {**section, "name": "adaptive"}
-        known = {"adaptive": sampling.solve_ode}
-        solve = bind("sampler", known, solver, ("field", "x", "cond", "method"))
+        supplied = ("field", "x", "cond", *(["method"] if name in sampling.SOLVERS else []))
+        solve = bind("sampler", ADAPTIVE, section, supplied)
+        if name in sampling.SOLVERS:
+            solve = functools.partial(solve, method=name)
         stages = [(name, None, 0)]
     else:
         if name not in sampling.SAMPLERS:
-            choose("sampler", name, {**sampling.SAMPLERS, **sampling.SOLVERS})
+            choose("sampler", name, {**sampling.SAMPLERS, **ADAPTIVE})
         stages = _stages(section)
     names = [stage[0] for stage in stages]
-    wants = {"velocity" if n in FOLLOWS_VELOCITY else "gradient" for n in names}
+    wants = {FOLLOWS.get(n, "gradient") for n in names}
     if len(wants) > 1:
         raise UserError(f"config.sampler chains {', '.join(names)}: they follow different fields")
     for n in names:
@@ -301,22 +419,19 @@ def create_sampler(config, num_classes: int = 0, output: str = "potential") -> C
         raise UserError(
             "config.sample.slots needs one sampler whose samples stop: set sampler.stop"
         )
-    if slots and names[0] in FOLLOWS_VELOCITY:
+    if slots and names[0] in FOLLOWS:
         raise UserError(
             f"config.sample.slots: {names[0]!r} has a clock, so its samples end together"
         )
-    if wants == {"gradient"} and has_clock(config.loss):
-        raise UserError(f"sampler {names[0]!r} has no clock, but the field was trained with one")
-    flip = wants != {kind}
+    convert = _conversion(config, kind, names[0], *wants)
     scale, null = config.sample.guidance_scale, num_classes
 
     def run(key, field, x, cond=None, trace=None):
         if cond is not None and scale != 1.0:
             field = classifier_free(field, scale, null, on=config.sample.guidance_on)
-        if flip:
-            field = negate(field)
+        field = convert(field)
         if adaptive:
-            return solve(field, x, cond=cond, method=name)
+            return solve(field, x, cond=cond)
         plan = [(sampler, steps) for _, sampler, steps in stages]
         if slots and trace is None:
             [(sampler, steps)] = plan
@@ -324,6 +439,47 @@ def create_sampler(config, num_classes: int = 0, output: str = "potential") -> C
         return sampling.chain(key, field, x, plan, cond=cond, trace=trace)
 
     return run
+
+
+def check_deterministic(section) -> None:
+    """Raises UserError if a sampler's section, or one nested in it, draws noise of its own."""
+    for part in _sections(section):
+        name = part.get("name")
+        fresh = name == "multistep" and part.get("noise", "fresh") == "fresh"
+        several = len(part.get("indices", (0,))) > 1
+        if name in NOISY or part.get("churn") or (fresh and several):
+            raise UserError(
+                f"pairs need a deterministic sampler, and {name!r} draws noise of its own: set "
+                "config.sampler.name to edm_heun, without churn, or to another ODE solver"
+            )
+
+
+def _conversion(config, kind: str, sampler: str, wanted: str) -> Callable:
+    """From the field that was trained to the one a sampler follows; UserError if there is none."""
+    if kind == wanted:
+        return lambda field: field
+    if kind in AT_LEVELS and wanted in AT_LEVELS:
+        return score_field if wanted == "score" else denoiser_field
+    if kind in AT_LEVELS and wanted == "gradient" and config.time.name == "fixed":
+        level = config.time.level
+        of = (lambda field: field) if kind == "score" else score_field
+
+        def at_its_level(field):
+            score = of(field)
+            return lambda x, t=None, cond=None: -score(x, jnp.full(x.shape[:1], level), cond)
+
+        return at_its_level
+    if kind in AT_LEVELS or wanted in AT_LEVELS:
+        known = [
+            name for name, follows in FOLLOWS.items() if (follows in AT_LEVELS) == at_levels(config)
+        ]
+        raise UserError(
+            f"sampler {sampler!r} does not follow a field of {config.loss.name}: set "
+            f"config.sampler.name to one of {', '.join(sorted(known))}"
+        )
+    if wanted == "gradient" and has_clock(config.loss):
+        raise UserError(f"sampler {sampler!r} has no clock, but the field was trained with one")
+    return negate
 
 
 def create_net(config, data: Dataset, key=None):

@@ -1,7 +1,8 @@
 """Paths from source to data, and the distributions of time that training draws on them.
 
 t = 0 is the source, t = 1 the data; a path is x_t = α(t) x1 + σ(t) x0, with noise around it where
-it is a bridge: x_t = α(t) x1 + σ(t) x0 + γ(t) z.
+it is a bridge: x_t = α(t) x1 + σ(t) x0 + γ(t) z. On the variance-exploding path the place of t is
+taken by the noise level σ, which runs from 0 at the data to infinity.
 """
 
 from collections.abc import Callable
@@ -33,8 +34,9 @@ class PathSample(NamedTuple):
 
 
 linear = Path(alpha=lambda t: t, sigma=lambda t: 1 - t)
+variance_exploding = Path(alpha=jnp.ones_like, sigma=lambda t: t)  # t is the noise level σ
 
-PATHS = {"linear": linear}
+PATHS = {"linear": linear, "variance_exploding": variance_exploding}
 BRIDGE_END = 1e-8  # added to t (1-t), whose root has an infinite derivative at the ends
 
 
@@ -100,4 +102,25 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
     return lambda key, n: jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,), jnp.float32))
 
 
+def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampler:
+    """Noise levels with ln σ ~ N(mean, std²): EDM's (arXiv:2206.00364, Table 1)."""
+    return lambda key, n: jnp.exp(mean + std * jax.random.normal(key, (n,), jnp.float32))
+
+
+def log_uniform(low: float = 0.002, high: float = 80.0) -> TimeSampler:
+    """Noise levels with ln σ uniform over [ln low, ln high] (Flux Matching, Table 6)."""
+    if not 0 < low < high:
+        raise ValueError(f"log_uniform noise levels need 0 < low < high, got {low}, {high}")
+    ends = jnp.log(low), jnp.log(high)
+    return lambda key, n: jnp.exp(jax.random.uniform(key, (n,), jnp.float32, *ends))
+
+
+def fixed(level: float) -> TimeSampler:
+    """One noise level for all: the smoothing of a field of the data themselves."""
+    if level <= 0:
+        raise ValueError(f"a fixed noise level must be positive, got {level}")
+    return lambda key, n: jnp.full((n,), level, jnp.float32)
+
+
 TIMES = {"uniform": uniform, "skewed": skewed, "logit_normal": logit_normal}
+NOISE_LEVELS = {"log_normal": log_normal, "log_uniform": log_uniform, "fixed": fixed}

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from genfield.fields import Field, expand
+
 
 def gaussian_mixture_log_density(x: Array, means: Array, std: Array, weights: Array) -> Array:
     """log p(x) of an isotropic mixture: x [B, D], means [K, D], std [K], weights [K] -> [B]."""
@@ -19,12 +21,15 @@ def gaussian_mixture_score(x: Array, means: Array, std: Array, weights: Array) -
     return jax.grad(density)(x)
 
 
-def kde_score(x: Array, centres: Array, noise_level: Array | float) -> Array:
+def kde_score(
+    x: Array, centres: Array, noise_level: Array | float, belongs: Array | None = None
+) -> Array:
     """Score of the batch smoothed by N(0, σ²): a softmax over the centres (Flux Matching eq. 7).
 
     Args:
       x: [B, *D] query points. centres: [N, *D] data points.
       noise_level: σ, scalar or [B], in the units of x.
+      belongs: [B, N], which centres a query's density has; None: all.
     Returns:
       (E[centre | x] - x) / σ², [B, *D].
     """
@@ -36,5 +41,53 @@ def kde_score(x: Array, centres: Array, noise_level: Array | float) -> Array:
     # |x|² is the same for every centre, so the softmax does not need it.
     product = lambda a, b: jnp.matmul(a, b, precision="highest")
     cross = product(flat, points.T) - 0.5 * jnp.sum(points**2, axis=-1)[None]
-    mean = product(jax.nn.softmax(cross / variance[:, None], axis=-1), points)
+    logits = cross / variance[:, None]
+    if belongs is not None:
+        logits = jnp.where(belongs, logits, -jnp.inf)
+    mean = product(jax.nn.softmax(logits, axis=-1), points)
     return ((mean - flat) / variance[:, None]).reshape(x.shape)
+
+
+def kde_field(
+    centres: Array,
+    group_size: int | None = None,
+    label: Array | None = None,
+    null_class: int | None = None,
+) -> Field:
+    """The kernel density's score as a Field: (x [B', *D], σ [B'], label [B'] or None).
+
+    Args:
+      centres: [B, *D]. group_size: each group of so many centres is a density of its own, and
+        queries are dealt to the groups in order, equally many to each.
+      label: [B] of the centres; a query's density then has the centres of its label, or all of the
+        group for `null_class`.
+    """
+    groups = len(centres) // (group_size or len(centres))
+    cut = lambda a: None if a is None else a.reshape(groups, -1, *a.shape[1:])
+    points, classes = cut(centres), cut(label)
+
+    def one(points, classes, x, sigma, asked):
+        belongs = None
+        if asked is not None:
+            belongs = (asked[:, None] == classes[None]) | (asked == null_class)[:, None]
+        return kde_score(x, points, sigma, belongs)
+
+    def score(x, t=None, cond=None):
+        asked = None if label is None else cut(cond)
+        sigma = cut(jnp.broadcast_to(jnp.asarray(t, jnp.float32), (len(x),)))
+        return jax.vmap(one)(points, classes, cut(x), sigma, asked).reshape(x.shape)
+
+    return score
+
+
+def kde_velocity(score: Field) -> Field:
+    """E[x1 - x0 | x_a] of the linear path, from the score of p_a with σ = 1 - a (Flux eq. 60).
+
+    x [B, *D] and the noise level σ [B]; with the marginal score s, (x + σ s) / (1 - σ).
+    """
+
+    def velocity(x, t=None, cond=None):
+        sigma = expand(t, x)
+        return (x + sigma * score(x, t, cond)) / (1 - sigma)
+
+    return velocity

@@ -2,7 +2,8 @@
 
 `samples/NAME.json` says what was drawn; `samples/NAME_shards/` holds finished shards until all are
 there; then `samples/NAME.npz` has them in the ADM evaluator's format: `arr_0` uint8 [N, H, W, C]
-(float32 for what are no images) and `arr_1`, the labels, where there are classes; and `nfe`.
+(float32 for what are no images) and `arr_1`, the labels, where there are classes; and `nfe`. Pairs
+become a folder of .npy files instead, which can be read by memory map.
 """
 
 import json
@@ -21,6 +22,8 @@ from genfield import logbook
 from genfield.configuration import differences
 from genfield.errors import UserError
 
+FINISHED = "manifest.json"  # of a folder of .npy files, written last
+
 
 class Shards:
     """The samples of one name; only process 0 writes.
@@ -28,7 +31,7 @@ class Shards:
     Args:
       folder: `samples/` of a workdir. name: of the samples.
       settings: JSON types; all that decides the samples, with "num" and "shard_size".
-      formats: of `configuration.FORMATS`.
+      formats: of `configuration.FORMATS`, or "npy": a folder NAME with a file an array.
     Raises:
       UserError: samples of this name were drawn with other settings.
     """
@@ -57,7 +60,11 @@ class Shards:
                 f"{self.manifest} tells of samples that differ in {', '.join(changed[:5])}: choose "
                 "another --config.sample.name, or delete these"
             )
-        there = {"npz": self.path.exists(), "png": len(self._pictures()) == self.num}
+        there = {
+            "npz": self.path.exists(),
+            "png": len(self._pictures()) == self.num,
+            "npy": (self.images / FINISHED).exists(),
+        }
         return [name for name in done if there.get(name)]
 
     def _pictures(self) -> list[Path]:
@@ -111,6 +118,12 @@ class Shards:
                 for name in self._load(0):
                     self._join(archive, name)
             os.replace(unfinished, self.path)
+        if "npy" in self.formats:
+            self.images.mkdir(exist_ok=True)
+            for name in self._load(0):
+                with (self.images / f"{name}.npy").open("wb") as file:
+                    self._join_into(file, name)
+            logbook.write_json(self.images / FINISHED, {"num": self.num, "settings": self.settings})
         if "png" in self.formats:
             for number in range(-(-self.num // self.size)):
                 self._save_pictures(self.bounds(number)[0], self._load(number)["arr_0"])
@@ -128,7 +141,7 @@ class Shards:
 
     def files(self) -> list[Path]:
         """Where the samples are."""
-        there = {"npz": self.path, "png": self.images}
+        there = {"npz": self.path, "png": self.images, "npy": self.images}
         return [there[name] for name in self.formats]
 
     def _load(self, number: int):
@@ -142,13 +155,14 @@ class Shards:
     def _join(self, archive: zipfile.ZipFile, name: str) -> None:
         """One array of all shards into the archive, a shard at a time: it may exceed the memory."""
         with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-            for number, part in enumerate(self._parts(name)):
-                if number == 0:
-                    header = npy.header_data_from_array_1_0(part)
-                    npy.write_array_header_1_0(
-                        file, header | {"shape": (self.num, *part.shape[1:])}
-                    )
-                file.write(part.data)
+            self._join_into(file, name)
+
+    def _join_into(self, file, name: str) -> None:
+        for number, part in enumerate(self._parts(name)):
+            if number == 0:
+                header = npy.header_data_from_array_1_0(part)
+                npy.write_array_header_1_0(file, header | {"shape": (self.num, *part.shape[1:])})
+            file.write(part.data)
 
 
 def _whole(path: Path) -> bool:

@@ -26,12 +26,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from genfield import card, configuration, experiment, generate, jobs, logbook
+from genfield import card, configuration, experiment, generate, jobs, logbook, objectives
 from genfield import evaluate as evaluation
 from genfield import main as program
 from genfield.errors import UserError, choose
 from genfield.logbook import say
 from genfield.studies import STUDIES, Findings, Subject
+
+STRAIGHT = ("denoise", "diagnose", "noises", "ood")  # studies that set a field's time
 
 
 def options(study: Callable) -> dict[str, inspect.Parameter]:
@@ -145,6 +147,8 @@ def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     program.check_flags(values, workdir)
     config = program.load_config(values, overrides, workdir)
     print(f"genfield: study {name} of {config.loss.name} in {workdir}", flush=True)
+    if name in STRAIGHT and objectives.at_levels(config):
+        raise UserError(f"{name} is for fields on straight paths, not {config.loss.name}")
     program.check_devices()
     exp = experiment.prepare(config, workdir)
     jobs.check(exp)

@@ -12,6 +12,8 @@ from jax import Array
 from genfield.errors import UserError, choose
 from genfield.objectives import Objective, draw_key, dropout_key
 
+STATISTICS_RATE = 0.01  # of running means, which follow about the last hundred steps
+
 
 class TrainState(NamedTuple):
     """Everything that training changes; float32 but for the step."""
@@ -63,8 +65,8 @@ def _schedule(section, steps: int) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_optimizer(section, steps: int) -> optax.GradientTransformation:
-    """The optimiser of the role "field", with schedule and clipping.
+def make_optimizer(section, steps: int, roles=()) -> optax.GradientTransformation:
+    """The optimiser of the role "field", with schedule and clipping, and of further `roles`.
 
     Raises:
       UserError: unknown optimiser or schedule, or a weight decay that would be ignored.
@@ -82,7 +84,10 @@ def make_optimizer(section, steps: int) -> optax.GradientTransformation:
         raise UserError("config.optimizer.weight_decay needs config.optimizer.name='adamw'")
     if section.clip_norm:
         inner = optax.chain(optax.clip_by_global_norm(section.clip_norm), inner)
-    return optax.partition({"field": inner}, lambda params: {k: k for k in params})
+    levels = optax.adam(section.level_learning_rate)
+    known = {"normalizer": levels, "horizon": levels, "statistics": optax.sgd(STATISTICS_RATE)}
+    players = {"field": inner, **{role: known[role] for role in roles}}
+    return optax.partition(players, lambda params: {k: k for k in params})
 
 
 def make_train_step(
@@ -117,10 +122,12 @@ def make_train_step(
         if accumulate == 1:
             return gradient(params, drawn, key)
 
-        # Every k-th example, so that each device keeps its share of each microbatch.
+        # Every k-th group, so that each device keeps its share of each microbatch.
+        group = objective.group_size
+
         def split(a):
-            parts = a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:])
-            return jnp.swapaxes(parts, 0, 1)
+            parts = a.reshape(-1, accumulate, group, *a.shape[1:])
+            return jnp.swapaxes(parts, 0, 1).reshape(accumulate, -1, *a.shape[1:])
 
         def one(total, part):
             index, drawn = part

@@ -174,8 +174,8 @@ MATCHES = {  # name: (coupling, match size); 0: the batch
     "Hungarian, 1,024": ("exact_assignment", 1_024),
 }
 TASKS = {  # name: (config, steps of training, Euler steps)
-    "points": ("flow_matching_two_moons.py", 6_000, 4),
-    "digits": ("flow_matching_digits.py", 6_000, 4),
+    "points": ("flow_matching_two_moons.py", 3_200, 4),
+    "digits": ("flow_matching_digits.py", 3_200, 4),
 }
 CHECKS = 16  # of quality, evenly over the training
 
@@ -244,14 +244,18 @@ def reached(curves: list[list[dict]], goal: float) -> float | None:
 def claim(seeds: range, workdir: Path) -> str:
     """Quality against training time, and the time to the unmatched run's final quality."""
     parts, figure, axes = [], *plt.subplots(1, len(TASKS), figsize=(6 * len(TASKS), 4))
-    found = {task: {match: [] for match in MATCHES} for task in TASKS}
+    file = workdir / "claim.json"  # a run that was stopped goes on with what is missing
+    found = json.loads(file.read_text()) if file.exists() else {}
     for task in TASKS:
-        for seed in seeds:  # interleaved, so that a busy machine is unfair to none
+        found.setdefault(task, {match: [] for match in MATCHES})
+        for number, seed in enumerate(seeds):  # interleaved: a busy machine is unfair to none
             for match in MATCHES:
+                if len(found[task][match]) > number:
+                    continue
                 run = curve(task_config(task, match, seed), workdir / "none")
                 found[task][match].append(run)
                 print(task, seed, match, run[-1], flush=True)
-                (workdir / "claim.json").write_text(json.dumps(found, indent=2))
+                file.write_text(json.dumps(found, indent=2))
     for ax, (task, by_match) in zip(axes, found.items(), strict=True):
         goal = float(np.mean([run[-1]["quality"] for run in by_match["none"]]))
         whole = float(np.median([run[-1]["seconds"] for run in by_match["none"]]))

@@ -212,3 +212,129 @@ def test_samplers_of_energies_are_known():
     config.sampler = ConfigDict({"name": "sphere_tracing", "num_steps": 2})
     with pytest.raises(UserError, match="needs a network with an energy"):
         objectives.create_sampler(config, output="energy")
+
+
+# Noise levels
+
+
+def levels(loss="flux_matching", **net) -> ConfigDict:
+    config = points(loss, **net)
+    config.path, config.time = "variance_exploding", ConfigDict({"name": "log_normal"})
+    if loss == "flux_matching":
+        config.loss.group_size = 4
+    return config
+
+
+def test_flux_draws_one_noise_level_a_group_and_denoising_one_an_example():
+    flux, plain = drawn(levels()), drawn(levels("denoising"))
+    assert len(set(np.asarray(flux.t).tolist())) == 2
+    np.testing.assert_array_equal(flux.t[:4], jnp.broadcast_to(flux.t[0], (4,)))
+    assert len(set(np.asarray(plain.t).tolist())) == 8
+    np.testing.assert_allclose(flux.x, flux.x1 + flux.t[:, None] * flux.x0, rtol=1e-6)
+
+
+def test_a_preconditioned_field_is_a_denoiser_or_its_score():
+    found = {}
+    for loss in ("denoising", "flux_matching"):
+        config = levels(loss, time_input=True)
+        config.preconditioning, config.sigma_data = "edm", 0.7
+        _, objective, params = make(config)
+        x, sigma = jax.random.normal(jax.random.key(1), (8, 2)), jnp.linspace(0.1, 3, 8)
+        found[loss] = objective.field(params)(x, sigma)
+    denoised, score = found["denoising"], found["flux_matching"]
+    np.testing.assert_allclose(score, (denoised - x) / sigma[:, None] ** 2, rtol=1e-4)
+
+
+def test_a_rotated_gradient_is_the_gradient_and_its_quarter_turn():
+    _, plain, params = make(levels(output="scalar"))
+    config = levels(output="scalar")
+    config.rotation = 1.5
+    _, turned, _ = make(config)
+    x, sigma = jax.random.normal(jax.random.key(1), (8, 2)), jnp.ones(8)
+    g, f = plain.field(params)(x, sigma), turned.field(params)(x, sigma)
+    expected = g + 1.5 * np.stack([-g[:, 1], g[:, 0]], -1)
+    np.testing.assert_allclose(f, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_players_of_the_flux_loss_are_parameters_by_role():
+    config = levels()
+    config.loss.mixing_weight = 0.1
+    _, objective, _ = make(config)
+    roles = objective.roles(jax.random.key(0))
+    assert set(roles) == {"normalizer", "horizon"} and set(roles["normalizer"]) == {
+        "flux",
+        "mixing",
+    }
+    assert make(points("flow_matching"))[1].roles(jax.random.key(0)) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"path": "linear"}, "path='variance_exploding'"),
+        ({"time": {"name": "uniform"}}, "log_normal"),
+        ({"coupling": {"name": "greedy"}, "path_noise": 0.1}, "no bridge"),
+        ({"preconditioning": "edn"}, "did you mean 'edm'"),
+        ({"rotation": 0.5}, "net.output='scalar'"),
+        ({"data": {"name": "two_moons", "source": "eight_gaussians"}}, "source='normal'"),
+        ({"optimizer": {"accumulate": 4}}, "loss.group_size"),
+        ({"sampler": {"name": "euler", "num_steps": 2}}, "predictor_corrector"),
+        ({"sampler": {"name": "langevin", "num_steps": 2, "step_size": 0.1}}, "does not follow"),
+    ],
+)
+def test_what_does_not_go_with_noise_levels_is_said(change, words):
+    config = levels()
+    config.sampler = ConfigDict({"name": "reverse_ve", "num_steps": 2})
+    for name, value in change.items():
+        if isinstance(value, dict) and name == "optimizer":
+            config[name].update(value)
+        else:
+            config[name] = ConfigDict(value) if isinstance(value, dict) else value
+    with pytest.raises(UserError, match=words):
+        objectives.check_names(config)
+        make(config)
+
+
+def test_fused_attention_is_refused_under_flux_matching():
+    config = levels()
+    config.net = ConfigDict({"name": "transformer", "attention": "auto"})
+    with pytest.raises(UserError, match="attention='xla'"):
+        objectives.check_names(config)
+
+
+def test_preconditioning_is_for_noise_levels_only():
+    config = points("flow_matching")
+    config.preconditioning = "edm"
+    with pytest.raises(UserError, match="losses of noise levels"):
+        objectives.check_names(config)
+
+
+@pytest.mark.parametrize("name", ["edm_heun", "reverse_ve", "predictor_corrector"])
+@pytest.mark.parametrize("loss", ["denoising", "flux_matching"])
+def test_samplers_of_noise_levels_follow_what_either_loss_teaches(loss, name):
+    """Of a field that is the exact one of N(0, 1), the samples have variance near 1."""
+    config = levels(loss)
+    config.sampler = ConfigDict({"name": name, "num_steps": 40, "sigma_max": 20.0})
+    run = objectives.create_sampler(config)
+
+    def field(x, t=None, cond=None):
+        score = -x / (1 + t**2)[:, None]
+        return score if loss == "flux_matching" else x + (t**2)[:, None] * score
+
+    x = jax.random.normal(jax.random.key(0), (128, 64))
+    out = jax.jit(lambda x: run(jax.random.key(1), field, x))(x)
+    assert abs(float(out.x.std()) - 1) < 0.15
+
+
+def test_langevin_follows_a_score_at_its_fixed_level():
+    config = levels()
+    config.time = ConfigDict({"name": "fixed", "level": 0.5})
+    config.sampler = ConfigDict({"name": "langevin", "num_steps": 200, "step_size": 0.05})
+    run = objectives.create_sampler(config)
+
+    def field(x, t=None, cond=None):
+        return -x / 4 * (t / 0.5)[:, None]  # of N(0, 4), if it is asked at 0.5
+
+    x = jax.random.normal(jax.random.key(0), (4096, 2))
+    out = run(jax.random.key(1), field, x)
+    assert abs(float(out.x.var()) - 4) < 0.3

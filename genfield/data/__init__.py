@@ -1,15 +1,15 @@
 """Data: `create(config, ...)` gives a `Dataset`, whichever source the config names.
 
 Sources: 2-D problems drawn on the device (`toys`), `images` (folder, tar archive or .npz),
-`digits` (scikit-learn's 8x8), `latents` (arrays on disk) and `tfds` (prepared TFDS data sets,
-without TensorFlow).
+`digits` (scikit-learn's 8x8), `latents` (arrays on disk), `pairs` (of noise and what became of it),
+`springs` (trajectories of two masses) and `tfds` (prepared TFDS data sets, without TensorFlow).
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from genfield.data import digits, images, latents, prepared, toys
+from genfield.data import digits, images, latents, pairs, prepared, springs, toys
 from genfield.data.pipeline import Dataset, Feed
 from genfield.data.pixels import to_uint8, to_unit
 from genfield.data.toys import DISTRIBUTIONS
@@ -22,6 +22,8 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
     "digits": digits.digits,
     "images": images.images,
     "latents": latents.latents,
+    "pairs": pairs.pairs,
+    "springs": springs.springs,
     "tfds": prepared.tfds,
 }
 

@@ -15,9 +15,10 @@ from genfield import errors
 from genfield.nets import initial
 from genfield.nets.mlp import MLP
 from genfield.nets.sit import SiT
+from genfield.nets.transformer import Transformer
 from genfield.nets.unet import UNet
 
-NETS = {"mlp": MLP, "unet": UNet, "sit": SiT}
+NETS = {"mlp": MLP, "unet": UNet, "sit": SiT, "transformer": Transformer}
 
 
 def create(

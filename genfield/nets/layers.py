@@ -103,9 +103,12 @@ def sinusoidal_embedding(t: jax.Array, size: int, max_period: float) -> jax.Arra
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, attention: str) -> jax.Array:
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, attention: str, causal: bool = False
+) -> jax.Array:
     """Softmax attention of [B, N, heads, head_channels] arrays, the softmax in float32.
 
+    causal: logits A_ij = -inf for j > i (Flux Matching, eq. 47).
     "xla" has derivatives of every order. "auto" takes cuDNN's fused kernel where there is one
     (GPU, bfloat16, head channels a multiple of 8 and at most 128): first-order reverse mode only.
     """
@@ -117,5 +120,5 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, attention: str) -
         and query.shape[-1] <= 128
     )
     return jax.nn.dot_product_attention(
-        query, key, value, implementation="cudnn" if fused else "xla"
+        query, key, value, is_causal=causal, implementation="cudnn" if fused else "xla"
     )

@@ -1,0 +1,44 @@
+"""Denoising score matching over noise levels: EDM, and its stable-target form."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from genfield.fields import Field, mean_features, score_to_denoiser
+from genfield.paths import PathSample
+from genfield.scores import kde_field
+
+
+def denoising(
+    field: Field,
+    sample: PathSample,
+    cond: Any = None,
+    *,
+    sigma_data: float = 0.5,
+    stable_target: bool = False,
+    group_size: int | None = None,
+    label: Array | None = None,
+    null_class: int | None = None,
+) -> tuple[Array, dict]:
+    """λ(σ) · mean over features of (D(x, σ) - x1)², λ = (σ² + σ_d²) / (σ σ_d)² (EDM, Table 1).
+
+    Args:
+      field: the denoiser D, called with the noise level σ [B] (`fields.precondition`).
+      sample: of `paths.variance_exploding`, whose t is σ.
+      sigma_data: σ_d, standard deviation of the data.
+      stable_target: the target is the posterior mean over the clean examples of a group, which has
+        less variance and a bias that falls with the group (Xu et al., arXiv:2302.00670); the same
+        kernel density estimate as Flux Matching's score.
+      group_size: of the stable target; None is the batch.
+      label: [B], classes of the examples; with `cond` integers [B], a target has those of its
+        class, or all for `null_class`.
+    Returns:
+      The loss [B], and its terms (none).
+    """
+    target, sigma = sample.x1, sample.t
+    if stable_target:
+        score = kde_field(sample.x1, group_size, label, null_class)
+        target = score_to_denoiser(score(sample.x, sigma, cond), sample.x, sigma)
+    weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
+    return weight * mean_features(jnp.square(field(sample.x, sigma, cond) - target)), {}

@@ -1,0 +1,54 @@
+"""Samplers of few steps for models that go from any noise level to the data at once."""
+
+import jax.numpy as jnp
+
+from genfield.sampling.core import Sampler, advance, normal, start
+from genfield.sampling.diffusion import RHO, SIGMA_MAX, SIGMA_MIN, noise_levels
+
+NOISES = ("fresh", "line")
+
+
+def multistep(
+    indices: tuple[int, ...] = (0,),
+    schedule_steps: int = 18,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = RHO,
+    noise: str = "fresh",
+) -> Sampler:
+    """x <- N(x, σ) + σ' η over chosen levels of EDM's schedule (LMM appendix E); for a denoiser.
+
+    As many evaluations as `indices`, which `sample` takes as its number of steps.
+
+    Args:
+      indices: of the levels, rising from 0, among the `schedule_steps` of `diffusion.noise_levels`:
+        (0,), (0, 1), (0, 1, 2) or (0, 3, 5), and (0, 1, 3, 5) in LMM's tables.
+      noise: "fresh": η is drawn anew (LMM, as consistency models do). It shrinks coordinates whose
+        pairing is the identity: their variance is times (1 + σ'²) / (1 + σ')² a step. "line": η is
+        the noise that x has, (x - N) / σ, so that x goes along its line, and no variance is lost.
+    Raises:
+      ValueError: indices that do not rise from 0 within the schedule, or an unknown noise.
+    """
+    rising = list(indices) == sorted(set(indices)) and len(indices) > 0
+    if not rising or indices[0] != 0 or indices[-1] >= schedule_steps:
+        raise ValueError(
+            f"multistep indices rise from 0 and stay below {schedule_steps}: {indices}"
+        )
+    if noise not in NOISES:
+        raise ValueError(f"unknown noise {noise!r}; known: {', '.join(NOISES)}")
+    chosen = noise_levels(schedule_steps, sigma_min, sigma_max, rho)[jnp.asarray(indices)]
+    levels = jnp.append(chosen, 0.0)
+
+    def init(x, num_steps):
+        if num_steps != len(indices):
+            raise ValueError(f"multistep takes {len(indices)} steps, not {num_steps}")
+        return start(levels[0] * x, memory=jnp.int32(0))
+
+    def step(key, field, state, cond):
+        k = state.memory
+        sigma, following = levels[k], levels[k + 1]
+        end = field(state.x, jnp.full(state.x.shape[:1], sigma), cond)
+        eta = normal(key, state.x) if noise == "fresh" else (state.x - end) / sigma
+        return advance(state, end + following * eta, 1, memory=k + 1)
+
+    return Sampler(init=init, step=step)

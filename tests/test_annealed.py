@@ -1,0 +1,232 @@
+"""Losses over noise levels: denoising, annealed Flux Matching and what both train beside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from genfield import losses, paths
+from genfield.losses import annealed, mixing
+
+N, D, GROUP = 16, 2, 8
+
+
+def sample(seed=0, levels=(0.4, 1.3)):
+    """Two groups of eight points, each with one noise level."""
+    k0, k1 = jax.random.split(jax.random.key(seed))
+    sigma = jnp.repeat(jnp.asarray(levels), GROUP)
+    x0, x1 = jax.random.normal(k0, (N, D)), 2 * jax.random.normal(k1, (N, D))
+    return paths.interpolate(paths.variance_exploding, x0, x1, sigma)
+
+
+def posterior_mean(x, sigma, centres):
+    """E[centre | x], float64, one query at a time."""
+    x, centres = np.asarray(x, np.float64), np.asarray(centres, np.float64)
+    logits = -np.sum((x - centres) ** 2, -1) / (2 * float(sigma) ** 2)
+    weights = np.exp(logits - logits.max())
+    return weights @ centres / weights.sum()
+
+
+def linear(params):
+    return lambda x, t=None, cond=None: params["scale"] * x + params["shift"]
+
+
+PARAMS = {"scale": jnp.float32(0.3), "shift": jnp.array([[0.2, -0.1]])}
+
+
+def test_denoising_is_edms_weighted_error():
+    s = sample()
+    loss, terms = losses.denoising(linear(PARAMS), s, sigma_data=0.7)
+    sigma = np.asarray(s.t)
+    weight = (sigma**2 + 0.7**2) / (sigma * 0.7) ** 2
+    error = np.asarray(linear(PARAMS)(s.x)) - np.asarray(s.x1)
+    np.testing.assert_allclose(loss, weight * (error**2).mean(-1), rtol=1e-5)
+    assert terms == {}
+
+
+@pytest.mark.parametrize("label", [None, [0, 1] * (N // 2)])
+def test_a_stable_target_is_the_posterior_mean_of_its_group_and_class(label):
+    s = sample()
+    classes = np.zeros(N, int) if label is None else np.array(label)
+    asked = np.where(np.arange(N) % 5 == 0, 9, classes)  # 9: the null class, which has all
+    options = {}
+    if label is not None:
+        options = dict(label=jnp.asarray(classes), null_class=9, cond=jnp.asarray(asked))
+    field = lambda x, t=None, cond=None: jnp.zeros_like(x)
+    loss, _ = losses.denoising(field, s, stable_target=True, group_size=GROUP, **options)
+    for i in range(N):
+        group = np.arange(N) // GROUP == i // GROUP
+        own = group & ((classes == asked[i]) | (label is None) | (asked[i] == 9))
+        target = posterior_mean(s.x[i], s.t[i], s.x1[own])
+        weight = (float(s.t[i]) ** 2 + 0.25) / (float(s.t[i]) * 0.5) ** 2
+        np.testing.assert_allclose(loss[i], weight * np.mean(target**2), rtol=1e-4)
+
+
+def evaluate(roles, params=PARAMS, key=jax.random.key(3), **options):
+    return losses.annealed_flux_matching(
+        linear(params), sample(), key=key, roles=roles, group_size=GROUP, **options
+    )
+
+
+def test_without_players_the_loss_is_flux_matching_with_the_groups_density():
+    from genfield.sampling.core import fold_in
+    from genfield.scores import kde_field
+
+    off = dict(learned_normalizer=False, learned_horizon=False)
+    loss, terms = evaluate({}, **off)
+    s, key = sample(), fold_in(jax.random.key(3), 0)
+    score = kde_field(s.x1, GROUP)
+    expected, _ = losses.flux_matching(key, linear(PARAMS), s.x, score, sigma=s.t, group_size=GROUP)
+    np.testing.assert_array_equal(loss, expected)
+    np.testing.assert_array_equal(terms["flux"], expected)
+
+
+OPTIONS = dict(mixing_weight=0.1, norm_weight=0.2, circulation_weight=0.3)
+
+
+def test_the_players_gradients_do_not_leak_into_each_other():
+    roles = annealed.flux_roles(jax.random.key(0), **OPTIONS)
+    roles = jax.tree.map(lambda a: a + 0.1, roles)
+
+    def mean(params, roles):
+        return jnp.mean(evaluate(roles, params, **OPTIONS)[0])
+
+    of_field, of_roles = jax.grad(mean, argnums=(0, 1))(PARAMS, roles)
+    # The field's gradient is that of the weighted losses with all scales held fixed.
+    scales = {
+        "flux": jnp.log(2.0) - 2 * jnp.log(sample().t),
+        "mixing": jnp.zeros(N),
+        "norm": jnp.full(N, jnp.log(2.0)),
+    }
+    for name in scales:
+        scales[name] += annealed.at_level(roles["normalizer"][name], sample().t)
+    rms = jnp.sqrt(roles["statistics"]["circulation"][0])  # all buckets are alike here
+
+    def by_hand(params):
+        terms = evaluate(roles, params, **OPTIONS)[1]
+        weights = {"flux": 1.0, "mixing": 0.1, "norm": 0.2}
+        total = sum(w * terms[name] * jnp.exp(-scales[name]) for name, w in weights.items())
+        return jnp.mean(total + 0.3 * terms["circulation"] / rms)
+
+    expected = jax.grad(by_hand)(PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4), of_field, expected)
+    # The horizon's parameters move by eq. 51 alone: no other loss depends on them.
+    terms = evaluate(roles, **OPTIONS)[1]
+    realized = terms["flux"] * jnp.exp(-scales["flux"])
+
+    def fit(horizon):
+        rate = jnp.exp(annealed.at_level(horizon, sample().t))
+        density = jnp.log(rate) - rate * terms["horizon"] - jnp.log(1 - jnp.exp(-4 * rate))
+        return -jnp.mean(realized * density)
+
+    expected = jax.grad(fit)(roles["horizon"])
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    jax.tree.map(close, of_roles["horizon"], expected)
+
+
+def test_a_normaliser_settles_at_the_log_of_the_loss():
+    scale, tx = jnp.zeros(()), optax.adam(0.05)
+    state = tx.init(scale)
+    for _ in range(400):
+        gradient = jax.grad(lambda s: annealed.normalized(jnp.float32(7.0), s))(scale)
+        updates, state = tx.update(gradient, state)
+        scale = optax.apply_updates(scale, updates)
+    np.testing.assert_allclose(scale, np.log(7.0), atol=1e-3)
+
+
+def test_running_statistics_are_a_step_of_gradient_descent():
+    statistics = jnp.full(annealed.BUCKETS, 4.0)
+    loss, sigma = jnp.array([3.0, -3.0]), jnp.array([0.01, 50.0])
+    value, _ = annealed.bucket_normalized(loss, sigma, statistics)
+    np.testing.assert_allclose(value, [1.5, -1.5])
+    track = lambda s: annealed.bucket_normalized(loss, sigma, s)[1].sum()
+    moved = statistics - 0.1 * jax.grad(track)(statistics)
+    expected = np.full(annealed.BUCKETS, 4.0)
+    low, high = annealed.BUCKET_RANGE
+    for level in (0.01, 50.0):
+        expected[int((np.log(level) - low) / (high - low) * annealed.BUCKETS)] = 4 + 0.1 * (9 - 4)
+    np.testing.assert_allclose(moved, expected, rtol=1e-6)
+
+
+def test_circulation_falls_where_the_field_turns_anticlockwise():
+    x = jax.random.normal(jax.random.key(0), (5, 2))
+    turning = lambda x, t=None, cond=None: jnp.stack([-x[:, 1], x[:, 0]], -1)
+    np.testing.assert_allclose(
+        annealed.circulation(turning, x, jnp.ones(5)),
+        -np.sum(np.asarray(x) ** 2, -1) / 2,
+        rtol=1e-5,
+    )
+
+
+def test_the_norm_alone_selects_the_score():
+    """Among x -> A x with the law of N(0, I), |f|² is least at A = -I (section 3.6)."""
+    x = jax.random.normal(jax.random.key(1), (4096, 2))
+    norm = lambda turn: jnp.mean(jnp.sum((x @ jnp.array([[-1.0, turn], [-turn, -1.0]])) ** 2, -1))
+    assert norm(0.0) < norm(0.3) < norm(1.0)
+
+
+# Mixing
+
+
+def test_the_sinkhorn_divergence_of_shifted_clouds_is_the_squared_shift():
+    """The debiased divergence of a cloud and its translate is |shift|², at any regularisation."""
+    x = jax.random.normal(jax.random.key(0), (64, 3))
+    shift = jnp.array([[0.5, -1.0, 0.25]])
+    far = jax.jit(mixing.sinkhorn_divergence)(x, x + shift)
+    np.testing.assert_allclose(far, np.sum(np.asarray(shift) ** 2), rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(mixing.sinkhorn_divergence)(x, x), 0.0, atol=1e-4)
+
+
+def test_a_field_that_moves_points_to_the_law_mixes_better():
+    """x ~ N(0, 1): the score of N(0, 1) pulls noised points back, its negative pushes them away."""
+    x = jax.random.normal(jax.random.key(0), (128, 2))
+    proxy = lambda sign: mixing.mixing_proxy(
+        jax.random.key(1),
+        lambda x, t=None, cond=None: -sign * x,
+        x,
+        sigma=jnp.ones(128),
+        group_size=64,
+    )
+    run = jax.jit(proxy)
+    towards, away = run(1.0), run(-1.0)
+    assert towards.shape == (128,) and len(np.unique(np.asarray(towards))) == 2  # one a group
+    assert towards.mean() < 0.8 < 1.2 < away.mean()
+
+
+def test_mixing_refuses_uneven_groups():
+    with pytest.raises(ValueError, match="even"):
+        mixing.mixing_proxy(
+            jax.random.key(0), linear(PARAMS), jnp.ones((9, 2)), sigma=jnp.ones(9), group_size=9
+        )
+
+
+# Flows
+
+
+def test_velocity_flux_vanishes_at_the_density_s_own_velocity_and_beside_it():
+    """u = w with ∇·(p w) = 0 costs nothing on average, u = s does (eq. 55-56)."""
+    from genfield.scores import kde_field, kde_velocity
+
+    k0, k1 = jax.random.split(jax.random.key(5))
+    x0, x1 = jax.random.normal(k0, (64, 2)), 2 * jax.random.normal(k1, (64, 2))
+    s = paths.interpolate(paths.linear, x0, x1, jnp.full(64, 0.6))
+    score = kde_field(0.6 * s.x1)
+
+    def excess(add):
+        def field(x, t=None, cond=None):
+            sigma = 1 - t
+            g = score(x, sigma)
+            return kde_velocity(score)(x, sigma) + add(g)
+
+        options = dict(learned_normalizer=False, learned_horizon=False, divergence="exact")
+        run = lambda key: losses.annealed_velocity_flux(
+            field, s, key=key, roles={}, estimator="pathwise", **options
+        )[0]
+        return np.asarray(jax.vmap(run)(jax.random.split(jax.random.key(0), 8)))
+
+    np.testing.assert_allclose(excess(jnp.zeros_like), 0.0, atol=1e-5)
+    turned = lambda g: jnp.stack([-g[:, 1], g[:, 0]], -1)
+    preserved = np.abs(excess(turned))  # rounding of float32 second derivatives, at a few points
+    assert np.median(preserved) < 1e-4 and preserved.max() < 2e-2
+    assert excess(lambda g: g).mean() > 0.5
