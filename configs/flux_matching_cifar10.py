@@ -12,9 +12,11 @@ from ml_collections import ConfigDict, config_dict
 from genfield import configuration
 from genfield.errors import choose
 
+HO = dict(resampling="conv", adaptive_scale=False, max_period=10_000)  # 35,746,307 parameters
+WIDE = dict(channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, dropout=0.1)
 SIZES = {
-    "full": dict(channels=128, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, dropout=0.1),
-    "medium": dict(channels=64, channel_multipliers=(1, 2, 2, 2), num_res_blocks=2, dropout=0.1),
+    "full": dict(channels=128, **WIDE, **HO),
+    "medium": dict(channels=64, **WIDE, **HO),
     "small": dict(channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, dropout=0.0),
 }
 

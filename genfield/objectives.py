@@ -46,6 +46,7 @@ ADAPTIVE = {
     "probability_flow": sampling.probability_flow,
 }
 NOISY = ("langevin", "hamiltonian", "reverse_ve", "predictor_corrector")
+NOISE_LEVELS = {**paths.NOISE_LEVELS, "schedule": sampling.schedule}
 AT_LEVELS = ("denoiser", "score")  # fields of the noise level, on the variance-exploding path
 SHARE_TIME = ("flux_matching", "velocity_flux_matching")  # one time a group
 # What samplers need beyond a vector; HMC accepts by an energy whose gradient it follows.
@@ -220,7 +221,7 @@ def _parts(config):
         _make_loss(config),
         create_coupling(config),
         bind("rematching", couplings.REMATCHINGS, config.rematching, ("path", "sample")),
-        build("time", paths.NOISE_LEVELS if levels else paths.TIMES, config.time),
+        build("time", NOISE_LEVELS if levels else paths.TIMES, config.time),
         path,
     )
 

@@ -301,8 +301,27 @@ TIME_SAMPLERS = {  # sampler, CDF, lowest and highest value it may return
 }
 
 
+LEVELS = {
+    "log_normal": (
+        paths.log_normal(-0.5, 0.8),
+        lambda q: scipy.stats.norm.cdf((np.log(q) + 0.5) / 0.8),
+        0.0,
+        np.inf,
+    ),
+    "log_uniform": (
+        paths.log_uniform(0.01, 10.0),
+        lambda q: np.log(q / 0.01) / np.log(1000),
+        0.01,
+        10.0001,
+    ),
+}
+TIME_SAMPLERS |= LEVELS
+
+
 def test_every_time_sampler_is_in_the_table():
     assert set(paths.TIMES) <= set(TIME_SAMPLERS)
+    assert set(paths.NOISE_LEVELS) == {*LEVELS, "fixed"}
+    np.testing.assert_allclose(paths.fixed(0.3)(jax.random.key(0), 4), 0.3)
 
 
 @pytest.mark.parametrize("name", TIME_SAMPLERS)

@@ -13,12 +13,28 @@ from flax import nnx
 
 from genfield import errors
 from genfield.nets import initial
+from genfield.nets.edm_unet import ADM, DDPMPP, NCSNPP
 from genfield.nets.mlp import MLP
 from genfield.nets.sit import SiT
 from genfield.nets.transformer import Transformer
 from genfield.nets.unet import UNet
 
-NETS = {"mlp": MLP, "unet": UNet, "sit": SiT, "transformer": Transformer}
+NETS = {
+    "mlp": MLP,
+    "unet": UNet,
+    "ddpmpp": DDPMPP,
+    "ncsnpp": NCSNPP,
+    "adm": ADM,
+    "sit": SiT,
+    "transformer": Transformer,
+}
+
+
+class _OneKey(nnx.Rngs):
+    """One key for all parameters: their values are never computed, and counting keys is slow."""
+
+    def params(self):
+        return self["default"].key[...]
 
 
 def create(
@@ -46,12 +62,12 @@ def create(
 
     def construct():
         return errors.build(
-            "net", NETS, config, shape=shape, num_classes=num_classes, rngs=nnx.Rngs(0)
+            "net", NETS, config, shape=shape, num_classes=num_classes, rngs=_OneKey(0)
         )
 
     network = nnx.eval_shape(construct)  # nothing is computed: `initial.draw` makes the values
     graph, state = nnx.split(network)
-    apply = _bind(graph, network.dropout, shape, num_classes)
+    apply = _bind(graph, network, shape, num_classes)
     params = nnx.to_pure_dict(state)
     if rngs is not None:
         leaves, tree = jax.tree.flatten(params)
@@ -61,7 +77,9 @@ def create(
     return apply, params
 
 
-def _bind(graph, dropout: float, shape: tuple[int, ...], num_classes: int) -> Callable:
+def _bind(graph, network, shape: tuple[int, ...], num_classes: int) -> Callable:
+    dropout, augmentation_size = network.dropout, network.augmentation_size
+
     def apply(params, x, t=None, cond=None, *, rngs=None, train=False):
         """The network's output, float32.
 
@@ -69,7 +87,8 @@ def _bind(graph, dropout: float, shape: tuple[int, ...], num_classes: int) -> Ca
           params: as `create` returned them.
           x: [B, *shape].
           t: [B], or None for the time input off: t = 0 (Equilibrium Matching's rule).
-          cond: [B] integer labels, or None for the null class.
+          cond: [B] integer labels, or None for the null class; or a mapping with `label` (the
+            same) and `augmentation`: [B, augmentation_size] numbers, None for zeros.
           rngs: a PRNG key for dropout, needed where `train` and the network has dropout.
           train: dropout on.
         Returns:
@@ -77,15 +96,39 @@ def _bind(graph, dropout: float, shape: tuple[int, ...], num_classes: int) -> Ca
         Raises:
           UserError: wrong shapes or dtypes, labels without classes, dropout without a key.
         """
+        cond, augmentation = _split(cond)
         t, cond = _check_inputs(x, t, cond, shape, num_classes)
+        extra = _check_augmentation(augmentation, x.shape[0], augmentation_size)
         keys = None
         if train and dropout > 0:
             if rngs is None:
                 raise errors.UserError(f"training with dropout {dropout} needs rngs=<a PRNG key>")
             keys = nnx.Rngs(dropout=rngs)
-        return nnx.merge(graph, params)(x.astype(jnp.float32), t, cond, keys)
+        return nnx.merge(graph, params)(x.astype(jnp.float32), t, cond, keys, **extra)
 
     return apply
+
+
+def _split(cond):
+    """Labels and augmentation of a condition."""
+    if not isinstance(cond, Mapping):
+        return cond, None
+    for name in cond:
+        errors.choose("condition", name, {"label": "[B]", "augmentation": "[B, size]"})
+    return cond.get("label"), cond.get("augmentation")
+
+
+def _check_augmentation(augmentation, batch: int, size: int) -> dict:
+    """What the network is called with beyond x, t and labels."""
+    if augmentation is None:
+        return {}
+    if not size:
+        raise errors.UserError("an augmentation was given to a net built without augmentation_size")
+    if augmentation.shape != (batch, size):
+        raise errors.UserError(
+            f"the net takes augmentations of shape {(batch, size)}, not {augmentation.shape}"
+        )
+    return {"augmentation": augmentation.astype(jnp.float32)}
 
 
 def _check_inputs(x, t, cond, shape, num_classes):

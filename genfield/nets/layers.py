@@ -22,10 +22,12 @@ class Network(nnx.Module):
     """A network that `nets.create` can build: called as `network(x, t, cond, rngs=None)`.
 
     `x` [B, *shape] float32, `t` [B] float32, `cond` [B] int32 or None where there are no classes;
-    `rngs` an `nnx.Rngs` for dropout, None for none. `dropout` is the rate it applies.
+    `rngs` an `nnx.Rngs` for dropout, None for none. `dropout` is the rate it applies. Where
+    `augmentation_size` is not 0 it also takes `augmentation` [B, augmentation_size] or None.
     """
 
     dropout = 0.0
+    augmentation_size = 0
 
     def __init_subclass__(cls, **kwargs):
         """Shows the constructor's fields to `inspect.signature`, which nnx's metaclass hides."""
@@ -72,14 +74,16 @@ def torch_linear(inputs: int, outputs: int, *, rngs, dtype=jnp.float32) -> nnx.L
 
 
 def torch_conv(
-    inputs: int, outputs: int, size: int, *, rngs, dtype=jnp.float32, zero=False
+    inputs: int, outputs: int, size: int, *, stride=1, rngs, dtype=jnp.float32, zero=False
 ) -> nnx.Conv:
-    """A size x size convolution, same padding, with PyTorch's default (or all zero)."""
+    """A size x size convolution, size // 2 zeros around, with PyTorch's default (or all zero)."""
     initial = constant(0.0) if zero else uniform(1 / math.sqrt(inputs * size * size))
     return nnx.Conv(
         inputs,
         outputs,
         (size, size),
+        strides=stride,
+        padding=size // 2,
         kernel_metadata={"initial": initial},
         bias_metadata={"initial": initial},
         dtype=dtype,

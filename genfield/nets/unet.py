@@ -13,16 +13,23 @@ from genfield.nets.initial import constant
 
 GROUPS = 32  # ADM: GroupNorm32
 MAX_PERIOD = 1_000_000  # Distance Marching, Table 6
+RESAMPLINGS = {
+    "pool": "means of 2x2 cells, repeated pixels",
+    "conv": "the same by strided and 3x3 convolutions (Ho et al. 2020)",
+    "block": "in ResBlocks of their own (ADM)",
+}
 
 
-def group_norm(channels, *, rngs, dtype) -> nnx.GroupNorm:
-    """32 groups, fewer where they would not divide the channels or hold one channel each
-    (which would erase the channel means); statistics in float32."""
-    fits = [g for g in range(1, GROUPS + 1) if channels % g == 0 and channels // g >= 2]
+def group_norm(channels, *, smallest_group=2, epsilon=1e-5, rngs, dtype) -> nnx.GroupNorm:
+    """32 groups, fewer where they would not divide the channels or hold fewer than `smallest_group`
+    (one each would erase the channel means); statistics in float32."""
+    fits = [
+        g for g in range(1, GROUPS + 1) if channels % g == 0 and channels // g >= smallest_group
+    ]
     return nnx.GroupNorm(
         channels,
-        max(fits),
-        epsilon=1e-5,
+        max(fits, default=1),
+        epsilon=epsilon,
         use_fast_variance=False,
         scale_metadata={"initial": constant(1.0)},
         bias_metadata={"initial": constant(0.0)},
@@ -44,12 +51,29 @@ def upsample_nearest(x):
 
 
 class ResBlock(nnx.Module):
-    """norm, SiLU, conv; norm, scale and shift by the embedding, SiLU, dropout, zero conv; skip."""
+    """norm, SiLU, conv; norm, scale and shift by the embedding, SiLU, dropout, zero conv; skip.
 
-    def __init__(self, inputs, outputs, embedding_size, dropout, *, rngs, dtype):
+    `adaptive_scale` False: the embedding is added before the second norm (Ho et al. 2020).
+    `resample` is applied before the first conv and on the skip.
+    """
+
+    def __init__(
+        self,
+        inputs,
+        outputs,
+        embedding_size,
+        dropout,
+        *,
+        adaptive_scale=True,
+        resample=None,
+        rngs,
+        dtype,
+    ):
+        self.adaptive_scale, self.resample = adaptive_scale, resample
+        modulations = (2 if adaptive_scale else 1) * outputs
         self.norm1 = group_norm(inputs, rngs=rngs, dtype=dtype)
         self.conv1 = layers.torch_conv(inputs, outputs, 3, rngs=rngs, dtype=dtype)
-        self.modulation = layers.torch_linear(embedding_size, 2 * outputs, rngs=rngs, dtype=dtype)
+        self.modulation = layers.torch_linear(embedding_size, modulations, rngs=rngs, dtype=dtype)
         self.norm2 = group_norm(outputs, rngs=rngs, dtype=dtype)
         self.dropout = nnx.Dropout(dropout)
         self.conv2 = layers.torch_conv(outputs, outputs, 3, rngs=rngs, dtype=dtype, zero=True)
@@ -60,9 +84,15 @@ class ResBlock(nnx.Module):
         )
 
     def __call__(self, x, embedding, key):
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
-        scale, shift = jnp.split(self.modulation(jax.nn.silu(embedding)), 2, axis=-1)
-        h = self.norm2(h) * (1 + scale[:, None, None]) + shift[:, None, None]
+        h = jax.nn.silu(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h, modulation = self.conv1(h), self.modulation(jax.nn.silu(embedding))[:, None, None]
+        if self.adaptive_scale:
+            scale, shift = jnp.split(modulation, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + modulation)
         h = self.dropout(jax.nn.silu(h), deterministic=key is None, rngs=key)
         return (x if self.skip is None else self.skip(x)) + self.conv2(h)
 
@@ -94,6 +124,18 @@ class Stage(nnx.Module):
         return h if self.attention is None else self.attention(h)
 
 
+class ResizingConv(nnx.Module):
+    """A strided convolution, or one of the repeated pixels; called as a Stage is."""
+
+    def __init__(self, channels, resample, *, rngs, dtype):
+        self.halves = resample is average_pool
+        stride = 2 if self.halves else 1
+        self.conv = layers.torch_conv(channels, channels, 3, stride=stride, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x, embedding, key):
+        return self.conv(x if self.halves else upsample_nearest(x))
+
+
 class StageSize(NamedTuple):
     """The i-th stage of a level and the channels it takes and gives."""
 
@@ -103,9 +145,12 @@ class StageSize(NamedTuple):
     outputs: int
 
 
-def plan_stages(widths, num_res_blocks) -> tuple[list[StageSize], list[StageSize]]:
-    """The stages down and up, in the order they run: each one up takes one more skip as input."""
-    down, up, width = [], [], widths[0]
+def plan_stages(widths, num_res_blocks, first=None) -> tuple[list[StageSize], list[StageSize]]:
+    """The stages down and up, in the order they run: each one up takes one more skip as input.
+
+    `first` is the width of the first convolution, widths[0] unless given.
+    """
+    down, up, width = [], [], first or widths[0]
     skips = [width]  # the first convolution's
     for level, outputs in enumerate(widths):
         for i in range(num_res_blocks):
@@ -159,6 +204,8 @@ class UNet(layers.Network):
       num_res_blocks: ResBlocks a level on the way down (one more on the way up).
       attention_levels: downsampling factors (1, 2, 4, ...) at which pixels attend.
       num_heads, or head_channels: attention heads, or the channels of one.
+      resampling: between levels: "pool", "conv", "block", see RESAMPLINGS.
+      adaptive_scale: the embedding scales and shifts; or (False) it is added.
       dropout: in every ResBlock.
       max_period: of the time embedding.
       distance_head, direction_scale, distance_input_scale: see `heads.create`.
@@ -167,6 +214,8 @@ class UNet(layers.Network):
       UserError: an image side that the levels do not divide, heads that do not divide the width,
         an attention level that does not exist.
     """
+
+    label_rows = staticmethod(layers.label_rows)
 
     def __init__(
         self,
@@ -177,6 +226,8 @@ class UNet(layers.Network):
         attention_levels=(2,),
         num_heads=1,
         head_channels: int | None = None,
+        resampling="pool",
+        adaptive_scale=True,
         dropout=0.3,
         max_period=MAX_PERIOD,
         distance_head: str | None = None,
@@ -195,25 +246,34 @@ class UNet(layers.Network):
         self.dropout, self.max_period, self.remat = dropout, max_period, remat
         self.compute = layers.compute_dtype(dtype)
         options = {"rngs": rngs, "dtype": self.compute}
+        errors.choose("resampling", resampling, RESAMPLINGS)
 
-        def stage(inputs, outputs, attend):
-            block = ResBlock(inputs, outputs, 4 * channels, dropout, **options)
+        def stage(inputs, outputs, attend=False, resample=None):
+            scale = {"adaptive_scale": adaptive_scale, "resample": resample}
+            block = ResBlock(inputs, outputs, 4 * channels, dropout, **scale, **options)
             if not attend:
                 return Stage(block)
             split = _count_heads(outputs, num_heads, head_channels)
             return Stage(block, SelfAttention(outputs, split, attention, **options))
 
+        def resizing(levels, resample):
+            make = {
+                "conv": lambda width: ResizingConv(width, resample, **options),
+                "block": lambda width: stage(width, width, resample=resample),
+            }.get(resampling)
+            return make and nnx.Dict({str(level): make(widths[level]) for level in levels})
+
         self.time1 = layers.torch_linear(channels, 4 * channels, rngs=rngs)
         self.time2 = layers.torch_linear(4 * channels, 4 * channels, rngs=rngs)
-        self.labels = (
-            layers.label_rows(num_classes, 4 * channels, rngs=rngs) if num_classes else None
-        )
+        self.labels = self.label_rows(num_classes, 4 * channels, rngs=rngs) if num_classes else None
         down, up = plan_stages(widths, num_res_blocks)
         self.first = layers.torch_conv(shape[-1], widths[0], 3, **options)
         self.down = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in down})
+        self.shrink = resizing(range(len(widths) - 1), average_pool)
         self.middle1 = stage(widths[-1], widths[-1], True)
-        self.middle2 = stage(widths[-1], widths[-1], False)
+        self.middle2 = stage(widths[-1], widths[-1])
         self.up = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in up})
+        self.grow = resizing(range(1, len(widths)), upsample_nearest)
         self.norm = group_norm(widths[0], rngs=rngs, dtype=jnp.float32)
         self.last = layers.torch_conv(widths[0], shape[-1], 3, rngs=rngs, zero=True)
         self.distance = heads.create(
@@ -245,13 +305,13 @@ class UNet(layers.Network):
                 h = run(self.down[f"{level}_{i}"], h)
                 skips.append(h)
             if level < self.num_levels - 1:
-                h = average_pool(h)
+                h = run(self.shrink[str(level)], h) if self.shrink else average_pool(h)
                 skips.append(h)
         h = run(self.middle2, run(self.middle1, h))
         for level in reversed(range(self.num_levels)):
             for i in range(self.num_res_blocks + 1):
                 h = run(self.up[f"{level}_{i}"], jnp.concatenate([h, skips.pop()], axis=-1))
             if level:
-                h = upsample_nearest(h)
+                h = run(self.grow[str(level)], h) if self.grow else upsample_nearest(h)
         y = self.last(jax.nn.silu(self.norm(h.astype(jnp.float32))))
         return y if self.distance is None else self.distance(x, y, cond)

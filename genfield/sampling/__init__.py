@@ -17,7 +17,7 @@ from genfield.sampling.diffusion import (
 )
 from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracing
 from genfield.sampling.mcmc import hamiltonian, langevin
-from genfield.sampling.multistep import multistep
+from genfield.sampling.multistep import multistep, schedule
 from genfield.sampling.ode import SOLVERS, euler, heun, solve_ode
 from genfield.sampling.stopping import RULES, gradient_norm, refill, rising_distance, stopping
 
@@ -60,6 +60,7 @@ __all__ = [
     "reverse_ve",
     "rising_distance",
     "sample",
+    "schedule",
     "solve_ode",
     "sphere_tracing",
     "stopping",

@@ -1,11 +1,41 @@
 """Samplers of few steps for models that go from any noise level to the data at once."""
 
+import jax
 import jax.numpy as jnp
 
+from genfield.paths import TimeSampler
 from genfield.sampling.core import Sampler, advance, normal, start
 from genfield.sampling.diffusion import RHO, SIGMA_MAX, SIGMA_MIN, noise_levels
 
 NOISES = ("fresh", "line")
+
+
+def schedule(
+    indices: tuple[int, ...] | None = None,
+    schedule_steps: int = 18,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = RHO,
+) -> TimeSampler:
+    """Noise levels to train on: one of EDM's schedule, each as likely.
+
+    indices: None for all of `diffusion.noise_levels`; those that a sampler will use train for them
+    alone (LMM's sampling-optimised training).
+    """
+    chosen = _chosen(range(schedule_steps) if indices is None else indices, schedule_steps)
+    levels = noise_levels(schedule_steps, sigma_min, sigma_max, rho)[jnp.asarray(chosen)]
+    return lambda key, n: jax.random.choice(key, levels, (n,))
+
+
+def _chosen(indices, schedule_steps: int) -> list[int]:
+    """The indices as a list; ValueError unless they rise from 0 within the schedule."""
+    indices = list(indices)
+    rising = indices == sorted(set(indices)) and indices[:1] == [0]
+    if not rising or indices[-1] >= schedule_steps:
+        raise ValueError(
+            f"indices of noise levels rise from 0 and stay below {schedule_steps}, unlike {indices}"
+        )
+    return indices
 
 
 def multistep(
@@ -29,15 +59,10 @@ def multistep(
     Raises:
       ValueError: indices that do not rise from 0 within the schedule, or an unknown noise.
     """
-    rising = list(indices) == sorted(set(indices)) and len(indices) > 0
-    if not rising or indices[0] != 0 or indices[-1] >= schedule_steps:
-        raise ValueError(
-            f"multistep indices rise from 0 and stay below {schedule_steps}: {indices}"
-        )
     if noise not in NOISES:
         raise ValueError(f"unknown noise {noise!r}; known: {', '.join(NOISES)}")
-    chosen = noise_levels(schedule_steps, sigma_min, sigma_max, rho)[jnp.asarray(indices)]
-    levels = jnp.append(chosen, 0.0)
+    chosen = jnp.asarray(_chosen(indices, schedule_steps))
+    levels = jnp.append(noise_levels(schedule_steps, sigma_min, sigma_max, rho)[chosen], 0.0)
 
     def init(x, num_steps):
         if num_steps != len(indices):

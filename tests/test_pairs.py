@@ -1,0 +1,204 @@
+"""Pairs of noise and sample: drawn by the program, each once, whatever stops it, and read back."""
+
+import contextlib
+import io
+import json
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from programs import ROOT, start
+
+from genfield import data, experiment, generate, jobs
+from genfield.errors import UserError
+from genfield.main import main
+from genfield.sampling import schedule
+
+EDM, LINES = (ROOT / "configs" / f"{name}_two_moons.py" for name in ("edm", "lines"))
+NUM, SHARD = 150, 40
+TEACHER = {
+    **{"net.width": 16, "net.depth": 1, "batch_size": 16, "train.steps": 4, "train.log_every": 2},
+    **{"sampler.num_steps": 3, "sample.batch_size": 16, "train.eval_batches": 1},
+    **{"evaluate.num_samples": 32, "evaluate.transport_points": 32, "evaluate.repeats": 1},
+    **{"evaluate.figures": False},
+}
+DRAWING = {"sample.num": NUM, "sample.shard_size": SHARD}
+
+
+def command(workdir, *flags, fields) -> list[str]:
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    return ["genfield", f"--workdir={workdir}", *flags, *overrides]
+
+
+def call(workdir, *flags, fields) -> tuple[int, str]:
+    """The program in this process: its exit code and all it says."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        return main(command(workdir, *flags, fields=fields)), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run of a few steps, and its pairs."""
+    workdir = tmp_path_factory.mktemp("teacher")
+    code, out = call(workdir, f"--config={EDM}", fields=TEACHER)
+    assert code == 0, out
+    code, out = call(workdir, "--mode=pairs", fields=DRAWING)
+    assert code == 0, out
+    return workdir
+
+
+def folder(workdir):
+    return workdir / "pairs" / "step_4"
+
+
+def arrays(workdir):
+    return {name: np.load(folder(workdir) / f"{name}.npy") for name in ("x0", "x1", "nfe")}
+
+
+def test_each_pair_is_a_noise_and_what_the_sampler_makes_of_it(teacher):
+    found = arrays(teacher)
+    assert found["x0"].shape == found["x1"].shape == (NUM, 2)
+    assert set(found["nfe"].tolist()) == {5}  # three Heun steps
+    assert len(np.unique(found["x0"], axis=0)) == NUM
+    exp, params, _ = jobs.open_run(teacher)
+    again = generate.make_drawer(exp)(params, NUM, exp.config.seed + exp.config.sample.seed)
+    np.testing.assert_allclose(found["x1"], again.x, rtol=1e-4, atol=1e-3)
+    run = jax.jit(lambda x: exp.sampler(jax.random.key(9), exp.objective.field(params), x, None).x)
+    np.testing.assert_allclose(run(found["x0"]), found["x1"], rtol=1e-4, atol=1e-3)
+    manifest = json.loads((folder(teacher) / "manifest.json").read_text())
+    assert manifest["num"] == NUM and manifest["settings"]["sampler"]["name"] == "edm_heun"
+    assert (
+        manifest["settings"]["parameters_digest"]
+        and not folder(teacher).with_name("step_4_shards").exists()
+    )
+
+
+def test_lost_shards_are_drawn_again_bit_for_bit(teacher, tmp_path):
+    workdir = tmp_path / "again"
+    shutil.copytree(teacher, workdir)
+    whole = arrays(workdir)
+    # As a kill leaves it: two shards finished, one damaged, no manifest of the end.
+    shards = folder(workdir).with_name("step_4_shards")
+    shards.mkdir()
+    for number in (0, 2):
+        rows = slice(number * SHARD, (number + 1) * SHARD)
+        np.savez(shards / f"{number:06}.npz", **{k: v[rows] for k, v in whole.items()})
+    (shards / "000001.npz").write_bytes(b"half a shard")
+    shutil.rmtree(folder(workdir))
+    code, out = call(workdir, "--mode=pairs", fields=DRAWING)
+    assert code == 0, out
+    assert f"{2 * SHARD} of {NUM} pairs are there already" in out
+    for name, values in arrays(workdir).items():
+        np.testing.assert_array_equal(values, whole[name])
+
+
+def test_drawing_again_says_that_they_are_there(teacher):
+    code, out = call(teacher, "--mode=pairs", fields=DRAWING)
+    assert code == 0 and "already drawn" in out
+    code, out = call(teacher, "--mode=pairs", fields=DRAWING | {"sample.num": NUM + 1})
+    assert code == 2 and "differ in num" in out
+
+
+def test_a_sampler_with_noise_of_its_own_is_refused(teacher):
+    code, out = call(
+        teacher, "--mode=pairs", fields=DRAWING | {"sampler.churn": 1.0, "sample.name": "noisy"}
+    )
+    assert code == 2 and "deterministic" in out
+
+
+def read(teacher, **fields):
+    return data.create(
+        {"name": "pairs", "path": str(folder(teacher)), **fields}, batch_size=8, seed=0
+    )
+
+
+def test_pairs_are_read_by_row(teacher):
+    found, source = arrays(teacher), read(teacher)
+    assert source.shape == (2,) and source.sizes == {"train": NUM - 15, "test": 15}
+    place = {tuple(x0): i for i, x0 in enumerate(found["x0"])}
+    batches = source.train(0)
+    seen = []
+    for _ in range((NUM - 15) // 8):
+        batch = next(batches)
+        rows = [place[tuple(x0)] for x0 in batch["x0"]]
+        np.testing.assert_array_equal(batch["x1"], found["x1"][rows])
+        seen += rows
+    assert len(set(seen)) == len(seen)
+    later = read(teacher).train(3)
+    np.testing.assert_array_equal(next(later)["x0"], found["x0"][seen[24:32]])
+
+
+def test_training_on_pairs_uses_their_noise(teacher, tmp_path):
+    file = runpy.run_path(str(LINES))
+    for variant in ("2", "flow"):
+        config = file["smoke"](file["get_config"](variant))
+        config.data.path = str(folder(teacher))
+        exp = experiment.prepare(config, tmp_path / variant)
+        batch = next(exp.data.train(0))
+        drawn = exp.objective.draw(jax.random.key(0), batch)
+        np.testing.assert_array_equal(drawn.sample.x0, batch["x0"])
+        loss, _ = exp.objective(jax.random.key(0), exp.init().params, batch)
+        assert np.all(np.isfinite(loss))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("manifest.json", None, "has finished"),
+        ("x0.npy", None, "cannot read"),
+        ("manifest.json", "{}", "has finished"),
+    ],
+)
+def test_damaged_pairs_are_one_line(teacher, tmp_path, name, text, words):
+    shutil.copytree(folder(teacher), tmp_path / "pairs")
+    (tmp_path / "pairs" / name).unlink()
+    if text is not None:
+        (tmp_path / "pairs" / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        data.create({"name": "pairs", "path": str(tmp_path / "pairs")}, batch_size=8, seed=0)
+
+
+def test_a_schedule_draws_its_levels_alike():
+    from genfield.sampling.diffusion import noise_levels
+
+    levels = np.asarray(noise_levels(18))[[0, 3, 5]]
+    drawn = np.asarray(schedule((0, 3, 5))(jax.random.key(0), 3000))
+    counts = [np.isclose(drawn, level).sum() for level in levels]
+    assert sum(counts) == 3000 and min(counts) > 900
+    with pytest.raises(ValueError, match="rise from 0"):
+        schedule((1, 2))
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_and_repeat_no_pair(teacher, tmp_path):
+    """kill -9 at random moments while 5,000 pairs are drawn: each once, bit for bit."""
+    fields = {"sample.num": 5_000, "sample.shard_size": 100, "sample.name": "many"}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    shutil.copytree(teacher, whole)
+    shutil.copytree(teacher, killed)
+    code, out = call(whole, "--mode=pairs", fields=fields)
+    assert code == 0, out
+    moments, kills = random.Random(0), 0
+    for _ in range(200):
+        process = start(command(killed, "--mode=pairs", fields=fields))
+        try:
+            process.communicate(timeout=moments.uniform(0.1, 14.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+        if process.returncode == 0:
+            if kills >= 20:
+                break
+            shutil.rmtree(killed / "pairs")  # it was done too soon: again
+    assert kills >= 20
+    for name in ("x0", "x1", "nfe"):
+        a, b = (np.load(w / "pairs" / "many" / f"{name}.npy") for w in (whole, killed))
+        np.testing.assert_array_equal(a, b)
+    assert len(np.unique(np.load(whole / "pairs" / "many" / "x0.npy"), axis=0)) == 5_000
