@@ -1,5 +1,7 @@
 """Every config trains a step in its smoke size, and lowers for eight devices in its full size."""
 
+import json
+import os
 import runpy
 from pathlib import Path
 
@@ -14,6 +16,7 @@ CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
 POINTS = [name for name in CONFIGS if "two_moons" in name]
 IMAGES = [name for name in CONFIGS if name not in POINTS]
 FULL = {  # config: parameters of its network, distance head included
+    "flux_matching_cifar10.py": 35_746_307 + 2 * 97,  # with the normaliser and the horizon
     "flow_matching_cifar10.py": 55_676_419,
     "equilibrium_matching_cifar10.py": 55_676_419,
     "distance_marching_cifar10.py": 55_676_419 + 10_177,
@@ -40,6 +43,17 @@ def write_data(config, folder: Path) -> None:
         np.save(folder / "latents.npy", values)
         np.save(folder / "labels.npy", generator.integers(0, 1000, size))
         config.data.path = str(folder)
+    elif config.data.name == "pairs":
+        settings = {"num_classes": 0, "class_names": [], "pixels": False}
+        for name in ("x0", "x1"):
+            values = generator.standard_normal((100, 2)).astype(np.float32)
+            np.save(folder / f"{name}.npy", values)
+        (folder / "manifest.json").write_text(json.dumps({"num": 100, "settings": settings}))
+        config.data.path = str(folder)
+    elif config.data.name == "cells":
+        pytest.importorskip("scvelo", reason="cells need genfield[cells]")
+        data = os.environ.get("GENFIELD_DATA") or pytest.skip("GENFIELD_DATA is unset: no cells")
+        config.data.path = str(Path(data) / "cells" / "dentategyrus_100obs.h5ad")
 
 
 def train_a_step(config, folder):
@@ -49,7 +63,8 @@ def train_a_step(config, folder):
         patch.setattr(sharding, "make_mesh", lambda section: original(section, one))
         exp = experiment.prepare(config, folder / "run")
     batch = {"step": np.int32(0)} | next(matching.batches(exp, 0))
-    assert ("x0" in batch) == (config.match_size > config.batch_size)
+    paired = config.data.name == "pairs"
+    assert ("x0" in batch) == (paired or config.match_size > config.batch_size)
     state, metrics = experiment.jit_train_step(exp)(exp.init(), batch)
     assert int(state.step) == 1
     return float(metrics["loss"])
@@ -68,7 +83,11 @@ def test_a_full_step_on_digits_is_finite(name, tmp_path):
     assert np.isfinite(train_a_step(load(name), tmp_path))
 
 
-UNETS_ALIKE = ("flow_matching_cifar10.py", "equilibrium_matching_cifar10.py")
+UNETS_ALIKE = (
+    "flow_matching_cifar10.py",
+    "equilibrium_matching_cifar10.py",
+    "flux_matching_cifar10.py",
+)
 
 
 @pytest.mark.parametrize(

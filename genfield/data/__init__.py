@@ -2,14 +2,15 @@
 
 Sources: 2-D problems drawn on the device (`toys`), `images` (folder, tar archive or .npz),
 `digits` (scikit-learn's 8x8), `latents` (arrays on disk), `pairs` (of noise and what became of it),
-`springs` (trajectories of two masses) and `tfds` (prepared TFDS data sets, without TensorFlow).
+`springs` (trajectories of two masses), `cells` (spliced and unspliced counts) and `tfds` (prepared
+TFDS data sets, without TensorFlow).
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from genfield.data import digits, images, latents, pairs, prepared, springs, toys
+from genfield.data import cells, digits, images, latents, pairs, prepared, springs, toys
 from genfield.data.pipeline import Dataset, Feed
 from genfield.data.pixels import to_uint8, to_unit
 from genfield.data.toys import DISTRIBUTIONS
@@ -19,6 +20,7 @@ __all__ = ["DISTRIBUTIONS", "SOURCES", "Dataset", "create", "to_uint8", "to_unit
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
     **{name: partial(toys.toy, name) for name in DISTRIBUTIONS},
+    "cells": cells.cells,
     "digits": digits.digits,
     "images": images.images,
     "latents": latents.latents,

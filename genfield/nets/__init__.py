@@ -14,6 +14,7 @@ from flax import nnx
 from genfield import errors
 from genfield.nets import initial
 from genfield.nets.edm_unet import ADM, DDPMPP, NCSNPP
+from genfield.nets.kinetics import RNAKinetics
 from genfield.nets.mlp import MLP
 from genfield.nets.sit import SiT
 from genfield.nets.transformer import Transformer
@@ -27,6 +28,7 @@ NETS = {
     "adm": ADM,
     "sit": SiT,
     "transformer": Transformer,
+    "rna_kinetics": RNAKinetics,
 }
 
 
