@@ -417,25 +417,29 @@ def loss_table(runs: list[dict], distances: np.ndarray, violation: np.ndarray) -
 
 
 def settings_table(found: dict, form: np.ndarray, truncated: dict[float, np.ndarray]) -> str:
-    """Means over draws against J, and the correlation on own draws, on shared ones, on all."""
+    """The loss of each control alone, over J's, and the correlations with J."""
     distances, generator = of(form, SWEEP), np.random.default_rng(0)
-    head = ["violating family", *(f"{c}" for c in CONTROLS), "own draws", "shared", "all", "slope"]
     exact = lambda form: [f"{v:.3f}" for v in form.diagonal()]
     line = lambda losses: [f"{f(losses, distances):.3f}" for f in (correlation, slope)]
-    rows = [["J", *exact(form), "", "", "", ""]]
-    for sigma, cut in truncated.items():
-        rows.append([f"J to T = 4 · {sigma:.3g}²", *exact(cut), "", "", *line(of(cut, SWEEP))])
     percentiles = lambda a: "{1:.2f} ({0:.2f} to {2:.2f})".format(*np.percentile(a, [5, 50, 95]))
+    rows = [["J", *exact(form), "", "", "", "", ""]]
+    for sigma, cut in truncated.items():
+        rows.append([f"J to T = 4 · {sigma:.3g}²", *exact(cut), "", "", "", *line(of(cut, SWEEP))])
     for name, forms in found.items():
         forms = np.array(forms)
         mean, deviation = forms.mean(0).diagonal(), forms.std(0, ddof=1).diagonal()
         cells = [f"{m:.2f} ± {d:.2f}" for m, d in zip(mean, deviation, strict=True)]
-        picks = generator.integers(0, len(forms), (400, len(SWEEP)))
-        own = [correlation(of(forms[pick], SWEEP), distances) for pick in picks]
-        shared = [correlation(of(f, SWEEP), distances) for f in forms]
-        pooled = line(of(forms.mean(0), SWEEP))
-        rows.append([name, *cells, percentiles(own), percentiles(shared), *pooled])
-    return markdown(head, rows)
+        for draws in (1, 4):  # a field's form, of as many repeats; 400 times anew
+            picks = forms[generator.integers(0, len(forms), (400, len(SWEEP), draws))].mean(2)
+            cells.append(percentiles([correlation(of(p, SWEEP), distances) for p in picks]))
+        cells.append(percentiles([correlation(of(f, SWEEP), distances) for f in forms]))
+        rows.append([name, *cells, *line(of(forms.mean(0), SWEEP))])
+    head = ["violating family", *CONTROLS, "own 64", "own 256", "shared 64", "all", "slope"]
+    return (
+        "Each control alone at θ = 1: mean ± standard deviation of 64 minibatches, then the "
+        "correlation with J over the 27 fields, median (5% to 95%), of fields on 64 or 256 "
+        "minibatches of their own and on 64 that they share; on all draws, and the slope there.\n\n"
+    ) + markdown(head, rows)
 
 
 def binned(x: np.ndarray, y: np.ndarray, bins: int = 12) -> tuple[list, list, list]:

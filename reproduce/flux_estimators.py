@@ -327,7 +327,7 @@ def estimators(seeds: range, workdir: Path) -> str:
 # A field that is no score
 
 ROTATION = 1.5
-STEPS, BATCH = 4_000, 256
+STEPS, BATCH = 8_000, 256
 
 
 def train(how: str, seed: int):
