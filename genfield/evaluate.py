@@ -85,7 +85,7 @@ def check_metrics(exp: Experiment) -> None:
         choose("metric", name, dict.fromkeys(METRICS))
         of = exp.config.data.name
         if name == "point_cloud" and len(exp.data.shape) > 2:
-            raise UserError(f"metric 'point_cloud' needs points or sequences, not {of!r}")
+            raise UserError(f"metric 'point_cloud' needs a point problem or sequences, not {of!r}")
         if name == "bits_per_dim" and not (exp.data.pixels and "test" in exp.data.examples):
             raise UserError(f"metric 'bits_per_dim' needs test images, which {of!r} has not")
         if name == "bits_per_dim" and not _has_likelihood(exp.config):

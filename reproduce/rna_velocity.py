@@ -143,7 +143,9 @@ class Setting(NamedTuple):
 
 def train(x1: np.ndarray, seed: int, setting: Setting) -> tuple[np.ndarray, dict]:
     """Fits the kinetics of cells [N, 2G]; their velocities ds/dτ [N, G] and the parameters."""
-    apply, params = nets.create({"name": "kinetics"}, rng.stream(seed, "init"), shape=x1.shape[1:])
+    apply, params = nets.create(
+        {"name": "rna_kinetics"}, rng.stream(seed, "init"), shape=x1.shape[1:]
+    )
     start = rng.stream(seed, "start")
     for i, name in enumerate(("splicing", "degradation")):
         noise = jax.random.normal(jax.random.fold_in(start, i), params[name].shape)
