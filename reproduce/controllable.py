@@ -42,7 +42,7 @@ SCAN = np.linspace(-8, 8, 33)
 GRID = np.stack(np.meshgrid(*[np.linspace(-5.5, 5.5, 25)] * 2, indexing="ij"), -1)  # of the metrics
 BATCH, BATCHES = 256, 64
 WIDE = 8.0  # half the width of the grids of quadrature and of the reference: p is 1e-26 beyond
-WAYS = (  # estimator and σ: the unit of time, and a fourth of the root of the horizon
+WAYS = (  # estimator, and σ, whose square is the unit of time: ν_σ, or of 0.75² + 0.25² = ν_σ²
     ("pathwise", STD),
     ("cross_chain", STD),
     ("pathwise", 0.25),

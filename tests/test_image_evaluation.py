@@ -822,7 +822,7 @@ def test_the_cards_of_two_runs_can_be_compared(tmp_path):
 
 
 def test_every_metric_has_its_place():
-    assert evaluate.METRICS == ("heldout_loss", "point_cloud", *images.METRICS)
+    assert evaluate.METRICS == ("heldout_loss", "point_cloud", "bits_per_dim", *images.METRICS)
     assert set(images.SMALLER) < set(images.METRICS)
 
 

@@ -80,8 +80,9 @@ def flux_matching(
     kept = _check(len(x), n, estimator, divergence, probed)
     groups, key = len(x) // n, typed(key)
     target = score if target is None else target
-    sigma = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), (len(x),))
-    t, inverse_density = _draw_horizon(_of_groups(fold_in(key, 0), n), groups, n, horizon, rate)
+    sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), (len(x),))
+    first_keys = _of_groups(fold_in(key, 0), n)
+    t, inverse_density = _draw_horizon(first_keys, groups, n, horizon, rate, x.dtype)
 
     first = lambda a: a.reshape(groups, n, *a.shape[1:])[:, :kept].reshape(-1, *a.shape[1:])
     chains = (first(x), first(sigma), jax.tree.map(first, cond))
@@ -146,12 +147,12 @@ def _of_groups(key: Array, group: int) -> Array:
     return key if key.ndim == 0 else key[::group]
 
 
-def _draw_horizon(key, groups: int, group: int, horizon: float, rate) -> tuple[Array, Array]:
+def _draw_horizon(key, groups: int, group: int, horizon: float, rate, dtype) -> tuple[Array, Array]:
     """Times t [B], one a group, and 1 / q(t) [B]."""
     if key.ndim:
-        v = jax.vmap(lambda k: jax.random.uniform(k, ()))(key)
+        v = jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(key)
     else:
-        v = jax.random.uniform(key, (groups,))
+        v = jax.random.uniform(key, (groups,), dtype)
     v = jnp.repeat(1 - v, group)  # in (0, 1]: at t = 0 the transition has no density
     if rate is None:
         return horizon * v, jnp.full_like(v, horizon)
