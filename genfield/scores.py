@@ -69,7 +69,9 @@ def kde_field(
     def one(points, classes, x, sigma, asked):
         belongs = None
         if asked is not None:
-            belongs = (asked[:, None] == classes[None]) | (asked == null_class)[:, None]
+            belongs = asked[:, None] == classes[None]
+            if null_class is not None:
+                belongs = belongs | (asked == null_class)[:, None]
         return kde_score(x, points, sigma, belongs)
 
     def score(x, t=None, cond=None):

@@ -16,6 +16,7 @@ from genfield.fields import Field, direction, expand, sum_features
 from genfield.sampling.core import fold_in, normal, typed
 
 ESTIMATORS = ("cross_chain", "cross_chain_normalized", "pathwise")
+PROBES = {"rademacher": lambda z: jnp.sign(z) + (z == 0), "normal": lambda z: z}
 HORIZON = 4.0  # T in units of σ² (section 3.3)
 CHAIN_STEPS = 4  # Langevin steps of a chain (section 3.3)
 
@@ -78,6 +79,8 @@ def flux_matching(
     """
     n = group_size or len(x)
     kept = _check(len(x), n, estimator, divergence, probed)
+    if probe not in PROBES:
+        raise ValueError(f"unknown probe {probe!r}; known: {', '.join(PROBES)}")
     groups, key = len(x) // n, typed(key)
     target = score if target is None else target
     sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), (len(x),))
@@ -98,7 +101,8 @@ def flux_matching(
             end, pullback = jax.vjp(run, x)
             return pullback(at(end))[0]
         end = run(chains[0])
-        labels = cond if isinstance(cond, jax.Array) and cond.ndim == 1 else None
+        whole = getattr(cond, "ndim", None) == 1 and jnp.issubdtype(cond.dtype, jnp.integer)
+        labels = cond if whole else None
         mean = x + expand(jnp.square(sigma) * -jnp.expm1(-t), x) * direction(score(x, sigma, cond))
         axis = 1 if estimator == "cross_chain" else 2
         cut = lambda a, size: a.reshape(groups, size, *a.shape[1:])
@@ -163,7 +167,8 @@ def _draw_horizon(key, groups: int, group: int, horizon: float, rate, dtype) -> 
 
 def truncated_exponential(v: Array, rate: Array, horizon: float) -> Array:
     """The quantile at v in (0, 1] of λ e^{-λt} / (1 - e^{-λT}) on [0, T] (eq. 49)."""
-    return -jnp.log1p(v * jnp.expm1(-rate * horizon)) / rate
+    # In float32 the last quantile is infinite where e^{-λT} is lost beside 1.
+    return jnp.minimum(-jnp.log1p(v * jnp.expm1(-rate * horizon)) / rate, horizon)
 
 
 def truncated_exponential_log_density(t: Array, rate: Array, horizon: float) -> Array:
@@ -196,8 +201,8 @@ def _probes(key, like: Array, divergence: str, num_probes: int, probe: str) -> A
         basis = jnp.sqrt(size) * jnp.eye(size, dtype=like.dtype)
         basis = basis.reshape(size, 1, *like.shape[1:])
         return jnp.broadcast_to(basis, (size, *like.shape))
-    draw = {"rademacher": lambda z: jnp.sign(z) + (z == 0), "normal": lambda z: z}[probe]
-    return jnp.stack([draw(normal(fold_in(key, k), like)) for k in range(num_probes)])
+    draws = [normal(fold_in(key, k), like) for k in range(num_probes)]
+    return jnp.stack([PROBES[probe](z) for z in draws])
 
 
 def stein_gradient(
