@@ -320,7 +320,7 @@ def test_time_is_in_units_of_the_variance(sigma2):
         assert abs(value - wrong) > 20 * error and not 0.6 < wrong / value < 1.7
 
 
-@pytest.mark.parametrize("estimator", flux.ESTIMATORS)
+@pytest.mark.parametrize("estimator", ["cross_chain", "pathwise"])
 def test_units_of_length_do_not_matter(estimator):
     """x -> c x, σ -> c σ, and fields over c: the same loss over c², noise for noise."""
     x, c = jax.random.normal(jax.random.key(0), (16, 2)), 7.0
@@ -463,8 +463,9 @@ def scalar_r(field, score, target, x, sigma, probes=None):
     return trace + u(x) @ at(score, x)
 
 
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
-@pytest.mark.parametrize("own_target", [False, True])
+@pytest.mark.parametrize(
+    ("divergence", "own_target"), [("exact", False), ("hutchinson", False), ("hutchinson", True)]
+)
 def test_stein_gradient_is_the_gradient_of_r(divergence, own_target):
     make, params = network(0)
     field, score = make(params), mixture_score()
@@ -639,7 +640,7 @@ def test_zero_on_fields_that_keep_the_density(name, estimator):
         assert np.abs(np.asarray(run(1.1))).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name", ["curl", "high_order_4"])
 def test_one_probe_keeps_a_zero_mean(name):
     """Per example the noise of a probe is left; its mean is small beside its spread."""
     x, field, score = keeping_problem(name, jnp.float32, 8192)
@@ -680,6 +681,7 @@ def test_velocity_target():
         assert np.abs(run(1.1)).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_loss_of_a_gradient_and_a_rotation_is_the_gradients():
     """u = ∇φ + v, ∇·(p v) = 0, on a 2-D mixture: J = E|∇φ|²."""
     n, score = 1 << 16, mixture_score()
@@ -769,8 +771,7 @@ def test_one_device_is_eight_devices(name):
     chex.assert_trees_all_close(gradient, one_gradient, rtol=0, atol=1e-6 * largest)
 
 
-@pytest.mark.parametrize("probed", [1.0, 0.25])
-def test_chunks_change_nothing(probed):
+def test_chunks_change_nothing():
     make, params, x, sigma, keys = batch_problem()
     run = lambda chunk=None: flux.flux_matching(
         keys,
@@ -779,7 +780,7 @@ def test_chunks_change_nothing(probed):
         mixture_score(),
         sigma=sigma,
         group_size=8,
-        probed=probed,
+        probed=0.5,
         chunk=chunk,
     )[0]
     whole = quick(run)()
@@ -796,12 +797,12 @@ def test_classes_are_apart():
     keys = jax.random.split(jax.random.key(9), 12)
     keys = keys.at[1].set(keys[0])  # the first of each class, which give the time
 
-    @quick
-    def run(keys, x, label):
+    def plain(keys, x, label):
         score = scores.kde_field(x + 0.2, None, label)
         loss, aux = flux.flux_matching(keys, make(params), x, score, label, sigma=0.8)
         return loss, aux["horizon"]
 
+    run = quick(plain)
     whole, t = run(keys, x, label)
     for c in (0, 1):
         pick = np.flatnonzero(np.asarray(label) == c)
@@ -812,11 +813,8 @@ def test_classes_are_apart():
     assert not np.allclose(unlabelled, whole, rtol=1e-2)
     # Labels as numpy holds them are labels too.
     host = np.asarray(label)
-    plain = lambda label: flux.flux_matching(
-        keys, make(params), x, mixture_score(), label, sigma=0.8
-    )
     np.testing.assert_allclose(
-        *(quick(lambda c=c: plain(c)[0])() for c in (host, jnp.asarray(host))), rtol=1e-4, atol=1e-5
+        quick(lambda: plain(keys, x, host)[0])(), whole, rtol=1e-4, atol=1e-5
     )
 
 
