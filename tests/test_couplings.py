@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from genfield import couplings, paths
+from genfield import couplings, data, paths
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BACKENDS = ["host", "device"]
@@ -140,6 +140,21 @@ def test_parallel_greedy_is_sequential_greedy_is_algorithm_1(n):
         if n <= 700:
             cost = couplings._squared_distances(jnp.asarray(x1), jnp.asarray(x0))
             np.testing.assert_array_equal(turns, x0[in_turn(cost)])
+
+
+@pytest.mark.slow
+def test_parallel_greedy_is_sequential_greedy_on_real_images(real_data):
+    fields = dict(path=str(real_data / "cifar10_jpeg.tar.xz"), max_images=4096, flip=False)
+    images = data.create({"name": "images", **fields}, batch_size=1, seed=0).examples["train"]
+    for n, seed in ((1, 0), (100, 1), (100, 2), (1000, 3), (1000, 4), (4096, 5)):
+        rng = np.random.default_rng(seed)
+        rows = rng.permutation(images.size)[:n]
+        x1 = data.to_unit(images.gather(rows)["x1"])
+        x0 = rng.normal(size=x1.shape).astype(np.float32)
+        turns, rounds = (greedy(m)(x0, x1) for m in ("sequential", "parallel"))
+        np.testing.assert_array_equal(rounds, turns)
+        used = np.sort(np.asarray(rounds).reshape(n, -1)[:, 0])
+        np.testing.assert_array_equal(used, np.sort(x0.reshape(n, -1)[:, 0]))
 
 
 def test_greedy_uses_each_noise_once():
