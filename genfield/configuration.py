@@ -41,6 +41,7 @@ def base() -> ConfigDict:
     config.sigma_data = 0.5  # standard deviation of the data, for preconditioning and weighting
     config.rotation = 0.0  # γ of the field (I + γJ)∇φ of a scalar network
     config.initial_parameters = config_dict.placeholder(str)  # a workdir whose average to start at
+    config.augmentation = 0.0  # probability of each of EDM's, of which the network is told
     config.label_dropout = 0.0  # share of the labels replaced by the null class
     config.optimizer = ConfigDict(
         dict(
@@ -53,6 +54,9 @@ def base() -> ConfigDict:
             schedule="constant",  # constant, cosine or linear, to zero at train.steps
             clip_norm=0.0,  # of the global gradient norm; 0: no clipping
             level_learning_rate=1e-2,  # of functions of the noise level, by adam
+            discriminator_learning_rate=2e-3,  # by radam
+            discriminator_b1=0.5,
+            discriminator_b2=0.9,
             accumulate=1,  # microbatches a step
         )
     )
@@ -264,7 +268,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         return
     old, new = to_dict(from_file(path)), to_dict(config)
     changed = [f for f in differences(old, new) if f.split(".")[0] not in MAY_CHANGE]
-    moved = ("data.path", "initial_parameters")  # files may have
+    moved = ("data.path", "data.real.path", "initial_parameters")  # files may have
     changed = [f for f in changed if f not in moved]
     if changed:
         shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
@@ -317,7 +321,7 @@ POSITIVE = (
     "likelihood_images",
     *("num_steps", "transport_points", "repeats", "learning_rate", "accumulate", "group_size"),
     *("regularization", "max_iterations", "sigma_data", "level", "horizon", "num_probes", "chunk"),
-    *("sigma_min", "sigma_max", "rho", "level_learning_rate"),
+    *("sigma_min", "sigma_max", "rho", "level_learning_rate", "discriminator_learning_rate"),
     *("shard_size", "step_size", "num_leapfrog", "mass", "max_steps", "rtol", "atol", "std"),
 )
 NOT_NEGATIVE = (
@@ -333,9 +337,13 @@ NOT_NEGATIVE = (
         "warmup_steps",
     ),
     *("weight_decay", "clip_norm", "half_life"),
+    *("start", "lines_weight", "adversarial_weight", "pixel_weight"),
     *("path_noise", "epsilon", "c0", "one_step_weight", "eikonal_weight", "temperature"),
 )
-FRACTIONS = ("label_dropout", "b1", "b2", "rate", "dropout")  # in [0, 1)
+FRACTIONS = (  # in [0, 1)
+    *("label_dropout", "augmentation", "dropout", "rate"),
+    *("b1", "b2", "discriminator_b1", "discriminator_b2"),
+)
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
 GUIDANCE = ("direction", "displacement")
 ROUNDINGS = ("nearest", "truncate", "shift")

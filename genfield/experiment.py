@@ -89,12 +89,16 @@ def prepare(config, workdir: Path) -> Experiment:
 
 
 def initial_parameters(workdir: str, abstract: dict) -> dict:
-    """The newest parameters of another run, as numpy arrays that fit this one.
+    """The newest parameters of another run, as numpy arrays that fit this one, by role.
+
+    Roles that only one of the runs has are left out: a discriminator may join later.
 
     Raises:
       UserError: no checkpoint there, or of another network.
     """
     found = checkpoint.load(workdir)
+    found = {role: values for role, values in found.items() if role in abstract}
+    abstract = {role: abstract[role] for role in found}
     shapes = lambda tree: {k: v.shape for k, v in checkpoint.named_leaves(tree).items()}
     here, there = shapes(abstract), shapes(found)
     wrong = [name for name in {**here, **there} if here.get(name) != there.get(name)]

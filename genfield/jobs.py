@@ -44,6 +44,8 @@ def check(exp: Experiment, mode: str = "train") -> None:
     if config.sample.guidance_scale != 1 and not data.num_classes:
         raise UserError("config.sample.guidance_scale needs labels: set config.data.labels=True")
     batch = {"x1": jax.ShapeDtypeStruct((config.batch_size, *data.shape), jnp.float32)}
+    if config.data.get("real") is not None:
+        batch["real"] = batch["x1"]
     key = rng.stream(config.seed, "check")
     try:
         drawn = jax.eval_shape(exp.objective.draw, key, batch)

@@ -219,7 +219,7 @@ class Loop:
         key = jax.random.fold_in(rng.stream(self.config.seed, "train"), step)
 
         def replay(params, batch):
-            data = train.batch_at(key, batch, experiment.draw_batch(exp))
+            data = train.batch_at(key, batch, experiment.draw_batch(exp)) | {"step": step}
             drawn = exp.objective.draw(draw_key(key), data)
             loss, terms = exp.objective.loss(params, drawn, dropout_key(key), True)
             return {**data, **drawn.sample._asdict(), "loss": loss, **terms}

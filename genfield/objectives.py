@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 from genfield import couplings, losses, nets, paths, sampling
 from genfield.data import Dataset, to_unit
+from genfield.data.augment import NUM_LABELS, augment
 from genfield.errors import UserError, bind, build, choose
+from genfield.features.perceptual import perceptual
 from genfield.fields import (
     ENERGIES,
     Field,
@@ -24,6 +26,8 @@ from genfield.fields import (
     score_field,
 )
 from genfield.guidance import classifier_free
+from genfield.losses import adversarial
+from genfield.nets.discriminator import projected
 
 # What a loss teaches its field to be; samplers that need the other kind take the negative.
 KIND = {
@@ -34,6 +38,7 @@ KIND = {
     "distance_marching": "gradient",
     "denoising": "denoiser",
     "lines_matching": "denoiser",
+    "adversarial_lines_matching": "denoiser",
     "flux_matching": "score",
 }
 FOLLOWS = {
@@ -52,6 +57,13 @@ SHARE_TIME = ("flux_matching", "velocity_flux_matching")  # one time a group
 # What samplers need beyond a vector; HMC accepts by an energy whose gradient it follows.
 NEEDS = {"sphere_tracing": ("predicted", "potential"), "hamiltonian": ("potential", "energy")}
 SUPPLIED = ("field", "sample", "cond", *losses.OFFERED)
+DISTANCES = {
+    "squared_l2": lambda: losses.squared_l2,
+    "l2": lambda: losses.l2,
+    "perceptual": perceptual,
+}
+ADVERSARIES = {"projected": projected}
+ADVERSARIAL = "adversarial_lines_matching"
 
 
 class Drawn(NamedTuple):
@@ -61,12 +73,15 @@ class Drawn(NamedTuple):
     cond: Any  # labels [B] or None, with dropout
     label: Any = None  # labels [B] or None, as the data have them
     key: Any = None  # [B], one an example, of losses that draw
+    step: Any = None  # [B], the training step, of losses that ask for it
+    real: Any = None  # [B, …] examples of the data beside pairs, and their labels
+    real_label: Any = None
 
 
 class Objective(NamedTuple):
     """`draw` holds all the randomness of the loss; `loss` is a function of what was drawn.
 
-    draw(key, batch) -> Drawn; a batch with "x0" was matched before
+    draw(key, batch, train=True) -> Drawn; a batch with "x0" was matched before
     source(key, n) -> x0 [n, …], as `draw` draws it from its key
     couple(x0, x1, key, label) -> x0 reordered
     loss(params, drawn, key, train) -> (loss [B], terms {name: [B]}); key is for dropout
@@ -88,7 +103,7 @@ class Objective(NamedTuple):
 
     def __call__(self, key, params, batch, train=True):
         """Draws and evaluates: (loss [B], terms)."""
-        drawn = self.draw(draw_key(key), batch)
+        drawn = self.draw(draw_key(key), batch, train)
         return self.loss(params, drawn, dropout_key(key), train)
 
 
@@ -113,16 +128,48 @@ def unit(x1):
 
 
 def _make_loss(config) -> Callable:
-    """The named loss, with its nested sections `decay` and `weight` built."""
+    """The named loss, with its nested sections built; all but `adversary`, which asks for data."""
     fields = dict(config.loss)
+    fields.pop("adversary", None)
     if isinstance(fields.get("distance"), str):
-        fields["distance"] = choose("loss.distance", fields["distance"], losses.DISTANCES)
-    for name, table in (("decay", losses.DECAYS), ("weight", losses.WEIGHTS)):
+        fields["distance"] = {"name": fields["distance"]}
+    tables = {"decay": losses.DECAYS, "weight": losses.WEIGHTS, "distance": DISTANCES}
+    for name, table in tables.items():
         if fields.get(name) is not None:
             fields[name] = build(f"loss.{name}", table, fields[name])
     if fields["name"] == "denoising":
         fields["sigma_data"] = config.sigma_data
     return bind("loss", losses.LOSSES, fields, SUPPLIED)
+
+
+def _make_adversary(config, data: Dataset):
+    """The discriminator of a section `loss.adversary`; None where the loss has none."""
+    if config.loss.name != ADVERSARIAL:
+        return None
+    if config.data.get("real") is None:
+        raise UserError(
+            f"{ADVERSARIAL} needs real examples beside the pairs: set config.data.name='pairs' and "
+            "config.data.real, such as \"{'name': 'images', 'path': …}\""
+        )
+    choose("loss.game", config.loss.get("game", "hinge"), adversarial.GAMES)
+    for name in config.loss.get("policy", ()):
+        choose("loss.policy", name, adversarial.AUGMENTATIONS)
+    section = config.loss.get("adversary") or {"name": "projected"}
+    classes = dict(shape=data.shape, num_classes=data.num_classes)
+    return build("loss.adversary", ADVERSARIES, section, **classes)
+
+
+def _check_augmentation(config) -> None:
+    """Raises UserError where images would be augmented and the network not be told."""
+    if not config.augmentation:
+        return
+    if config.net.get("augmentation_size", 0) != NUM_LABELS:
+        raise UserError(
+            "config.augmentation would leak into the samples: set config.net.name='ddpmpp' or "
+            f"'ncsnpp' and config.net.augmentation_size={NUM_LABELS}, or config.augmentation=0"
+        )
+    if config.match_size > config.batch_size:
+        raise UserError("config.augmentation changes images after they were matched: set it to 0")
 
 
 def _check_output(loss: str, output) -> str:
@@ -131,8 +178,8 @@ def _check_output(loss: str, output) -> str:
         kind = "predicted"
     else:
         kind = "potential" if output.ndim == 1 else "vector"
-    vectors = ("flow_matching", "velocity_flux_matching", "denoising", "lines_matching")
-    if loss in vectors and kind != "vector":
+    vectors = ("flow_matching", "velocity_flux_matching")
+    if (loss in vectors or KIND[loss] == "denoiser") and kind != "vector":
         raise UserError(
             f"{loss} needs a network with a vector output: "
             "set config.net.output='vector' or leave out net.distance_head"
@@ -211,6 +258,7 @@ def _parts(config):
     if levels and (config.path_noise or config.rematching.get("name") != "none"):
         raise UserError("config.path='variance_exploding' has no bridge and no rematching")
     _check_levels(config)
+    _check_augmentation(config)
     if config.path_noise:
         if config.rematching.get("name") != "none":
             raise UserError("config.rematching moves targets, which path_noise=0 alone allows")
@@ -279,6 +327,7 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
       UserError: unknown names or fields, or a network that the loss cannot use.
     """
     loss_fn, couple, rematch, times, path = _parts(config)
+    adversary = _make_adversary(config, data)
     null_class = data.num_classes
     by_class = config.coupling.get("within_classes") or config.coupling.get("class_penalty")
     if by_class and not data.num_classes:
@@ -307,10 +356,12 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
             return jax.random.normal(key_source, (n, *data.shape), jnp.float32)
         return data.draw_source(key_source, n)
 
-    def draw(key, batch) -> Drawn:
+    def draw(key, batch, train=True) -> Drawn:
         _, key_time, key_label = jax.random.split(key, 3)
         x1, x0 = unit(batch["x1"]), batch.get("x0")
-        n = x1.shape[0]
+        n, augmentation = x1.shape[0], None
+        if config.augmentation and train:
+            x1, augmentation = augment(jax.random.fold_in(key, 6), x1, config.augmentation)
         own = config.loss.name not in SHARE_TIME
         t = times(key_time, n) if own else jnp.repeat(times(key_time, n // coupled), coupled)
         if x0 is None:
@@ -323,7 +374,13 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
             drop = jax.random.bernoulli(key_label, config.label_dropout, (n,))
             cond = jnp.where(drop, null_class, cond)
         keys = jax.random.split(jax.random.fold_in(key, 5), n) if "key" in takes else None
-        return Drawn(rematch(path, sample), cond, batch.get("label"), keys)
+        if augmentation is not None:
+            cond = {"label": cond, "augmentation": augmentation}
+        step = batch.get("step") if "step" in takes else None
+        step = None if step is None else jnp.full((n,), step, jnp.int32)
+        real = unit(batch["real"]) if "real" in takes else None
+        given = batch.get("label"), keys, step, real, batch.get("real_label")
+        return Drawn(rematch(path, sample), cond, *given)
 
     def field(params, key=None, train=False) -> Field:
         # A field trained without t is never shown one, whichever sampler follows it.
@@ -336,15 +393,24 @@ def create(config, data: Dataset, apply: Callable, abstract_params) -> Objective
             return potential_field(energy(call))
         return potential_field(call) if kind == "potential" else call
 
+    def last_layer(params, key, train):
+        """The last layer's weights, and the field as a function of them."""
+        own, name = params["field"], "kernel"
+        changed = lambda w: own | {"last": own["last"] | {name: w}}
+        return own["last"][name], lambda w: field(params | {"field": changed(w)}, key, train)
+
     def loss(params, drawn: Drawn, key=None, train=False):
         others = {name: values for name, values in params.items() if name != "field"}
         offers = {"key": drawn.key, "roles": others, "label": drawn.label, "null_class": null_class}
+        offers |= {"step": drawn.step, "real": drawn.real, "real_label": drawn.real_label}
+        if adversary is not None:
+            offers |= {"adversary": adversary, "last_layer": last_layer(params, key, train)}
         offers = {name: value for name, value in offers.items() if name in takes}
         return loss_fn(field(params, key, train), drawn.sample, drawn.cond, **offers)
 
     options = {name: value for name, value in config.loss.items() if name != "name"}
     make_roles = losses.ROLES.get(config.loss.name, lambda key, **options: {})
-    roles = functools.partial(make_roles, **options)
+    roles = functools.partial(make_roles, **options) if adversary is None else adversary.init
     output = "vector" if levels else kind
     return Objective(draw, source, couple, loss, field, output, roles, coupled)
 

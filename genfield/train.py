@@ -31,11 +31,11 @@ def create_state(params: dict, tx: optax.GradientTransformation, ema: bool) -> T
 
 
 def with_parameters(state: TrainState, params: dict, shardings: TrainState) -> TrainState:
-    """`state` with these parameters, in place of those drawn and of their average."""
+    """`state` with these parameters, by role, in place of those drawn and of their average."""
     put = lambda a, place: jax.make_array_from_callback(a.shape, place, lambda index: a[index])
-    new = jax.tree.map(put, params, shardings.params)
-    average = jax.tree.map(put, params, shardings.ema) if state.ema else {}
-    return state._replace(params=new, ema=average)
+    placed = lambda places: jax.tree.map(put, params, {role: places[role] for role in params})
+    average = state.ema | placed(shardings.ema) if state.ema else {}
+    return state._replace(params=state.params | placed(shardings.params), ema=average)
 
 
 def ema_rate(section, batch_size: int) -> float:
@@ -85,7 +85,12 @@ def make_optimizer(section, steps: int, roles=()) -> optax.GradientTransformatio
     if section.clip_norm:
         inner = optax.chain(optax.clip_by_global_norm(section.clip_norm), inner)
     levels = optax.adam(section.level_learning_rate)
-    known = {"normalizer": levels, "horizon": levels, "statistics": optax.sgd(STATISTICS_RATE)}
+    betas = dict(b1=section.discriminator_b1, b2=section.discriminator_b2)
+    known = {
+        **{"normalizer": levels, "horizon": levels, "statistics": optax.sgd(STATISTICS_RATE)},
+        "discriminator": optax.radam(section.discriminator_learning_rate, **betas),
+        "spectral": optax.sgd(1.0),  # each step takes the vector to where its iteration went
+    }
     players = {"field": inner, **{role: known[role] for role in roles}}
     return optax.partition(players, lambda params: {k: k for k in params})
 
@@ -142,7 +147,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         step_key = jax.random.fold_in(key, state.step)
-        data = batch_at(step_key, batch, draw_batch)
+        data = batch_at(step_key, batch, draw_batch) | {"step": state.step}
         drawn = objective.draw(draw_key(step_key), data)
         (loss, terms), grads = accumulated(state.params, drawn, dropout_key(step_key))
         norm = optax.global_norm(grads)

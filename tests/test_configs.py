@@ -35,7 +35,11 @@ def write_data(config, folder: Path) -> None:
     generator = np.random.default_rng(0)
     if config.data.name == "images":
         pixels = generator.integers(0, 256, (config.batch_size, 32, 32, 3), np.uint8)
-        np.savez(folder / "images.npz", train_images=pixels, test_images=pixels[:16])
+        labels = {
+            "train_labels": np.arange(config.batch_size),
+            "test_labels": np.arange(len(pixels[:16])),
+        }
+        np.savez(folder / "images.npz", train_images=pixels, test_images=pixels[:16], **labels)
         config.data.path = str(folder / "images.npz")
     elif config.data.name == "latents":
         size = config.batch_size * 2
@@ -44,12 +48,17 @@ def write_data(config, folder: Path) -> None:
         np.save(folder / "labels.npy", generator.integers(0, 1000, size))
         config.data.path = str(folder)
     elif config.data.name == "pairs":
-        settings = {"num_classes": 0, "class_names": [], "pixels": False}
+        images, side = config.net.name != "mlp", 64 if "size" in config.data.get("real", {}) else 32
+        settings = {"num_classes": 0, "class_names": [], "pixels": images}
         for name in ("x0", "x1"):
-            values = generator.standard_normal((100, 2)).astype(np.float32)
-            np.save(folder / f"{name}.npy", values)
+            shape = (100, side, side, 3) if images else (100, 2)
+            np.save(folder / f"{name}.npy", generator.standard_normal(shape).astype(np.float32))
         (folder / "manifest.json").write_text(json.dumps({"num": 100, "settings": settings}))
         config.data.path = str(folder)
+        if "real" in config.data:
+            pixels = generator.integers(0, 256, (100, side, side, 3), np.uint8)
+            np.savez(folder / "real.npz", train_images=pixels, test_images=pixels)
+            config.data.real.path, config.data.real.labels = str(folder / "real.npz"), False
     elif config.data.name == "cells":
         pytest.importorskip("scvelo", reason="cells need genfield[cells]")
         data = os.environ.get("GENFIELD_DATA") or pytest.skip("GENFIELD_DATA is unset: no cells")

@@ -5,24 +5,42 @@ says what drew them. The arrays stay on disk and are read by memory map.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from genfield.data.pipeline import SPLIT_SEED, Dataset, Examples, Feed, assemble, short_hash, subset
-from genfield.errors import UserError
+from genfield.data import digits, images, prepared
+from genfield.data.pipeline import (
+    SPLIT_SEED,
+    Dataset,
+    Examples,
+    Feed,
+    assemble,
+    iterator_state,
+    short_hash,
+    subset,
+)
+from genfield.data.pixels import to_uint8
+from genfield.errors import UserError, build
 from genfield.shards import FINISHED
 
 HELDOUT = 1_000  # at most, and at most a tenth
+REAL = {"digits": digits.digits, "images": images.images, "tfds": prepared.tfds}
 
 
-def pairs(*, path: str | None = None, labels: bool = True, feed: Feed) -> Dataset:
+def pairs(
+    *, path: str | None = None, labels: bool = True, real: Mapping | None = None, feed: Feed
+) -> Dataset:
     """Pairs (x0, x1), with labels where the sampler had them.
 
     Args:
       path: the folder. labels: off: they are left out, and the network knows no classes.
+      real: a section such as `data`, of images that batches carry beside the pairs, in an order of
+        their own: what a discriminator and the image metrics compare with. Without it, the metrics
+        compare with the pairs' own samples.
     Raises:
-      UserError: no such files, or files that do not belong together.
+      UserError: no such files, or files or images that do not belong together.
     """
     if path is None:
         raise UserError("data.path is not set: pass --config.data.path=…, a folder of --mode=pairs")
@@ -49,7 +67,7 @@ def pairs(*, path: str | None = None, labels: bool = True, feed: Feed) -> Datase
     everything = Examples(count, gather)
     rows = np.random.default_rng(SPLIT_SEED).permutation(count)
     held = max(1, min(HELDOUT, count // 10))
-    return assemble(
+    dataset = assemble(
         subset(everything, rows[held:]),
         subset(everything, rows[:held]),
         class_names=names,
@@ -57,7 +75,46 @@ def pairs(*, path: str | None = None, labels: bool = True, feed: Feed) -> Datase
         flip=False,
         fingerprint=short_hash("pairs", settings),
         feed=feed,
-    )._replace(pixels=settings["pixels"])
+    )
+    if settings["pixels"]:
+        shown = {split: _shown(examples) for split, examples in dataset.examples.items()}
+        dataset = dataset._replace(pixels=True, examples=shown)
+    return dataset if real is None else _beside(dataset, build("data.real", REAL, real, feed=feed))
+
+
+def _shown(examples: Examples) -> Examples:
+    """The samples of pairs as images, uint8."""
+    gather = lambda rows: (batch := examples.gather(rows)) | {"x1": to_uint8(batch["x1"])}
+    return Examples(examples.size, gather, labels=examples.labels)
+
+
+def _beside(pairs: Dataset, real: Dataset) -> Dataset:
+    """The pairs, whose batches carry as many real examples, as "real" and "real_label"."""
+    if real.shape != pairs.shape:
+        raise UserError(f"data.real has images of {real.shape}, and the pairs {pairs.shape}")
+    if real.num_classes != pairs.num_classes:
+        raise UserError(
+            f"data.real has {real.num_classes} classes and the pairs {pairs.num_classes}: set "
+            "data.real.labels as the teacher had them, or data.labels=False"
+        )
+    names = {"x1": "real", "label": "real_label"}
+    named = lambda batch: {names[key]: values for key, values in batch.items()}
+
+    def train(start_step: int):
+        parts = pairs.train(start_step), real.train(start_step)
+        try:
+            for own, other in zip(*parts, strict=True):
+                yield own | named(other)
+        finally:
+            for part in parts:
+                part.close()
+
+    heldout = lambda index, n: pairs.heldout(index, n) | named(real.heldout(index, n))
+    fingerprint = short_hash(pairs.fingerprint, real.fingerprint)
+    state = iterator_state(pairs.state(0)["seed"], fingerprint)
+    return pairs._replace(
+        train=train, heldout=heldout, examples=real.examples, fingerprint=fingerprint, state=state
+    )
 
 
 def _manifest(path: Path) -> dict:

@@ -5,6 +5,7 @@ each docstring, since the papers differ.
 """
 
 from genfield.losses.action import action_matching
+from genfield.losses.adversarial import adversarial_lines_matching
 from genfield.losses.annealed import annealed_flux_matching, annealed_velocity_flux, flux_roles
 from genfield.losses.denoising import denoising
 from genfield.losses.distance import distance_marching
@@ -28,12 +29,17 @@ LOSSES = {
     "distance_marching": distance_marching,
     "denoising": denoising,
     "lines_matching": lines_matching,
+    "adversarial_lines_matching": adversarial_lines_matching,
     "flux_matching": annealed_flux_matching,
     "velocity_flux_matching": annealed_velocity_flux,
 }
 # What a loss trains beside its field: (key, **fields of its section) -> {role: parameters}.
 ROLES = {"flux_matching": flux_roles, "velocity_flux_matching": flux_roles}
-OFFERED = ("key", "roles", "label", "null_class")  # to losses that name them
+# To losses that name them.
+OFFERED = (
+    *("key", "roles", "label", "null_class"),
+    *("step", "real", "real_label", "last_layer", "adversary"),
+)
 
 __all__ = [
     "DECAYS",
@@ -43,6 +49,7 @@ __all__ = [
     "ROLES",
     "WEIGHTS",
     "action_matching",
+    "adversarial_lines_matching",
     "annealed_flux_matching",
     "annealed_velocity_flux",
     "constant",
