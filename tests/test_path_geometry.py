@@ -219,3 +219,56 @@ def test_straightness_of_a_sampler():
     expected = path_geometry.straightness(arc(jnp.linspace(0, 1, 201))[:, None])
     np.testing.assert_allclose(found.relative, np.repeat(expected.relative, 2), rtol=1e-3)
     np.testing.assert_allclose(found.deviation[1], 2 * found.deviation[0], rtol=1e-4)
+
+
+def vp(t):
+    """α and σ of a variance-preserving process, noise at t = 0."""
+    return jnp.sin(jnp.pi * t / 2), jnp.cos(jnp.pi * t / 2)
+
+
+def test_lines_are_straight_on_the_linear_path():
+    """Whatever the process and its clock; the ends and the times are those of the line."""
+    x0, x1 = map(jnp.asarray, draw(3, 2, 2))
+    wide = lambda a: a[:, None, None, None]
+    sigma = jnp.asarray([80.0, 9.0, 1.0, 0.25, 0.0])
+    z, t = path_geometry.on_linear_path(x1[None] + wide(sigma) * x0[None], sigma)
+    np.testing.assert_allclose(t, [1 / 81, 0.1, 0.5, 0.8, 1], rtol=1e-6)
+    np.testing.assert_allclose(z, (1 - wide(t)) * x0[None] + wide(t) * x1[None], atol=1e-5)
+    np.testing.assert_allclose(path_geometry.straightness(z, t).deviation, 0, atol=1e-5)
+
+    alpha, sigma = vp(jnp.linspace(0, 1, 9))
+    trace = wide(alpha) * x1[None] + wide(sigma) * x0[None]
+    assert np.all(path_geometry.straightness(trace).relative > 0.1)
+    found = path_geometry.straightness(*path_geometry.on_linear_path(trace, sigma, alpha))
+    np.testing.assert_allclose(found.deviation, 0, atol=1e-5)
+
+
+def test_straightness_does_not_depend_on_the_process():
+    """The exact flows of N(m, s²) data are one flow in z: denoiser, score of VP and velocity."""
+    m, s, x0 = jnp.asarray([[2.0, -1.0]]), 0.3, jnp.asarray(draw(5, 2)[0])
+    mean = lambda x, a, sigma: m + a * s**2 / (a**2 * s**2 + sigma**2) * (x - a * m)  # E[x1 | x]
+    velocity = lambda x, t, cond=None: (
+        (mean(x, t[:, None], 1 - t[:, None]) - x) / jnp.maximum(1 - t[:, None], 1e-6)
+    )
+    out = sampling.sample(
+        jax.random.key(0), velocity, x0, sampling.euler(), num_steps=2000, trace=1
+    )
+    expected = path_geometry.straightness(out.trace)
+    assert np.all(expected.deviation > 0.1)
+
+    # Solutions of the probability flow are known: (x - α m) / √(α² s² + σ²) is x0 throughout.
+    def solution(alpha, sigma):
+        a, b = alpha[:, None, None], sigma[:, None, None]
+        return a * m[None] + jnp.sqrt(a**2 * s**2 + b**2) * x0[None]
+
+    grid = jnp.linspace(0, 1, 2001)
+    for alpha, sigma in (vp(grid), (jnp.ones(2001), 1e3 * (1 - grid) ** 9)):
+        z, t = path_geometry.on_linear_path(solution(alpha, sigma), sigma, alpha)
+        found = path_geometry.straightness(z, t)
+        np.testing.assert_allclose(found.deviation, expected.deviation, rtol=2e-2)
+
+
+def test_noise_levels_of_another_number():
+    for arguments in ((jnp.zeros(3),), (jnp.zeros(4), jnp.zeros(3))):
+        with pytest.raises(ValueError, match="noise levels"):
+            path_geometry.on_linear_path(jnp.zeros((4, 2, 3)), *arguments)

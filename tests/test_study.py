@@ -43,6 +43,7 @@ digits = trained("digits", TINY_DIGITS, small=MLP)
 transformer = trained("transformer", TINY_DIGITS, small={})
 moons = trained("moons", MOONS, train__steps=4)
 flow = trained("flow", FLOW, train__steps=2)
+edm = trained("edm", ROOT / "configs" / "edm_two_moons.py", train__steps=2, net__width=8)
 FLOWING = MLP | {
     "net": "{'name':'mlp','width':16,'depth':1,'time_input':True}",
     "loss": "{'name':'flow_matching'}",
@@ -440,3 +441,29 @@ def test_a_run_is_opened_from_its_workdir_alone(moons, tmp_path):
     assert exp.objective.field(params)(np.zeros((8, 2), np.float32)).distance.shape == (8,)
     with pytest.raises(UserError, match="holds no checkpoints"):
         jobs.open_run(tmp_path / "nowhere")
+
+
+def test_straightness(flow, edm, findings):
+    found = findings("straightness", flow, "--num=20", "--num_steps=1,3")
+    one, three = found["figures"]["rows"]
+    assert one["nfe"] == 1 and one["deviation"] < 1e-5 < three["deviation"]  # a step is straight
+    assert three["relative"] > 0 and "w2" in one
+    found = findings("straightness", edm, "--num=20", "--num_steps=1,4", "--metric=none")
+    one, four = found["figures"]["rows"]
+    assert (one["nfe"], four["nfe"]) == (1, 7) and one["deviation"] < 1e-4 < four["deviation"]
+    lines = "--config.sampler={'name':'multistep','indices':(0,3,5),'noise':'line'}"
+    [row] = findings("straightness", edm, "--num=20", "--metric=none", lines)["figures"]["rows"]
+    assert row["num_steps"] == row["nfe"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config.sampler={'name':'dopri5'}"], "chooses its own steps"),
+        (["--config.sampler={'name':'multistep'}", "--num_steps=2"], "leave out --num_steps"),
+    ],
+)
+def test_straightness_refuses(edm, flow, capsys, flags, says):
+    workdir = flow if "dopri5" in flags[0] else edm
+    assert study.main(["study", "straightness", f"--workdir={workdir}", *flags]) == 2
+    assert says in capsys.readouterr().err

@@ -241,3 +241,31 @@ def straightness(trace: Array, times: Array | None = None) -> Straightness:
     gaps = jnp.diff(trace, axis=0) - shares[:, None, None] * whole[None]
     deviation = jnp.sum(jnp.linalg.norm(gaps, axis=-1), axis=0)
     return Straightness(deviation, deviation / jnp.linalg.norm(whole, axis=-1))
+
+
+def on_linear_path(trace: Array, sigma: Array, alpha: Array | float = 1.0) -> tuple[Array, Array]:
+    """A trajectory of x = α x1 + σ x0 as one of the linear path z = (1-t) x0 + t x1.
+
+    z = x / (α + σ) at t = α / (α + σ): what `straightness` compares between samplers down noise
+    levels and those of a velocity (Lines Matching Models, Table 1). Flows keep their trajectories
+    in it: dx/dσ = (x - D(x, σ)) / σ of an exact denoiser is the exact velocity E[x1 - x0 | z].
+
+    Args:
+      trace: positions [K+1, B, *D]. Samplers that scale the noise they are given trace it as given:
+        scale the first position by the first noise level.
+      sigma: σ of the positions, [K+1]. alpha: α of them, [K+1], or one for all; 1 is the
+        variance-exploding process.
+    Returns:
+      z [K+1, B, *D] and t [K+1], for `straightness`.
+    Raises:
+      ValueError: noise levels of another number.
+    """
+    sigma = jnp.asarray(sigma)
+    if sigma.shape != (len(trace),) or np.shape(alpha) not in ((), sigma.shape):
+        raise ValueError(
+            f"on_linear_path needs a trace [K+1, B, *D] and noise levels [K+1], got {trace.shape}, "
+            f"{sigma.shape} and alpha {np.shape(alpha)}"
+        )
+    alpha = jnp.broadcast_to(jnp.asarray(alpha, sigma.dtype), sigma.shape)
+    total = alpha + sigma
+    return trace / total.reshape(-1, *(1,) * (trace.ndim - 1)), alpha / total

@@ -6,7 +6,16 @@ studies compute is in `genfield.abilities`; claims and figures are in docs/abili
 
 from collections.abc import Callable
 
-from genfield.studies import compose, denoise, diagnose, neighbours, noises, ood, sweep
+from genfield.studies import (
+    compose,
+    denoise,
+    diagnose,
+    neighbours,
+    noises,
+    ood,
+    straightness,
+    sweep,
+)
 from genfield.studies.common import Findings, Subject
 
 __all__ = ["STUDIES", "Findings", "Subject"]
@@ -18,5 +27,6 @@ STUDIES: dict[str, Callable[..., Findings]] = {
     "neighbours": neighbours.neighbours,
     "noises": noises.noises,
     "ood": ood.ood,
+    "straightness": straightness.straightness,
     "sweep": sweep.sweep,
 }

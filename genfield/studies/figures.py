@@ -125,6 +125,16 @@ def sweeps(path: Path, rows: list[dict], name: str) -> Path:
     return _save(figure, path)
 
 
+def evaluations(path: Path, rows: list[dict], names: list[str]) -> Path:
+    """Figures against the evaluations of a sample, a panel each."""
+    figure, axes = _grid(len(names), 4.4, 3.4)
+    for name, panel in zip(names, axes, strict=True):
+        panel.plot([r["nfe"] for r in rows], [r[name] for r in rows], "o-")
+        panel.set(xscale="log", xlabel="evaluations", ylim=(0, None), title=name.replace("_", " "))
+        panel.grid(alpha=0.3)
+    return _save(figure, path)
+
+
 def histograms(path: Path, sets: dict[str, dict[str, np.ndarray]]) -> Path:
     """One panel a score, one outline a set: {set: {score: [N]}}; the first set is filled."""
     names = list(next(iter(sets.values())))
