@@ -8,23 +8,21 @@ network, forward or back, as one: 3 of a regression step, 7 of Flux Matching.
 """
 
 import argparse
-import json
+import functools
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import side_by_side
+import steps
+from steps import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from genfield import configuration, experiment  # noqa: E402
-from genfield.errors import UserError  # noqa: E402
-from genfield.losses import flux  # noqa: E402
+from genfield import configuration
+from genfield.errors import UserError
+from genfield.losses import flux
 
 
 def gradient_of_jvp(g, x, s, probes):
@@ -64,8 +62,8 @@ def variants(batch: int) -> dict[str, Variant]:
     }
 
 
-def start(variant: Variant, args, data: Path, workdir: Path):
-    """run(steps), and the bytes that the compiled step holds beside its arguments."""
+def start(variant: Variant, args, data: Path, workdir: Path) -> steps.Step:
+    """The compiled step of a variant."""
     config = configuration.load(str(ROOT / "configs" / f"flux_matching_cifar10.py:{args.size}"))
     config = configuration.override(config, args.flags)
     config.batch_size, config.data.path = args.batch, str(data)
@@ -74,26 +72,9 @@ def start(variant: Variant, args, data: Path, workdir: Path):
     kept = flux._second_order
     flux._second_order = variant.second_order or kept
     try:
-        exp = experiment.prepare(config, workdir)
-        batches = exp.data.train(0)
-        batch = jax.device_put(next(batches))
-        batches.close()
-        state = exp.init()
-        compiled = experiment.jit_train_step(exp).lower(state, batch).compile()
+        return steps.prepare(config, workdir)
     finally:
         flux._second_order = kept
-    memory = compiled.memory_analysis().temp_size_in_bytes
-
-    def run(steps: int) -> None:
-        nonlocal state
-        for _ in range(steps):
-            state, metrics = compiled(state, batch)
-        jax.block_until_ready((state, metrics))
-        assert metrics["finite"], "the step that was timed changes nothing"
-
-    begun = time.perf_counter()
-    run(1)
-    return run, memory, time.perf_counter() - begun
 
 
 def main() -> None:
@@ -113,51 +94,16 @@ def main() -> None:
         parser.error(f"unknown variant {unknown[0]!r}; known: {'; '.join(known)}")
     if args.batch % 8:
         parser.error("--batch must be a multiple of 8")
-    where = side_by_side.machine()
-    print(side_by_side.describe(where), flush=True)
+    print(side_by_side.describe(side_by_side.machine()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         data = side_by_side.write_images(Path(folder) / "images.npz", 2 * args.batch)
-        ready = {}
-        for name in names:
-            ready[name] = start(known[name], args, data, Path(folder) / "run")
-            _, memory, seconds = ready[name]
-            print(
-                f"{name}: {memory / 2**20:,.0f} MiB, {seconds:.2f} s", file=sys.stderr, flush=True
-            )
-        steps = max(1, round(args.seconds / ready[names[0]][2]))
-
-        def timed(run):
-            return lambda: side_by_side.timed(lambda: run(steps) or steps * args.batch)
-
-        rates = side_by_side.interleave(
-            {name: timed(run) for name, (run, *_) in ready.items()}, args.rounds
-        )
-    first, result = names[0], {}
-    for name in names:
-        result[name] = {
-            "passes_over": known[name].passes / known[first].passes,
-            "time_over": side_by_side.summary(rates[first] / rates[name]),
-            "memory_over": ready[name][1] / ready[first][1],
-            "memory": ready[name][1],
-            "examples_per_second": side_by_side.summary(rates[name]),
+        make = {
+            name: functools.partial(start, known[name], args, data, Path(folder) / "run")
+            for name in names
         }
-    rows = [
-        [
-            name,
-            side_by_side.ratio(r["passes_over"]),
-            side_by_side.spread(r["time_over"]["rounds"], side_by_side.ratio),
-            side_by_side.ratio(r["memory_over"]),
-            f"{r['memory'] / 2**20:,.0f}",
-            side_by_side.number(r["examples_per_second"]["median"]),
-        ]
-        for name, r in result.items()
-    ]
-    head = ["step", "passes", f"time / {first}'s", f"memory / {first}'s", "MiB", "examples/s"]
-    print(side_by_side.table(head, rows))
-    if args.json:
-        settings = {k: str(v) for k, v in vars(args).items()}
-        content = {"machine": where, "settings": settings, "variants": result}
-        args.json.write_text(json.dumps(content, indent=2) + "\n")
+        result = steps.compare(make, args.batch, args.rounds, args.seconds)
+    print(steps.table(result, {name: known[name].passes for name in names}))
+    steps.write(args.json, args, result)
 
 
 if __name__ == "__main__":
