@@ -136,6 +136,26 @@ def test_the_medium_network_has_ten_to_fifteen_million_parameters(method):
 
 
 @pytest.mark.parametrize(
+    ("name", "variant", "shape", "num_classes", "expected"),
+    [
+        ("edm_cifar10.py", "full", 32, 0, 55_733_891),
+        ("edm_cifar10.py", "cond", 32, 10, 55_735_299),
+        ("lines_cifar10.py", "adversarial,sot", 32, 10, 55_735_299),
+        ("edm_afhq64.py", None, 64, 0, 61_805_571),
+        ("lines_afhq64.py", "perceptual", 64, 0, 61_805_571),
+        ("edm_imagenet64.py", None, 64, 1000, 295_899_267),
+        ("lines_imagenet64.py", "l2", 64, 1000, 295_899_267),
+    ],
+)
+def test_teachers_and_their_lines_have_the_published_sizes(
+    name, variant, shape, num_classes, expected
+):
+    config = load(name, *([variant] if variant else []))
+    _, params = nets.create(config.net, None, shape=(shape, shape, 3), num_classes=num_classes)
+    assert nets.count_parameters(params) == expected
+
+
+@pytest.mark.parametrize(
     ("name", "variant"),
     [("flow_matching_cifar10.py", "full"), ("flow_matching_imagenet256.py", "B/2")],
 )
