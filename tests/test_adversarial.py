@@ -227,6 +227,19 @@ def test_projected_discriminator():
     )
 
 
+def test_a_second_network_brings_heads_of_its_own():
+    fields = dict(networks=("tiny", "tiny"), size=16, width=8, random_features=0)
+    made = projected(**fields, shape=(16, 16, 1), num_classes=0)
+    roles = made.init(jax.random.key(0))
+    assert set(roles["discriminator"]) == set("0123")
+    x = jax.ShapeDtypeStruct((2, 16, 16, 1), jnp.float32)
+    assert jax.eval_shape(made.logits, roles, x).shape == (2, 4)
+    with pytest.raises(UserError, match="names a file for each of its networks"):
+        projected(**fields, paths=("one.pth",), shape=(16, 16, 3), num_classes=0)
+    with pytest.raises(UserError, match="needs images"):
+        projected(**fields, shape=(2,), num_classes=0)
+
+
 def test_spectral_vectors_find_the_largest_singular_value():
     made = critic()
     roles = made.init(jax.random.key(0))

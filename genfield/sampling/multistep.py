@@ -54,8 +54,8 @@ def multistep(
       indices: of the levels, rising from 0, among the `schedule_steps` of `diffusion.noise_levels`:
         (0,), (0, 1), (0, 1, 2) or (0, 3, 5), and (0, 1, 3, 5) in LMM's tables.
       noise: "fresh": η is drawn anew (LMM, as consistency models do). It shrinks coordinates whose
-        pairing is the identity: their variance is times (1 + σ'²) / (1 + σ')² a step. "line": η is
-        the noise that x has, (x - N) / σ, so that x goes along its line, and no variance is lost.
+        pairing is the identity: a variance of v becomes (v + σ'²) / (1 + σ')² in a step. "line": η
+        is the noise that x has, (x - N) / σ: x goes along its line, and no variance is lost.
     Raises:
       ValueError: indices that do not rise from 0 within the schedule, or an unknown noise.
     """
