@@ -44,7 +44,7 @@ def get_config(variant: str = "causal", loss: str = "flux_matching"):
     config.sample.batch_size = 500
     config.evaluate.metrics = ("point_cloud", "heldout_loss")
     if size == "small":
-        # Below σ = 0.1 second derivatives of a batch's density are noise in float32.
+        # The levels of the study in docs/flux_matching.md.
         config.time.low = config.sampler.sigma_min = 0.1
         config.batch_size, config.loss.group_size = 64, 16  # a group has one σ
         if loss != "denoising":

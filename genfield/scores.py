@@ -41,9 +41,12 @@ def kde_score(
     # |x|² is the same for every centre, so the softmax does not need it.
     product = lambda a, b: jnp.matmul(a, b, precision="highest")
     cross = product(flat, points.T) - 0.5 * jnp.sum(points**2, axis=-1)[None]
-    logits = cross / variance[:, None]
     if belongs is not None:
-        logits = jnp.where(belongs, logits, -jnp.inf)
+        cross = jnp.where(belongs, cross, -jnp.inf)
+    # From the nearest centre's: a softmax of one centre then has derivatives of exactly 0, where
+    # the rounding of |x|²/σ² would be left of them, by 1/σ² again in the second.
+    nearest = jnp.argmax(cross, axis=-1, keepdims=True)
+    logits = (cross - jnp.take_along_axis(cross, nearest, axis=-1)) / variance[:, None]
     mean = product(jax.nn.softmax(logits, axis=-1), points)
     return ((mean - flat) / variance[:, None]).reshape(x.shape)
 

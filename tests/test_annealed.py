@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from genfield import losses, paths
+from genfield import fields, losses, paths
 from genfield.losses import annealed, mixing
+from genfield.losses.flux import _weights as flux_weights
 
 N, D, GROUP = 16, 2, 8
 
@@ -85,12 +86,14 @@ def test_without_players_the_loss_is_flux_matching_with_the_groups_density():
 OPTIONS = dict(mixing_weight=0.1, norm_weight=0.2, circulation_weight=0.3)
 
 
-def test_the_players_gradients_do_not_leak_into_each_other():
+@pytest.mark.parametrize("estimator", ["cross_chain", "pathwise"])
+def test_the_players_gradients_do_not_leak_into_each_other(estimator):
     roles = annealed.flux_roles(jax.random.key(0), **OPTIONS)
     roles = jax.tree.map(lambda a: a + 0.1, roles)
+    options = OPTIONS | {"estimator": estimator}
 
     def mean(params, roles):
-        return jnp.mean(evaluate(roles, params, **OPTIONS)[0])
+        return jnp.mean(evaluate(roles, params, **options)[0])
 
     of_field, of_roles = jax.grad(mean, argnums=(0, 1))(PARAMS, roles)
     # The field's gradient is that of the weighted losses with all scales held fixed.
@@ -104,7 +107,7 @@ def test_the_players_gradients_do_not_leak_into_each_other():
     rms = jnp.sqrt(roles["statistics"]["circulation"][0])  # all buckets are alike here
 
     def by_hand(params):
-        terms = evaluate(roles, params, **OPTIONS)[1]
+        terms = evaluate(roles, params, **options)[1]
         weights = {"flux": 1.0, "mixing": 0.1, "norm": 0.2}
         total = sum(w * terms[name] * jnp.exp(-scales[name]) for name, w in weights.items())
         return jnp.mean(total + 0.3 * terms["circulation"] / rms)
@@ -112,7 +115,8 @@ def test_the_players_gradients_do_not_leak_into_each_other():
     expected = jax.grad(by_hand)(PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4), of_field, expected)
     # The horizon's parameters move by eq. 51 alone: no other loss depends on them.
-    terms = evaluate(roles, **OPTIONS)[1]
+    terms = evaluate(roles, **options)[1]
+    assert len(np.unique(terms["horizon"])) == (N if estimator == "pathwise" else N // GROUP)
     realized = terms["flux"] * jnp.exp(-scales["flux"])
 
     def fit(horizon):
@@ -123,6 +127,56 @@ def test_the_players_gradients_do_not_leak_into_each_other():
     expected = jax.grad(fit)(roles["horizon"])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
     jax.tree.map(close, of_roles["horizon"], expected)
+
+
+@pytest.mark.parametrize("estimator", ["cross_chain", "pathwise"])
+def test_the_rate_settles_where_the_loss_decays(estimator):
+    """N(0, I) and u linear: the loss is in proportion to e^{-2t}, so that eq. 51 ends at λ = 2."""
+    score, field = (lambda x, t=None, cond=None, a=a: -a * x for a in (1.0, 1.8))
+    options = {"horizon": 4.0, "estimator": estimator}
+
+    def slope(log_rate, key):
+        def total(shift):
+            roles = {"horizon": annealed.level_network(jax.random.key(0)) | {"shift": shift}}
+            k0, k1 = jax.random.split(key)
+            x, sigma = jax.random.normal(k0, (64, 2)), jnp.ones(64)
+            given = (None, sigma, roles, 0.0, 16, options)
+            loss = annealed._annealed(k1, field, x, score, *given)[0]
+            return loss.mean()
+
+        return jax.grad(total)(log_rate[None])[0]
+
+    keys = jax.random.split(jax.random.key(1), 4096)
+    run = jax.jit(lambda rate: jax.lax.map(lambda k: slope(jnp.log(rate), k), keys, batch_size=256))
+    slopes = {rate: np.asarray(run(jnp.float32(rate)), np.float64) for rate in (1.0, 2.0, 3.0)}
+    z = {rate: a.mean() / (a.std() / np.sqrt(len(a))) for rate, a in slopes.items()}
+    assert z[1.0] < -4 and abs(z[2.0]) < 4 and z[3.0] > 4, z
+
+
+@pytest.mark.parametrize("loss", [losses.annealed_flux_matching, losses.annealed_velocity_flux])
+@pytest.mark.parametrize("size", [0, -8, 5, 2.0])
+def test_groups_that_cut_no_batch_are_refused(loss, size):
+    with pytest.raises(ValueError, match=r"group_size .*(at least 1|does not divide)"):
+        loss(linear(PARAMS), sample(), key=jax.random.key(0), roles={}, group_size=size)
+
+
+@pytest.mark.parametrize("level", [0.03, 3.0, 300.0])
+def test_the_normaliser_starts_at_the_scale_of_a_preconditioned_field(level):
+    """Of networks of outputs of variance 1 beside those it should have; else at 1/σ."""
+    x, sigma = jnp.zeros((4096, 2)), jnp.full(4096, level)
+    network = lambda seed: lambda z, t, c: jax.random.normal(jax.random.key(seed), z.shape)
+    field = lambda seed: fields.score_field(fields.precondition(network(seed), 3.0))(x, sigma)
+    missed = jnp.mean(jnp.square(field(0) - field(1))) / 2
+    np.testing.assert_allclose(jnp.log(missed), annealed._start_of_scale(sigma, 3.0)[0], atol=0.1)
+    roles = annealed.flux_roles(jax.random.key(0), learned_horizon=False)
+    off = {"learned_horizon": False}
+    flux = evaluate(roles, **off)[1]["flux"]
+    for sigma_data, root in ((None, 1.0), (0.7, 0.7**2 / (0.7**2 + sample().t ** 2))):
+        scale = jnp.log(2 * root / sample().t ** 2)
+        found = evaluate(roles, sigma_data=sigma_data, **off)[0]
+        np.testing.assert_allclose(found, flux * jnp.exp(-scale) + scale, rtol=1e-4)
+    with pytest.raises(ValueError, match="sigma_data is a standard deviation > 0, got 0"):
+        evaluate(roles, sigma_data=0.0)
 
 
 def test_a_normaliser_settles_at_the_log_of_the_loss():
@@ -194,10 +248,37 @@ def test_a_field_that_moves_points_to_the_law_mixes_better():
     assert towards.mean() < 0.8 < 1.2 < away.mean()
 
 
-def test_mixing_refuses_uneven_groups():
-    with pytest.raises(ValueError, match="even"):
+def products(jaxpr):
+    """The matrix products of a program, those of its inner ones too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def test_squared_distances_keep_their_digits():
+    """Where products are taken in TF32 or bfloat16, |x|² + |y|² - 2 x·y would not."""
+    x = jnp.ones((4, 3))
+    for run in (
+        mixing.sinkhorn_divergence,
+        lambda x, y: flux_weights(x[None], y[None], jnp.ones(1), None, 1),
+    ):
+        found = list(products(jax.make_jaxpr(run)(x, 2 * x).jaxpr))
+        assert found
+        for equation in found:
+            assert equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
+
+
+@pytest.mark.parametrize(("batch", "size"), [(9, 9), (12, 8), (12, 0), (12, -4)])
+def test_mixing_refuses_uneven_groups(batch, size):
+    with pytest.raises(ValueError, match=r"even|divide|at least 1"):
         mixing.mixing_proxy(
-            jax.random.key(0), linear(PARAMS), jnp.ones((9, 2)), sigma=jnp.ones(9), group_size=9
+            jax.random.key(0),
+            linear(PARAMS),
+            jnp.ones((batch, 2)),
+            sigma=jnp.ones(batch),
+            group_size=size,
         )
 
 

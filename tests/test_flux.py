@@ -177,6 +177,31 @@ def test_pathwise_tends_to_the_exact_dynamics():
     assert off.max() > 2 * MAX_Z  # the check can fail
 
 
+@gaussians
+def test_a_time_for_each_example_is_unbiased_in_a_group(p):
+    """Rates of their own too: each example has the weight 1 / q of its own law."""
+    rate = np.tile(np.geomspace(0.2, 1.5, 64), 1 << 10)
+    found = monte_carlo(p, 1 << 16, rate=rate, estimator="pathwise", group_size=64)
+    agrees(found, oracles.chain(p, T, STEPS))
+
+
+@pytest.mark.parametrize("p", [ISOTROPIC[1], ANISOTROPIC[0], ANISOTROPIC[2]], ids=named)
+def test_a_time_for_each_example_is_less_noisy_than_a_shared_one(p, monkeypatch):
+    """The gradient of a group's mean: its times average out too."""
+    draw = flux._draw_horizon
+    shared = lambda key, batch, _, *options: draw(key, batch, 64, *options)
+    variances = []
+    for way in (draw, shared):
+        monkeypatch.setattr(flux, "_draw_horizon", way)
+        _sampler.cache_clear()
+        found = monte_carlo(p, 1 << 15, estimator="pathwise", group_size=64)
+        agrees(found, oracles.chain(p, T, STEPS))
+        variances.append(np.sum(found[1][1] ** 2) + np.sum(found[2][1] ** 2))
+    _sampler.cache_clear()
+    own, together = variances
+    assert own < 0.3 * together, own / together
+
+
 @isotropic
 @pytest.mark.parametrize("probed", [1.0, 0.5])
 def test_cross_chain_is_unbiased_on_isotropic_gaussians(p, probed):
@@ -203,7 +228,7 @@ def test_cross_chain_of_many_chains_on_anisotropic_gaussians(p, estimator):
 
 @isotropic
 def test_the_normalized_form_is_biased(p):
-    """1.25 J of the part of u linear in x, √2 ln(1 + √2), and T times that of its mean."""
+    """1.25 J, √2 ln(1 + √2), of the part of u linear in x - E x, and T J of its mean."""
     centred = p._replace(b=-p.A @ p.mean)
     ratio = oracles.cross_chain(centred, T, STEPS, True).value
     ratio /= oracles.projected_divergence(centred)
@@ -230,6 +255,19 @@ def test_truncated_exponential(rate):
     np.testing.assert_allclose(log_density, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-30, 1e-9])
+def test_a_rate_of_nothing_is_uniform(rate):
+    v, rate = jnp.linspace(0.0, 1.0, 11), jnp.float32(rate)
+    np.testing.assert_allclose(flux.truncated_exponential(v, rate, T), T * v, rtol=1e-6)
+    density = lambda rate, t: flux.truncated_exponential_log_density(t, rate, T)
+    np.testing.assert_allclose(density(rate, T * v), -np.log(T), rtol=1e-6)
+    slope = jax.vmap(jax.grad(density), (None, 0))(rate, T * v)
+    np.testing.assert_allclose(slope, T / 2 - T * v, atol=1e-5)
+    p = ISOTROPIC[1]
+    run = functools.partial(monte_carlo, p, 1 << 12, estimator="pathwise", group_size=1)
+    chex.assert_trees_all_close(run(rate=rate), run(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("rate", [0.5, 4.0, 5.0, 20.0])
 def test_the_last_quantile_is_finite(rate):
     """A uniform draw is 0 once in 2^23, and 1 - v is 1."""
@@ -250,19 +288,42 @@ def test_the_rate_changes_the_variance_and_not_the_mean():
     assert errors[1.0] < 0.9 * errors[None]
 
 
-def test_a_group_shares_its_time():
+@pytest.mark.parametrize("estimator", flux.ESTIMATORS)
+def test_a_group_shares_its_time_where_chains_are_weighted_against_each_other(estimator):
     x, keys = jax.random.normal(jax.random.key(0), (24, 2)), jax.random.split(jax.random.key(1), 24)
-    score = lambda x, t=None, cond=None: -x
+    score, options = lambda x, t=None, cond=None: -x, {"group_size": 4, "estimator": estimator}
     run = quick(
         lambda key, rate: flux.flux_matching(
-            key, lambda x, t, c: -2 * x, x, score, sigma=1.0, group_size=4, rate=rate
+            key, lambda x, t, c: -2 * x, x, score, sigma=1.0, rate=rate, **options
         )[1]["horizon"]
     )
     for key in (jax.random.key(2), keys):
         for rate in (None, jnp.float32(1.3)):
             t = np.asarray(run(key, rate)).reshape(6, 4)
-            assert np.all(t == t[:, :1]) and np.all((t > 0) & (t <= T))
-            assert len(np.unique(t)) == 6
+            assert np.all((t > 0) & (t <= T))
+            if estimator == "pathwise":
+                assert len(np.unique(t)) == 24
+            else:
+                assert np.all(t == t[:, :1]) and len(np.unique(t)) == 6
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64], ids=jnp.dtype)
+@pytest.mark.parametrize("estimator", ["cross_chain", "pathwise"])
+def test_times_and_levels_are_float32_whatever_x_is(estimator, dtype):
+    """A time in bfloat16 has 129 values in [0.5, 1]."""
+    seen = set()
+
+    def field(x, t=None, cond=None):
+        seen.add(t.dtype)
+        return (-2 * x * fields.expand(t, x)).astype(x.dtype)
+
+    with jax.enable_x64(dtype == jnp.float64):
+        x = jax.random.normal(jax.random.key(0), (512, 2)).astype(dtype)
+        options = {"sigma": 0.7, "group_size": 2, "estimator": estimator}
+        loss, terms = flux.flux_matching(jax.random.key(1), field, x, field, rate=0.5, **options)
+    assert seen == {jnp.dtype(jnp.float32)} and terms["horizon"].dtype == jnp.float32
+    assert loss.dtype == jnp.promote_types(dtype, jnp.float32) and np.all(np.isfinite(loss))
+    assert len(np.unique(terms["horizon"])) == (512 if estimator == "pathwise" else 256)
 
 
 @pytest.mark.slow
@@ -299,6 +360,19 @@ def test_chain_has_its_moments(num_steps):
     assert np.all(np.abs(ends.mean(0) - expected) < MAX_Z * np.sqrt(np.diag(noise) / n))
     spread = np.sqrt(np.outer(np.diag(noise), np.diag(noise)) + noise**2) / np.sqrt(n)
     assert np.all(np.abs(np.cov(ends.T) - noise) < MAX_Z * spread)
+
+
+@pytest.mark.parametrize(("variance", "stable"), [(0.30, False), (0.33, True)])
+def test_chains_blow_up_where_the_law_is_much_narrower_than_sigma(variance, stable):
+    """A step of the longest chain multiplies by 1 - σ² (1 - e^{-1}) / λ: below -1 for 0.316 σ²."""
+    score = lambda x, t=None, cond=None: -x / variance
+    chain = lambda x: flux.langevin_chain(
+        jax.random.key(0), score, x[None], jnp.ones(1), None, jnp.full(1, T), STEPS
+    )[0, 0]
+    growth = jax.grad(chain)(jnp.ones(1))[0]
+    expected = np.linalg.matrix_power(np.array([[1 + np.expm1(-T / STEPS) / variance]]), STEPS)
+    np.testing.assert_allclose(growth, expected[0, 0], rtol=1e-4)
+    assert (abs(growth) < 1) == stable
 
 
 @pytest.mark.parametrize("sigma2", [0.25, 1.0, 4.0])
@@ -375,6 +449,7 @@ BY_HAND = {
     "classes": {"estimator": "cross_chain"},
     "classes_normalized": {"estimator": "cross_chain_normalized"},
     "exponential": {"estimator": "cross_chain", "rate": 0.9},
+    "pathwise_exponential": {"estimator": "pathwise", "rate": 0.9},
 }
 
 
@@ -404,7 +479,7 @@ def test_estimators_by_hand(name, monkeypatch):
     _, u, s = cubic_slope(x)
     for g in range(3):
         at, of = slice(g * n, (g + 1) * n), slice(g * kept, (g + 1) * kept)
-        if name == "pathwise":
+        if options["estimator"] == "pathwise":
             second = slope[of] @ TURN
         else:
             labels = None if label is None else (np.arange(n) % 2,) * 2
@@ -415,7 +490,7 @@ def test_estimators_by_hand(name, monkeypatch):
         rate = options.get("rate")
         density = 1 / T
         if rate:
-            density = rate * np.exp(-rate * t[g * n]) / (1 - np.exp(-rate * T))
+            density = rate * np.exp(-rate * t[at]) / (1 - np.exp(-rate * T))
         expected = -(float(sigma[g * n]) ** 2) / density * (u[at] * second).sum(-1)
         room = 2e-5 * np.abs(expected).max()
         np.testing.assert_allclose(loss[at], expected, rtol=3e-4, atol=room)
@@ -818,6 +893,20 @@ def test_classes_are_apart():
     )
 
 
+@pytest.mark.parametrize("estimator", ["cross_chain", "cross_chain_normalized"])
+def test_numbers_that_are_no_integers_are_no_classes(estimator):
+    """A condition [B] of floats goes with the chains, which mix."""
+    field = lambda x, t=None, cond=None: jnp.sin(x) * (1 + 0 * cond[:, None])
+    x, label = jax.random.normal(jax.random.key(8), (12, 2)), jnp.arange(12) % 2
+    score = lambda x, t=None, cond=None: -x
+    run = lambda cond: flux.flux_matching(
+        jax.random.key(9), field, x, score, cond, sigma=0.8, estimator=estimator
+    )[0]
+    mixing = run(jnp.zeros(12, int))
+    np.testing.assert_allclose(run(label.astype(jnp.float32)), mixing, rtol=1e-6)
+    assert not np.allclose(run(label), mixing, rtol=1e-2)
+
+
 def test_a_condition_reaches_its_own_chain():
     """Conditions that are no classes go with the chains."""
     field = lambda x, t=None, cond=None: jnp.sin(x) * cond["scale"][:, None]
@@ -849,15 +938,41 @@ BAD = {
         "cross_chain_normalized needs every chain",
     ),
     "chunk": ({"chunk": 5}, "chunk 5 does not divide 12"),
+    "no_chunk": ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0"),
+    "no_group": ({"group_size": 0}, "group_size must be a whole number of at least 1, got 0"),
+    "negative_group": ({"group_size": -4}, "group_size must be a whole number .* got -4"),
+    "broken_group": ({"group_size": 4.0}, "group_size must be a whole number .* got 4.0"),
+    "no_probe": ({"num_probes": 0}, "num_probes must be a whole number of at least 1, got 0"),
+    "no_step": ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+    "steps_unset": ({"num_steps": None}, "num_steps must be a whole number .* got None"),
+    "no_time": ({"horizon": 0.0}, "horizon is T > 0 in units of σ².*, got 0"),
+    "negative_time": ({"horizon": -4.0}, "horizon is T > 0"),
+    "endless": ({"horizon": np.inf}, "horizon is T > 0"),
+    "not_probed": ({"probed": 0.0}, r"probed must be in \(0, 1\]"),
+    "probed_nan": ({"probed": np.nan}, r"probed must be in \(0, 1\]"),
+    "rate": ({"rate": -0.5}, "rate must be finite and 0 .uniform. or more, got .-0.5"),
+    "one_rate": ({"rate": np.arange(12.0) - 1}, "rate must be finite .* got .-1"),
+    "rate_nan": ({"rate": jnp.full(12, jnp.nan)}, "rate must be finite .* got .nan"),
+    "rates": ({"rate": jnp.ones(3)}, r"rate must be a number or \[12\], not \(3,\)"),
+    "sigma": ({"sigma": 0.0}, "sigma must be finite and positive, got .0"),
+    "sigma_inf": ({"sigma": np.inf}, "sigma must be finite and positive, got .inf"),
+    "sigmas": ({"sigma": jnp.ones((12, 1))}, r"sigma must be a number or \[12\], not \(12, 1\)"),
+    "keys": ({"key": jax.random.split(jax.random.key(0), 5)}, r"one an example: 12, not \(5,\)"),
+    "grid": (
+        {"key": jax.random.split(jax.random.key(0), (12, 2))},
+        r"one an example: 12, not \(12, 2\)",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_options_are_refused(name):
     options, message = BAD[name]
-    field = lambda x, t=None, cond=None: -2 * x
-    with pytest.raises(ValueError, match=message):
-        flux.flux_matching(jax.random.key(0), field, jnp.ones((12, 2)), field, sigma=1.0, **options)
+    options = {"key": jax.random.key(0), "sigma": 1.0} | options
+    field, x = lambda x, t=None, cond=None: -2 * x, jnp.ones((12, 2))
+    with pytest.raises(ValueError, match=message) as caught:
+        flux.flux_matching(options.pop("key"), field, x, field, **options)
+    assert "\n" not in str(caught.value)
 
 
 # Gradients.
@@ -1027,3 +1142,23 @@ def test_noise_levels_have_their_laws():
             paths.log_uniform(low, high)
     with pytest.raises(ValueError, match="must be positive"):
         paths.fixed(0.0)
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.02, 0.2, 1.0, 3.0])
+@pytest.mark.parametrize(("dim", "spread"), [(200, 2.8), (768, 0.5)])
+def test_second_derivatives_of_a_density_of_few_keep_their_digits(sigma, dim, spread):
+    """Jitted, in float32 against float64: ∇(εᵀ J ε) + Jᵀ s, in units of σ⁻³."""
+    rng = np.random.default_rng(0)
+    centres = spread * rng.normal(size=(8, dim))
+    x = centres + sigma * rng.normal(size=centres.shape)
+    probe = rng.choice([-1.0, 1.0], size=centres.shape)
+
+    def run(x, centres, probe):
+        at = lambda z: scores.kde_score(z, centres, sigma)
+        return sigma**3 * flux._second_order(at, x, at(x), probe[None])[1]
+
+    found = jax.jit(run)(*(jnp.asarray(a, jnp.float32) for a in (x, centres, probe)))
+    with jax.enable_x64(True):
+        expected = jax.jit(run)(*(jnp.asarray(a, jnp.float64) for a in (x, centres, probe)))
+    error = np.sqrt(np.mean((np.asarray(found) - np.asarray(expected)) ** 2))
+    assert error < 0.02, error

@@ -18,6 +18,7 @@ from genfield.losses.flux import (
     CHAIN_STEPS,
     HORIZON,
     flux_matching,
+    group_of,
     truncated_exponential_log_density,
 )
 from genfield.losses.mixing import mixing_proxy
@@ -128,12 +129,14 @@ def annealed_flux_matching(
     mixing_weight: float = 0.0,
     norm_weight: float = 0.0,
     circulation_weight: float = 0.0,
+    sigma_data: float | None = None,
 ) -> tuple[Array, dict]:
     """Flux Matching with the kernel density of each group, at the group's noise level (eq. 10-11).
 
     Args:
       field: f(x, σ [B], cond), which takes the place of the score.
-      sample: of `paths.variance_exploding`; one σ a group.
+      sample: of `paths.variance_exploding`; one σ a group. Of "pathwise" chains each has a time of
+        its own, so that there a group may mix levels too.
       key, group_size, horizon, num_steps, estimator, divergence, num_probes, probe, probed, chunk:
         see `flux_matching`.
       roles: as `flux_roles` made them with the same options.
@@ -144,16 +147,24 @@ def annealed_flux_matching(
         score.
       circulation_weight: of `circulation`, normalised by running statistics; its sign is the
         sense of rotation.
+      sigma_data: standard deviation of the data, of fields preconditioned as EDM's: the normaliser
+        then starts at their scale. Else it starts at 1/σ a feature, which at σ = 80 is far too
+        large for them, and little is learned there until it has come down.
     Returns:
       The loss [B], and its terms: "flux" unweighted, "horizon", and those of the added losses.
+    Raises:
+      ValueError: as `flux_matching`; with mixing_weight, groups of an odd size.
     """
-    score = kde_field(sample.x1, group_size, label, null_class)
+    score = kde_field(sample.x1, group_of(len(sample.x), group_size), label, null_class)
     options = dict(horizon=horizon, num_steps=num_steps, estimator=estimator, probed=probed)
     options |= dict(divergence=divergence, num_probes=num_probes, probe=probe, chunk=chunk)
-    loss, terms = _annealed(
-        fold_in(key, 0), field, sample.x, score, cond, sample.t, roles, group_size, options
-    )
+    if sigma_data is not None and not sigma_data > 0:
+        raise ValueError(f"sigma_data is a standard deviation > 0, got {sigma_data}")
     log_size = math.log(sample.x[0].size)
+    offset = log_size + _start_of_scale(sample.t, sigma_data)
+    loss, terms = _annealed(
+        fold_in(key, 0), field, sample.x, score, cond, sample.t, roles, offset, group_size, options
+    )
     if mixing_weight:
         terms["mixing"] = mixing_proxy(
             fold_in(key, 1), field, sample.x, cond, sigma=sample.t, group_size=group_size
@@ -196,15 +207,19 @@ def annealed_velocity_flux(
 
     The velocity's flux is matched at the time of each group, t in (0, 1), by the kernel density of
     the group's data (eq. 59-60). Arguments as `annealed_flux_matching`; `field` is the velocity
-    f(x, t, cond), `sample` of `paths.linear` with one t a group.
+    f(x, t, cond), `sample` of `paths.linear` with one t a group. Raises as `flux_matching`.
     """
-    score = kde_field(expand(sample.t, sample.x1) * sample.x1, group_size, label, null_class)
+    group = group_of(len(sample.x), group_size)
+    score = kde_field(expand(sample.t, sample.x1) * sample.x1, group, label, null_class)
     options = dict(horizon=horizon, num_steps=num_steps, estimator=estimator, probed=probed)
     options |= dict(divergence=divergence, num_probes=num_probes, probe=probe, chunk=chunk)
     options["target"] = kde_velocity(score)
     at_noise = lambda x, sigma=None, cond=None: field(x, 1 - sigma, cond)
     sigma = 1 - sample.t
-    return _annealed(key, at_noise, sample.x, score, cond, sigma, roles, group_size, options)
+    offset = math.log(sample.x[0].size) - 2 * jnp.log(sigma)
+    return _annealed(
+        key, at_noise, sample.x, score, cond, sigma, roles, offset, group_size, options
+    )
 
 
 def _log_scale(roles: dict, name: str, sigma: Array, offset) -> Array | None:
@@ -219,14 +234,22 @@ def _scaled(roles: dict, name: str, value: Array, sigma: Array, offset=0.0) -> A
     return value if scale is None else normalized(value, scale)
 
 
-def _annealed(key, field: Callable, x, score, cond, sigma, roles, group_size, options):
-    """The normalised Flux loss and that of the horizon's rate."""
+def _start_of_scale(sigma: Array, sigma_data: float | None) -> Array:
+    """ln of the square by which a field of the right scale misses a feature of the score, [B].
+
+    1/σ²; under EDM's preconditioning (σ_d / (σ √(σ² + σ_d²)))², which the network's output is
+    multiplied by to make the field.
+    """
+    scale = -2 * jnp.log(sigma)
+    return scale if sigma_data is None else scale - jnp.log1p(jnp.square(sigma / sigma_data))
+
+
+def _annealed(key, field: Callable, x, score, cond, sigma, roles, offset, group_size, options):
+    """The normalised Flux loss, its scale starting at e^offset, and that of the horizon's rate."""
     rate = jnp.exp(at_level(roles["horizon"], sigma)) if "horizon" in roles else None
     flux, terms = flux_matching(
         key, field, x, score, cond, sigma=sigma, group_size=group_size, rate=rate, **options
     )
-    # A field of the right scale misses the score by some 1/σ in each feature.
-    offset = math.log(x[0].size) - 2 * jnp.log(sigma)
     loss = _scaled(roles, "flux", flux, sigma, offset)
     if rate is not None:
         scale = _log_scale(roles, "flux", sigma, offset)

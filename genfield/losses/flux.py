@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from genfield.fields import Field, direction, expand, sum_features
 from genfield.sampling.core import fold_in, normal, typed
 
 ESTIMATORS = ("cross_chain", "cross_chain_normalized", "pathwise")
+DIVERGENCES = ("exact", "hutchinson")
 PROBES = {"rademacher": lambda z: jnp.sign(z) + (z == 0), "normal": lambda z: z}
 HORIZON = 4.0  # T in units of σ² (section 3.3)
 CHAIN_STEPS = 4  # Langevin steps of a chain (section 3.3)
@@ -45,15 +47,18 @@ def flux_matching(
 
     Summed over features. The mean is the projected Fisher divergence J (eq. 4) up to the truncation
     at T, and its gradient half of ∇J (theorem 3.1). x_t is the end of a Langevin chain of p from x.
-    Time is counted in units of σ², hence the factor σ²: t in [0, T] stands for σ² t.
+    Time is counted in units of σ², hence the factor σ²: t in [0, T] stands for σ² t. By default
+    the chains need p's variance to be above 0.316 σ² in every direction: below, they blow up.
 
     Estimators of (∂x_t/∂x)ᵀ ∇r(x_t):
-      "pathwise": the derivative through each chain; unbiased for the chain as it is run.
+      "pathwise": the derivative through each chain; unbiased for the chain as it is run. Each
+        example has a time of its own, at the cost of a shared one and with far less noise.
       "cross_chain": e^{-t} Σ_j w_ij ∇r(x_t^j), w the softmax over the starts i of a group (eq. 9
         and 52): the mean over all chains of the group, weighted by how likely each began at x_i.
         e^{-t} stands for ∂x_t/∂x, exact for isotropic Gaussians of variance σ².
       "cross_chain_normalized": w normalised over the ends j and no e^{-t}, as the text before
-        eq. 9 has it; biased (1.3 to 1.7 J on isotropic Gaussians), for comparison.
+        eq. 9 has it; for comparison. Biased, and no bound: on isotropic Gaussians 1.25 J where u is
+        linear in x - E x and T J where it is constant.
 
     Args:
       key: one, or keys [B], one an example: then the noise does not depend on the batch's layout.
@@ -61,31 +66,33 @@ def flux_matching(
         reaches its parameters. `scores.kde_field` is that of a batch.
       x: draws of p, [B, *D]. cond: a pytree of [B, ...]; integers [B] are classes, whose chains do
         not mix, and then `score` is that of each class.
-      sigma: σ, or [B], equal within a group.
+      sigma: σ > 0, or [B], equal within a group.
       target: what u is taken from instead of s; v-Flux Matching's velocity (eq. 55), zero for a
         correction (eq. 48).
-      group_size: examples whose chains are weighted against each other, and which share t.
-      horizon: T. rate: of the truncated exponential q, [] or [B] and equal within a group (eq. 49);
-        None is U(0, T).
+      group_size: examples whose chains are weighted against each other, and which share t;
+        pathwise chains are on their own.
+      horizon: T. rate: λ >= 0 of the truncated exponential q, [] or [B] and equal within a group
+        that shares t (eq. 49); None and 0 are U(0, T).
       num_steps: of a chain, of equal length (eq. 8).
       divergence: "hutchinson" with `num_probes` of "rademacher" or "normal" law, or "exact".
       probed: share of the chains that are run and differentiated; cross-chain only. Fewer cost less
         time and more variance.
       chunk: examples whose second derivatives are taken at a time; None: all at once.
     Returns:
-      The loss [B] and {"horizon": t [B]}.
+      The loss [B] and {"horizon": t [B]}, float32.
     Raises:
-      ValueError: unknown names, or sizes that do not divide.
+      ValueError: unknown names, numbers out of range, shapes that do not fit, or sizes that do not
+        divide.
     """
-    n = group_size or len(x)
-    kept = _check(len(x), n, estimator, divergence, probed)
-    if probe not in PROBES:
-        raise ValueError(f"unknown probe {probe!r}; known: {', '.join(PROBES)}")
-    groups, key = len(x) // n, typed(key)
-    target = score if target is None else target
-    sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), (len(x),))
-    first_keys = _of_groups(fold_in(key, 0), n)
-    t, inverse_density = _draw_horizon(first_keys, groups, n, horizon, rate, x.dtype)
+    key, n = typed(key), group_of(len(x), group_size)
+    _check_names(estimator=estimator, divergence=divergence, probe=probe)
+    _check_numbers(horizon, num_steps=num_steps, num_probes=num_probes, chunk=chunk)
+    _check_arrays(len(x), key, sigma, rate)
+    kept = _chains(n, estimator, probed)
+    groups, target = len(x) // n, score if target is None else target
+    sigma = jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), (len(x),))
+    shared = 1 if estimator == "pathwise" else n
+    t, inverse_density = _draw_horizon(fold_in(key, 0), len(x), shared, horizon, rate)
 
     first = lambda a: a.reshape(groups, n, *a.shape[1:])[:, :kept].reshape(-1, *a.shape[1:])
     chains = (first(x), first(sigma), jax.tree.map(first, cond))
@@ -111,8 +118,8 @@ def flux_matching(
         weights = _weights(cut(mean, n), cut(end, kept), width, same, axis)
         if axis == 1:
             weights = weights * (n / kept)
-        mixed = jnp.einsum("gij,gjd->gid", weights, cut(at(end), kept).reshape(groups, kept, -1))
-        mixed = mixed.reshape(x.shape)
+        slopes = cut(at(end), kept).reshape(groups, kept, -1)
+        mixed = jnp.einsum("gij,gjd->gid", weights, slopes, precision="highest").reshape(x.shape)
         return expand(jnp.exp(-t), x) * mixed if axis == 1 else mixed
 
     pulled = jax.lax.stop_gradient(second_order())
@@ -130,50 +137,97 @@ def flux_augment(key: Array, field: Field, x: Array, score: Field, cond=None, **
     return flux_matching(key, field, x, score, cond, target=zero, **options)
 
 
-def _check(batch: int, group: int, estimator: str, divergence: str, probed: float) -> int:
-    """The number of chains a group runs; ValueError where the options do not fit."""
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
-    if divergence not in ("exact", "hutchinson"):
-        raise ValueError(f"unknown divergence {divergence!r}; known: exact, hutchinson")
-    if batch % group:
-        raise ValueError(f"group_size {group} does not divide the batch of {batch} examples")
-    kept = round(probed * group)
-    if not 0 < probed <= 1 or kept < 1:
+def group_of(batch: int, group_size: int | None) -> int:
+    """The size of a group, the batch where None is given; ValueError where it cuts no batch."""
+    n = batch if group_size is None else group_size
+    _check_whole("group_size", n)
+    if batch % n:
+        raise ValueError(f"group_size {n} does not divide the batch of {batch} examples")
+    return n
+
+
+def _check_whole(name: str, value) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _check_names(**names: str) -> None:
+    known = {"estimator": ESTIMATORS, "divergence": DIVERGENCES, "probe": PROBES}
+    for kind, name in names.items():
+        if name not in known[kind]:
+            raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known[kind])}")
+
+
+def _check_numbers(horizon: float, **sizes: int | None) -> None:
+    if not 0 < horizon < np.inf:
+        raise ValueError(f"horizon is T > 0 in units of σ² (4 in the paper), got {horizon}")
+    for name, value in sizes.items():
+        if value is not None or name != "chunk":
+            _check_whole(name, value)
+
+
+def _check_arrays(batch: int, key: Array, sigma, rate) -> None:
+    """Shapes, and values where they are known: under jit they are not."""
+    if key.shape not in ((), (batch,)):
+        raise ValueError(f"key must be one key, or one an example: {batch}, not {key.shape}")
+    for name, value in (("sigma", sigma), ("rate", 0.0 if rate is None else rate)):
+        if np.shape(value) not in ((), (batch,)):
+            raise ValueError(f"{name} must be a number or [{batch}], not {np.shape(value)}")
+        if isinstance(value, jax.core.Tracer):
+            continue
+        value, wanted = np.asarray(value), "positive" if name == "sigma" else "0 (uniform) or more"
+        fits = np.isfinite(value) & (value > 0 if name == "sigma" else value >= 0)
+        if not np.all(fits):
+            raise ValueError(f"{name} must be finite and {wanted}, got {value[~fits].ravel()[:1]}")
+
+
+def _chains(group: int, estimator: str, probed: float) -> int:
+    """The number of chains a group runs; ValueError where `probed` does not fit."""
+    if not 0 < probed <= 1 or round(probed * group) < 1:
         raise ValueError(f"probed must be in (0, 1] and leave a chain, got {probed} of {group}")
+    kept = round(probed * group)
     if kept < group and estimator != "cross_chain":
         raise ValueError(f"{estimator} needs every chain: probed must be 1")
     return kept
 
 
-def _of_groups(key: Array, group: int) -> Array:
-    """A key, or the keys of each group's first example."""
-    return key if key.ndim == 0 else key[::group]
-
-
-def _draw_horizon(key, groups: int, group: int, horizon: float, rate, dtype) -> tuple[Array, Array]:
-    """Times t [B], one a group, and 1 / q(t) [B]."""
+def _draw_horizon(key, batch: int, shared: int, horizon: float, rate) -> tuple[Array, Array]:
+    """Times t [B], one for each `shared` examples, and 1 / q(t) [B]."""
     if key.ndim:
-        v = jax.vmap(lambda k: jax.random.uniform(k, (), dtype))(key)
+        v = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(key[::shared])
     else:
-        v = jax.random.uniform(key, (groups,), dtype)
-    v = jnp.repeat(1 - v, group)  # in (0, 1]: at t = 0 the transition has no density
-    if rate is None:
-        return horizon * v, jnp.full_like(v, horizon)
-    rate = jax.lax.stop_gradient(jnp.broadcast_to(rate, v.shape))
+        v = jax.random.uniform(key, (batch // shared,), jnp.float32)
+    v = jnp.repeat(1 - v, shared)  # in (0, 1]: at t = 0 the transition has no density
+    rate = jnp.broadcast_to(jnp.asarray(0.0 if rate is None else rate, jnp.float32), v.shape)
+    rate = jax.lax.stop_gradient(rate)
     t = truncated_exponential(v, rate, horizon)
-    return t, jnp.exp(-truncated_exponential_log_density(t, rate, horizon))
+    return t, _mass(rate, horizon) * jnp.exp(rate * t)
 
 
 def truncated_exponential(v: Array, rate: Array, horizon: float) -> Array:
-    """The quantile at v in (0, 1] of λ e^{-λt} / (1 - e^{-λT}) on [0, T] (eq. 49)."""
+    """The quantile at v in (0, 1] of λ e^{-λt} / (1 - e^{-λT}) on [0, T] (eq. 49); v T at λ = 0."""
+    uniform, rate = _uniform(rate, horizon)
     # In float32 the last quantile is infinite where e^{-λT} is lost beside 1.
-    return jnp.minimum(-jnp.log1p(v * jnp.expm1(-rate * horizon)) / rate, horizon)
+    t = jnp.minimum(-jnp.log1p(v * jnp.expm1(-rate * horizon)) / rate, horizon)
+    return jnp.where(uniform, v * horizon, t)
 
 
 def truncated_exponential_log_density(t: Array, rate: Array, horizon: float) -> Array:
-    """log q_λ(t) (eq. 49)."""
-    return jnp.log(rate) - rate * t - jnp.log(-jnp.expm1(-rate * horizon))
+    """log q_λ(t) (eq. 49); -log T at λ = 0."""
+    return -rate * t - jnp.log(_mass(rate, horizon))
+
+
+def _mass(rate: Array, horizon: float) -> Array:
+    """∫ e^{-λt} dt over [0, T]."""
+    uniform, safe = _uniform(rate, horizon)
+    near = horizon * (1 - 0.5 * rate * horizon)  # whose derivative at 0 counts too
+    return jnp.where(uniform, near, -jnp.expm1(-safe * horizon) / safe)
+
+
+def _uniform(rate: Array, horizon: float) -> tuple[Array, Array]:
+    """Where q is U(0, T) to the digits of float32, and a rate by which one can divide."""
+    uniform = jnp.abs(rate) * horizon < 1e-7
+    return uniform, jnp.where(uniform, 1.0, rate)
 
 
 def langevin_chain(
@@ -189,7 +243,7 @@ def langevin_chain(
 
     def step(z, k):
         drift = pull * direction(score(z, sigma, cond))
-        return z + drift + spread * normal(fold_in(key, k), z), None
+        return (z + drift + spread * normal(fold_in(key, k), z)).astype(z.dtype), None
 
     return jax.lax.scan(step, x, jnp.arange(num_steps))[0]
 
@@ -219,7 +273,7 @@ def stein_gradient(
 
     One probe is shared by all of r, so that this is the gradient of one scalar.
     """
-    at = lambda g: lambda z: direction(g(z, sigma, cond))
+    at = lambda g: lambda z: direction(g(z, sigma, cond)).astype(z.dtype)
     s, pullback = jax.vjp(at(score), x)
     of_target, taken = _second_order(at(target), x, s, probes)
     parts = _chunked(chunk, x, s, sigma, jnp.moveaxis(probes, 0, 1), cond)
@@ -227,7 +281,8 @@ def stein_gradient(
     def of_part(part):
         z, s, sigma, probes, cond = part
         probes = jnp.moveaxis(probes, 1, 0)
-        return _second_order(lambda z: direction(field(z, sigma, cond)), z, s, probes)
+        at = lambda z: direction(field(z, sigma, cond)).astype(z.dtype)
+        return _second_order(at, z, s, probes)
 
     if chunk is None or chunk == len(x):
         out, network = of_part(parts)

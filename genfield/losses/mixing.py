@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from genfield.fields import Field, direction, expand
+from genfield.losses.flux import group_of
 from genfield.sampling.core import fold_in, normal, typed
 
 STEP = 0.2  # h_σ in units of σ² (eq. 43)
@@ -25,7 +26,8 @@ def sinkhorn_divergence(x: Array, y: Array, epsilon: float = 0.05, iterations: i
         raise ImportError("mixing needs ott-jax: pip install 'genfield[transport]'") from error
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     spread = jnp.var(x, 0) + jnp.var(y, 0) + jnp.square(x.mean(0) - y.mean(0))
-    with jax.numpy_rank_promotion("allow"):  # ott relies on it
+    # ott promotes ranks, and takes squared distances by products that lose digits in TF32 and bf16.
+    with jax.numpy_rank_promotion("allow"), jax.default_matmul_precision("highest"):
         value, _ = ott.sinkhorn_divergence(
             pointcloud.PointCloud,
             x=x,
@@ -55,11 +57,11 @@ def mixing_proxy(
     Args:
       x: draws of p_σ, [B, *D]. sigma: [B], equal within a group. key: one, or keys [B].
     Raises:
-      ValueError: a group is not even.
+      ValueError: a group is not even, or does not divide the batch.
     """
-    n = group_size or len(x)
-    if n % 2 or len(x) % n:
-        raise ValueError(f"mixing needs groups of an even size that divides {len(x)}, got {n}")
+    n = group_of(len(x), group_size)
+    if n % 2:
+        raise ValueError(f"mixing halves its groups: group_size must be even, got {n}")
     key, groups = typed(key), len(x) // n
     halves = lambda a, i: a.reshape(groups, 2, n // 2, *a.shape[1:])[:, i]
     second = lambda a: halves(a, 1).reshape(-1, *a.shape[1:])
