@@ -79,6 +79,21 @@ def get_config(variant: str = "perceptual"):
     return config
 
 
+def at_64(teacher, variant: str, learning_rate: float, adversarial_steps: int, fid: dict):
+    """The config for a 64x64 teacher; `fid`: the paper's, by variant."""
+    config = get_config(variant)
+    config.net = teacher.net
+    config.net.dropout = 0.0
+    config.time.schedule_steps = config.sampler.schedule_steps = 40
+    config.optimizer.learning_rate = learning_rate
+    config.train.steps = adversarial_steps if "adversarial" in variant else 80_000
+    if "real" in config.data:
+        config.data.real = teacher.data
+        config.data.real.flip = True
+    config.evaluate.paper = ConfigDict({"fid": fid[variant]} if variant in fid else {})
+    return config
+
+
 def smoke(config):
     """Shrinks the config to two steps of a tiny network with random features, for tests."""
     config.net.update(channels=8, channel_multipliers=(1,), num_res_blocks=1)

@@ -7,8 +7,6 @@ Stages and commands as lines_cifar10.py, `:small` left out.
 import runpy
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 CIFAR10, TEACHER = (
     runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))
     for name in ("lines_cifar10", "edm_imagenet64")
@@ -16,20 +14,8 @@ CIFAR10, TEACHER = (
 
 
 def get_config(variant: str = "perceptual"):
-    config = CIFAR10["get_config"](variant)
-    teacher = TEACHER["get_config"]()
-    config.net = teacher.net
-    config.net.dropout = 0.0
-    config.time.schedule_steps = 40
-    config.sampler.schedule_steps = 40
-    config.optimizer.learning_rate = 8e-6
-    config.train.steps = 30_000 if "adversarial" in variant else 80_000
-    if "real" in config.data:
-        config.data.real = teacher.data
-        config.data.real.flip = True
     fid = {"perceptual": 5.472, "adversarial": 1.318, "adversarial,sot": 1.167}
-    config.evaluate.paper = ConfigDict({"fid": fid[variant]} if variant in fid else {})
-    return config
+    return CIFAR10["at_64"](TEACHER["get_config"](), variant, 8e-6, 30_000, fid)
 
 
 def smoke(config):
