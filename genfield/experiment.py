@@ -91,23 +91,25 @@ def prepare(config, workdir: Path) -> Experiment:
 def initial_parameters(workdir: str, abstract: dict) -> dict:
     """The newest parameters of another run, as numpy arrays that fit this one, by role.
 
-    Roles that only one of the runs has are left out: a discriminator may join later.
+    What is not alike in both runs but the field is left out: a discriminator may join later.
 
     Raises:
       UserError: no checkpoint there, or of another network.
     """
     found = checkpoint.load(workdir)
-    found = {role: values for role, values in found.items() if role in abstract}
-    abstract = {role: abstract[role] for role in found}
     shapes = lambda tree: {k: v.shape for k, v in checkpoint.named_leaves(tree).items()}
-    here, there = shapes(abstract), shapes(found)
-    wrong = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    if wrong:
+
+    def differences(role: str) -> list[str]:
+        here, there = ({role: tree[role]} for tree in (abstract, found))
+        here, there = shapes(here), shapes(there)
+        return [name for name in {**here, **there} if here.get(name) != there.get(name)]
+
+    if wrong := differences("field"):
         raise UserError(
             f"config.initial_parameters {workdir} is of another network: it differs in {wrong[0]}; "
             "set config.net as that run has it"
         )
-    return found
+    return {role: found[role] for role in found if role in abstract and not differences(role)}
 
 
 def draw_batch(experiment: Experiment) -> Callable | None:
