@@ -38,7 +38,7 @@ def smoke(config):
     """Shrinks the config to two steps of a tiny network, for tests."""
     config.data.size = 16
     config.net.update(channels=16, channel_multipliers=(1,), num_res_blocks=1)
-    config.net.update(attention_levels=(0,), head_channels=8, dtype="float32")
+    config.net.update(attention_levels=(1,), head_channels=8, dtype="float32")
     config.batch_size = config.sample.batch_size = 8
     config.optimizer.warmup_steps = 0
     config.train.steps, config.train.eval_batches, config.train.eval_every = 2, 1, 0

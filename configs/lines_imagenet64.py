@@ -22,5 +22,5 @@ def smoke(config):
     """Shrinks the config to two steps of a tiny network with random features, for tests."""
     config = CIFAR10["smoke"](config)
     del config.net.attention_resolutions
-    config.net.update(channels=16, attention_levels=(0,), head_channels=8, dtype="float32")
+    config.net.update(channels=16, attention_levels=(1,), head_channels=8, dtype="float32")
     return config
