@@ -8,6 +8,7 @@ import runpy
 import shutil
 import signal
 import subprocess
+import time
 
 import jax
 import numpy as np
@@ -186,13 +187,17 @@ def test_twenty_kills_lose_and_repeat_no_pair(teacher, tmp_path):
     code, out = call(whole, "--mode=pairs", fields=fields)
     assert code == 0, out
     moments, kills = random.Random(0), 0
+    shards = lambda: len(list((killed / "pairs" / "many_shards").glob("*.npz")))
     for _ in range(200):
-        process = start(command(killed, "--mode=pairs", fields=fields))
+        before, quiet = shards(), {"stdout": subprocess.DEVNULL}
+        process = start(command(killed, "--mode=pairs", fields=fields), **quiet)
+        while process.poll() is None and shards() == before:
+            time.sleep(0.005)
         try:
-            process.communicate(timeout=moments.uniform(0.1, 14.0))
+            process.wait(timeout=moments.uniform(0.0, 0.4))  # it is drawing now
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.communicate()
+            process.wait()
             kills += 1
         if process.returncode == 0:
             if kills >= 20:
