@@ -1,5 +1,6 @@
 """Eight fake CPU devices, one compilation cache, and rank promotion as an error."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -32,3 +33,11 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("GENFIELD_DATA is unset: no real data here")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """A module's programs go with it: thousands in one process exhaust its memory maps."""
+    yield
+    jax.clear_caches()
+    gc.collect()
