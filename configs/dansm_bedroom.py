@@ -31,7 +31,7 @@ def get_config(variant: str = "10k"):
             channels=128,
             channel_multipliers=(1, 2, 2, 2),
             num_res_blocks=2,
-            attention_levels=(1, 2),
+            attention_levels=(2, 4),
             dropout=0.0,
         )
     )
@@ -53,7 +53,9 @@ def get_config(variant: str = "10k"):
 
 def smoke(config):
     """Shrinks the config to two steps of a tiny network, for tests."""
-    config.net.update(channels=8, channel_multipliers=(1, 1), num_res_blocks=1)
+    config.net.update(
+        channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_levels=(2,)
+    )
     config.batch_size = config.sample.batch_size = 8
     config.match_size = min(config.match_size, 16)
     config.train.steps, config.train.eval_batches, config.train.eval_every = 2, 1, 0

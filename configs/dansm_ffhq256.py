@@ -30,7 +30,7 @@ def get_config(variant: str = "1k"):
             channels=128,
             channel_multipliers=(1, 1, 2, 2, 4, 4),
             num_res_blocks=2,
-            attention_levels=(4, 5),
+            attention_levels=(16, 32),
             dropout=0.0,
             dtype="bfloat16",
         )

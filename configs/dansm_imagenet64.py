@@ -30,7 +30,7 @@ def get_config(variant: str = "1k"):
             channels=192,
             channel_multipliers=(1, 2, 3, 4),
             num_res_blocks=3,
-            attention_levels=(2, 3),
+            attention_levels=(4, 8),
             dropout=0.1,
             dtype="bfloat16",
         )

@@ -1,8 +1,9 @@
 """EDM's denoiser, CIFAR-10 (Karras et al., arXiv:2206.00364): the teacher of lines_cifar10.py.
 
-`:cond` is class-conditional; `:medium` (half the width) for one GPU; `:small` has 16x16 images, for
-a CPU, tens of minutes. Pairs for lines_cifar10.py:
+`:cond` is class-conditional, the teacher of LMM's Table 3; `:medium` (half the width) for one GPU;
+`:small` has 16x16 images, for a CPU, tens of minutes. Pairs for lines_cifar10.py:
 
+    python -m genfield.main --config=configs/edm_cifar10.py:cond --workdir=runs/teacher
     python -m genfield.main --workdir=runs/teacher --mode=pairs --config.sample.num=1000000
 
 Needs --config.data.path=…, a folder or archive of split/class/*.png|jpg, or an .npz.

@@ -1,6 +1,6 @@
 """Lines Matching, AFHQ-v2 at 64x64, on the pairs of edm_afhq64.py (Tables 5 and 6).
 
-Stages and commands as lines_cifar10.py, `:small` left out.
+Stages and commands as lines_cifar10.py; the paper has 2 million pairs.
 """
 
 import runpy

@@ -1,7 +1,7 @@
 """Lines Matching, class-conditional ImageNet at 64x64, on the pairs of edm_imagenet64.py (Tables 4
 and 6).
 
-Stages and commands as lines_cifar10.py, `:small` left out.
+Stages and commands as lines_cifar10.py; the paper has 4 million pairs.
 """
 
 import runpy

@@ -19,6 +19,7 @@ def get_config(variant: str = "2"):
     indices = choose("variant of this config", variant, STEPS)
     config = configuration.base()
     config.data = ConfigDict({"name": "pairs", "path": config_dict.placeholder(str)})
+    config.data.real = ConfigDict({"name": "two_moons"})  # for the metrics
     config.net = ConfigDict(
         {"name": "mlp", "width": 128, "depth": 3, "activation": "silu", "time_input": True}
     )

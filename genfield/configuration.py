@@ -269,6 +269,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
     old, new = to_dict(from_file(path)), to_dict(config)
     changed = [f for f in differences(old, new) if f.split(".")[0] not in MAY_CHANGE]
     moved = ("data.path", "data.real.path", "initial_parameters")  # files may have
+    moved += ("data.cache", "data.real.cache", "loss.distance.path", "loss.adversary.paths")
     changed = [f for f in changed if f not in moved]
     if changed:
         shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")

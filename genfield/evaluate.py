@@ -120,6 +120,15 @@ def best_names(metrics) -> list[str]:
     return [*(name for name in metrics if name in images.SMALLER), *points]
 
 
+def target_points(exp: Experiment, seed: int, num: int) -> np.ndarray:
+    """Fresh points of the data, or up to `num` training examples where there are no fresh ones."""
+    if exp.data.draw is None:
+        train = exp.data.examples["train"]
+        return train.gather(np.arange(min(num, train.size)))["x1"]
+    draw = jax.jit(exp.data.draw, static_argnums=1)
+    return np.asarray(draw(rng.stream(seed, "target"), num))
+
+
 class Evaluator:
     """The metrics of `evaluate.metrics`, compiled once, for any state of an experiment.
 
@@ -231,14 +240,10 @@ class Evaluator:
         return Evaluation(over(middle), rows, seeds, spread, first)
 
     def _points(self, params, num: int, seed: int, on_batch) -> dict[str, float]:
-        """Against fresh target points, or the training examples where there are no fresh ones."""
-        data, flat = self.exp.data, lambda a: np.asarray(a).reshape(len(a), -1)
+        """Against `target_points`."""
+        flat = lambda a: np.asarray(a).reshape(len(a), -1)
         out = self.draw(params, num, seed, on_batch)
-        if data.draw is None:
-            train = data.examples["train"]
-            points = train.gather(np.arange(min(num, train.size)))["x1"]
-        else:
-            points = jax.jit(data.draw, static_argnums=1)(rng.stream(seed, "target"), num)
+        points = target_points(self.exp, seed, num)
         transported = self.exp.config.evaluate.transport_points
         row = point_cloud.compare(flat(out.x), flat(points), transported)
         return row | _means([(out.nfe, out.info)], [num])

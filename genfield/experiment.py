@@ -1,5 +1,6 @@
 """A configuration made ready to run: mesh, data, network, objective, sampler, all checked."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +73,12 @@ def prepare(config, workdir: Path) -> Experiment:
     jitted = jax.jit(init, out_shardings=shardings)
     start = lambda: jitted(key)
     if config.initial_parameters is not None:
-        given = initial_parameters(config.initial_parameters, abstract.params)
-        start = lambda: train.with_parameters(jitted(key), given, shardings)
+        given = functools.cache(
+            lambda: initial_parameters(config.initial_parameters, abstract.params)
+        )
+        start = lambda: train.with_parameters(jitted(key), given(), shardings)
+        if not (workdir / "checkpoints").exists():  # else that run may be gone by now
+            given()
     return Experiment(
         config=config,
         workdir=workdir,

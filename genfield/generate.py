@@ -36,13 +36,15 @@ def make_generator(
     """generate(params, seed, index [n]) -> (Samples of those indices, finite [n]), global arrays.
 
     The noise, start and label (index modulo the number of classes) of a sample depend on the seed
-    and its index. With the same n a device, and no `fsdp`, so does every bit of it.
+    and its index, to the bit; the sample itself to rounding, and to the bit where its batch and
+    devices are the same.
 
     Args:
       trace: as `sampling.sample` takes it.
       gather: every device gets all of x; otherwise it stays split over the mesh.
       levels: images as uint8, rounded as `sample.rounding` says, where the data are images.
-      starts: info["x0"] is where each sample started, before a sampler scales it.
+      starts: samples for pairs: info["x0"] is where each started, before a sampler scales it; from
+        noises of their own, which no evaluation of what learns from these pairs starts from.
     """
     data, config, mesh = exp.data, exp.config, exp.mesh
 
@@ -78,7 +80,8 @@ def make_generator(
     run = jax.jit(run, out_shardings=(samples, whole))
 
     def generate(params, seed: int, index: np.ndarray) -> tuple[Samples, jax.Array]:
-        keys = rng.stream(seed, "start"), rng.stream(seed, "sampler")
+        start = f"pairs of {data.fingerprint}" if starts else "start"
+        keys = rng.stream(seed, start), rng.stream(seed, "sampler")
         return run(params, *keys, index.astype(np.int32))
 
     return generate

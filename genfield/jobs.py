@@ -1,6 +1,7 @@
 """The modes of the program: train, evaluate, sample, pairs."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,7 +29,7 @@ from genfield.experiment import Experiment
 from genfield.logbook import say
 from genfield.loop import Loop, open_checkpoints, restore
 from genfield.metrics import images
-from genfield.objectives import KIND, has_clock
+from genfield.objectives import ADVERSARIAL, KIND, has_clock
 from genfield.shards import Shards
 from genfield.train import TrainState
 
@@ -52,10 +53,22 @@ def check(exp: Experiment, mode: str = "train") -> None:
     except ValueError as error:
         raise UserError(f"config.coupling, rematching or time: {error}") from error
     if mode == "train":
-        check_best(exp, drawn, key)
+        check_best(exp, _terms(exp, drawn, key))
 
 
-def check_best(exp: Experiment, drawn, key) -> None:
+def _terms(exp: Experiment, drawn, key) -> Callable[[], dict]:
+    """The terms of the loss when called; now, where feature networks may be missing or not fit."""
+    terms = lambda: jax.eval_shape(exp.objective.loss, exp.abstract.params, drawn, key)[1]
+    if "distance" not in exp.config.loss and exp.config.loss.name != ADVERSARIAL:
+        return terms
+    try:
+        found = terms()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.loss: {str(error).splitlines()[0]}") from error
+    return lambda: found
+
+
+def check_best(exp: Experiment, terms: Callable[[], dict]) -> None:
     """Raises UserError unless the evaluations of a run give what its best is best in."""
     config = exp.config
     metric = config.checkpoint.best_metric
@@ -66,8 +79,7 @@ def check_best(exp: Experiment, drawn, key) -> None:
             "config.train.eval_samples, how many are drawn at each evaluation"
         )
     if metric not in ("loss", *figures_of_samples):
-        _, terms = jax.eval_shape(exp.objective.loss, exp.abstract.params, drawn, key)
-        known = {"loss": None, **terms, **dict.fromkeys(figures_of_samples)}
+        known = {"loss": None, **terms(), **dict.fromkeys(figures_of_samples)}
         choose("config.checkpoint.best_metric", metric, known)
 
 
@@ -225,7 +237,7 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
     folder, seed = exp.workdir, exp.config.seed + exp.config.sample.seed
     rows = logbook.read_metrics(folder)
     poll = lambda done: preemption.poll()
-    if len(exp.data.shape) < 3 and exp.data.draw is None:
+    if len(exp.data.shape) < 3 and exp.data.draw is None and exp.data.shape != (2,):
         curves = figures.curves(folder / "figures" / "loss.png", rows)
         if len(exp.data.shape) != 2:
             return [curves]
@@ -242,7 +254,7 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
     out = generate.make_drawer(exp, trace=1)(params, TRACED, seed, poll)
     if jax.process_index() != 0:
         return []
-    target = np.asarray(exp.data.draw(rng.stream(exp.config.seed + 1, "target"), 4000))
+    target = evaluation.target_points(exp, exp.config.seed + 1, 4_000)
     kind, name = KIND[exp.config.loss.name], exp.config.loss.name.replace("_", " ")
     clock = has_clock(exp.config.loss)
     paths = [figures.curves(folder / "figures" / "loss.png", rows)]
@@ -345,6 +357,8 @@ def _pairs(exp: Experiment, step: int | None, best: bool) -> None:
         "num_classes": exp.data.num_classes,
         "class_names": list(exp.data.class_names),
         "pixels": bool(exp.data.pixels),
+        "source": exp.data.source,
+        "sampler": card.resolved_sampler(configuration.to_dict(config.sampler)),
     }
     shards = Shards(exp.workdir / "pairs", config.sample.name or f"step_{step}", settings, ("npy",))
     index = np.empty(0, int)
@@ -382,7 +396,8 @@ def draw_shards(
 ) -> None:
     """Draws the samples of these indices; a shard is written when its last one is drawn.
 
-    paired: with the noise of each, and as floats.
+    Batches are those of all samples, whichever are missing: drawn again, a sample has the same
+    place in the same batch, and so the same bits. paired: with the noise of each, and as floats.
     """
     run = generate.make_generator(exp, levels=not paired, starts=paired)
     size = generate.batch_size(exp, shards.num, fixed=True)
@@ -390,7 +405,10 @@ def draw_shards(
         "sample", len(index), unit="images" if exp.data.pixels else "samples"
     )
     waiting, done = [], 0  # (index, arrays) of shards that are not whole
-    for part, count in generate.batches(index, size):
+    for part, count in generate.batches(np.arange(shards.num), size):
+        wanted = np.flatnonzero(np.isin(part[:count], index))
+        if not len(wanted):
+            continue
         out, finite = run(params, seed, part)
         generate.check_finite(finite, part[:count], seed)
         names = ("x1", "labels") if paired else ("arr_0", "arr_1")
@@ -400,9 +418,9 @@ def draw_shards(
         if exp.data.num_classes:
             arrays[names[1]] = part % exp.data.num_classes
         if jax.process_index() == 0:
-            drawn = {k: np.asarray(v)[:count] for k, v in arrays.items()}
-            waiting = write_whole(shards, [*waiting, {"index": part[:count]} | drawn])
-        done += count
+            drawn = {k: np.asarray(v)[wanted] for k, v in arrays.items()}
+            waiting = write_whole(shards, [*waiting, {"index": part[wanted]} | drawn])
+        done += len(wanted)
         told(progress)(done)
 
 

@@ -168,6 +168,11 @@ def _check_augmentation(config) -> None:
             "config.augmentation would leak into the samples: set config.net.name='ddpmpp' or "
             f"'ncsnpp' and config.net.augmentation_size={NUM_LABELS}, or config.augmentation=0"
         )
+    if config.loss.name in SHARE_TIME or config.loss.get("stable_target"):
+        raise UserError(
+            "config.augmentation changes each image in its own way, and the targets of "
+            "config.loss mix images: set config.augmentation=0"
+        )
     if config.match_size > config.batch_size:
         raise UserError("config.augmentation changes images after they were matched: set it to 0")
 
@@ -285,11 +290,11 @@ def _check_levels(config) -> None:
         )
     if config.rotation and config.preconditioning != "none":
         raise UserError("config.rotation needs config.preconditioning='none'")
-    twice = ("flux_matching", "velocity_flux_matching")
+    twice = (*SHARE_TIME, ADVERSARIAL)
     if config.loss.name in twice and config.net.get("attention", "xla") != "xla":
         raise UserError(
-            f"{config.loss.name} takes second derivatives of the network, which fused attention "
-            "does not have: set config.net.attention='xla'"
+            f"{config.loss.name} takes derivatives of the network inside the loss, which fused "
+            "attention cannot have differentiated: set config.net.attention='xla'"
         )
 
 

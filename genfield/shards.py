@@ -123,7 +123,9 @@ class Shards:
             for name in self._load(0):
                 with (self.images / f"{name}.npy").open("wb") as file:
                     self._join_into(file, name)
-            logbook.write_json(self.images / FINISHED, {"num": self.num, "settings": self.settings})
+            nfe = float(np.mean(np.load(self.images / "nfe.npy")))
+            found = {"num": self.num, "nfe": nfe, "settings": self.settings}
+            logbook.write_json(self.images / FINISHED, found)
         if "png" in self.formats:
             for number in range(-(-self.num // self.size)):
                 self._save_pictures(self.bounds(number)[0], self._load(number)["arr_0"])

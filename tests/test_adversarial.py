@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import types
 
 import jax
@@ -314,28 +315,35 @@ def test_both_players_resume_to_the_bit(tmp_path, pairs):
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-6), later["field"], whole["field"]
     )
+    # Which is done: the run that it began from may go.
+    shutil.rmtree(tmp_path / "whole")
+    assert main(["genfield", f"--workdir={tmp_path / 'later'}", "--mode=sample"]) == 0
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"data.real.path": None}, "pass --config.data.real.path="),
         (
-            {
-                "stage": "l2",
-                "loss": "{'name': 'adversarial_lines_matching'}",
-                **dict.fromkeys(("data.real.path", "data.real.size", "loss.adversary")),
-                **dict.fromkeys(("loss.start", "loss.distance")),
-            },
+            {"loss.distance": "{'name': 'perceptual', 'network': 'vgg16', 'size': 20, 'seed': 0}"},
+            "sides divisible by 16",
+        ),
+        ({"loss.adversary": None, "loss.adversary.width": 50}, "must be a multiple of 8"),
+        ({"loss.adversary": None, "loss.adversary.size": 0}, "loss.adversary.size"),
+        (
+            dict.fromkeys(("data", "data.path", "data.real.path", "data.real.size")),
             "needs real examples beside the pairs",
         ),
         ({"data.real.labels": "True"}, "no train_labels in"),
-        ({"data.real.size": 16}, "data.real has images of (16, 16, 3), and the pairs (8, 8, 3)"),
+        ({"data.real.size": 16}, "data.real has examples of (16, 16, 3), and the pairs (8, 8, 3)"),
         ({"loss.adversary": "{'name': 'mirror'}"}, "unknown loss.adversary 'mirror'"),
         ({"loss.game": "chess"}, "unknown loss.game 'chess'"),
         ({"loss.policy": "('blur',)"}, "unknown loss.policy 'blur'"),
     ],
 )
 def test_what_cannot_be_played_is_one_line(tmp_path, pairs, capsys, fields, message):
+    if "data" in fields:
+        fields = fields | {"data": str({"name": "pairs", "path": str(pairs[0])})}
     with pytest.raises(AssertionError):
         adversarial_run(tmp_path / "run", *pairs, 2, **fields)
     said = capsys.readouterr().err

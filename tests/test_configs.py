@@ -48,14 +48,14 @@ def write_data(config, folder: Path) -> None:
         np.save(folder / "labels.npy", generator.integers(0, 1000, size))
         config.data.path = str(folder)
     elif config.data.name == "pairs":
-        images, side = config.net.name != "mlp", 64 if "size" in config.data.get("real", {}) else 32
+        images, side = config.net.name != "mlp", config.data.real.get("size") or 32
         settings = {"num_classes": 0, "class_names": [], "pixels": images}
         for name in ("x0", "x1"):
             shape = (100, side, side, 3) if images else (100, 2)
             np.save(folder / f"{name}.npy", generator.standard_normal(shape).astype(np.float32))
         (folder / "manifest.json").write_text(json.dumps({"num": 100, "settings": settings}))
         config.data.path = str(folder)
-        if "real" in config.data:
+        if images:
             pixels = generator.integers(0, 256, (100, side, side, 3), np.uint8)
             np.savez(folder / "real.npz", train_images=pixels, test_images=pixels)
             config.data.real.path, config.data.real.labels = str(folder / "real.npz"), False
@@ -84,6 +84,18 @@ def test_a_smoke_step_is_finite(name, tmp_path):
     config = runpy.run_path(str(ROOT / "configs" / name))["smoke"](load(name))
     write_data(config, tmp_path)
     assert np.isfinite(train_a_step(config, tmp_path))
+
+
+OTHER_DATA = ("cells", "digits", "springs")
+
+
+@pytest.mark.parametrize("name", [n for n in IMAGES if not any(w in n for w in OTHER_DATA)])
+def test_the_network_fits_the_data_in_its_full_size(name):
+    config = load(name)
+    side = config.data.get("size") or config.data.get("real", {}).get("size") or 32
+    shape = tuple(config.data.get("shape", (side, side, 3)))
+    _, params = nets.create(config.net, None, shape=shape, num_classes=0)
+    assert nets.count_parameters(params) > 1e6
 
 
 @pytest.mark.slow

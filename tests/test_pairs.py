@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from programs import ROOT, start
 
-from genfield import data, experiment, generate, jobs
+from genfield import data, evaluate, experiment, generate, jobs, sampling
 from genfield.errors import UserError
 from genfield.main import main
 from genfield.sampling import schedule
@@ -68,16 +68,75 @@ def test_each_pair_is_a_noise_and_what_the_sampler_makes_of_it(teacher):
     assert set(found["nfe"].tolist()) == {5}  # three Heun steps
     assert len(np.unique(found["x0"], axis=0)) == NUM
     exp, params, _ = jobs.open_run(teacher)
-    again = generate.make_drawer(exp)(params, NUM, exp.config.seed + exp.config.sample.seed)
-    np.testing.assert_allclose(found["x1"], again.x, rtol=1e-4, atol=1e-3)
     run = jax.jit(lambda x: exp.sampler(jax.random.key(9), exp.objective.field(params), x, None).x)
     np.testing.assert_allclose(run(found["x0"]), found["x1"], rtol=1e-4, atol=1e-3)
     manifest = json.loads((folder(teacher) / "manifest.json").read_text())
-    assert manifest["num"] == NUM and manifest["settings"]["sampler"]["name"] == "edm_heun"
+    sampler = manifest["settings"]["sampler"]
+    assert manifest["num"] == NUM and manifest["nfe"] == 5
+    assert sampler["name"] == "edm_heun" and sampler["sigma_max"] == 80
     assert (
         manifest["settings"]["parameters_digest"]
         and not folder(teacher).with_name("step_4_shards").exists()
     )
+
+
+def test_no_sample_starts_from_the_noise_of_a_pair(teacher, tmp_path):
+    """Else a student would be measured on what it was trained on; pairs of a student neither."""
+    x0 = {tuple(row) for row in arrays(teacher)["x0"]}
+    file = runpy.run_path(str(LINES))
+    config = file["smoke"](file["get_config"]())
+    config.data.path = str(folder(teacher))
+    student = experiment.prepare(config, tmp_path)
+    for exp, purpose in (
+        (jobs.open_run(teacher)[0], {"trace": 1}),
+        (student, {"trace": 1}),
+        (student, {"starts": True}),
+    ):
+        run = generate.make_generator(exp._replace(sampler=still), **purpose)
+        seed = exp.config.seed + exp.config.sample.seed
+        out, _ = run(exp.init().params, seed, np.arange(NUM + 2))  # 8 devices divide 152
+        starts = out.trace[0] if "trace" in purpose else out.info["x0"]
+        assert not x0 & {tuple(row) for row in np.asarray(starts)}
+
+
+def test_a_second_round_keeps_the_source(teacher, tmp_path):
+    """Pairs of a flow from another source: what learns from them is sampled from that source."""
+    copy = tmp_path / "pairs"
+    shutil.copytree(folder(teacher), copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    assert manifest["settings"]["source"] == "normal"
+    manifest["settings"]["source"] = "eight_gaussians"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    file = runpy.run_path(str(LINES))
+    config = file["smoke"](file["get_config"]("flow"))
+    config.data.path = str(copy)
+    exp = experiment.prepare(config, tmp_path / "flow")
+    start = jax.device_get(exp.data.draw_source(jax.random.key(0), 500))
+    np.testing.assert_allclose(np.linalg.norm(start, axis=1).mean(), 5, atol=0.5)
+    assert exp.data.source == "eight_gaussians"
+    config = file["smoke"](file["get_config"]("2"))
+    config.data.path = str(copy)
+    with pytest.raises(UserError, match="adds normal noise"):
+        experiment.prepare(config, tmp_path / "lines")
+
+
+def test_points_are_compared_with_what_they_should_be_like(teacher, tmp_path):
+    """Not with the teacher's samples."""
+    file = runpy.run_path(str(LINES))
+    config = file["smoke"](file["get_config"]("2"))
+    config.data.path = str(folder(teacher))
+    exp = experiment.prepare(config, tmp_path)
+    points = evaluate.target_points(exp, 0, 2_000)
+    assert points.shape == (2_000, 2) and np.abs(points).max() < 6.5
+    moons = np.asarray(data.DISTRIBUTIONS["two_moons"](jax.random.key(1), 2_000))
+    np.testing.assert_allclose(points.mean(0), moons.mean(0), atol=0.2)
+    assert "real" not in next(exp.data.train(0))
+
+
+def still(key, field, x, cond=None, trace=None):
+    """A sampler that leaves its noise as it is."""
+    taken = None if trace is None else x[None]
+    return sampling.Samples(x, jax.numpy.zeros(len(x)), taken, {})
 
 
 def test_lost_shards_are_drawn_again_bit_for_bit(teacher, tmp_path):
@@ -154,6 +213,8 @@ def test_training_on_pairs_uses_their_noise(teacher, tmp_path):
         ("manifest.json", None, "has finished"),
         ("x0.npy", None, "cannot read"),
         ("manifest.json", "{}", "has finished"),
+        ("manifest.json", "[]", "has finished"),
+        ("manifest.json", '{"num": 1, "settings": {}}', "has finished"),
     ],
 )
 def test_damaged_pairs_are_one_line(teacher, tmp_path, name, text, words):
@@ -176,22 +237,31 @@ def test_a_schedule_draws_its_levels_alike():
         schedule((1, 2))
 
 
+MANY = {"sample.num": 5_000, "sample.shard_size": 50, "sample.name": "many"}
+MANY |= {"sample.batch_size": 16, "sampler.num_steps": 400}  # slow enough to be killed often
+
+
+def draw_undisturbed(teacher, workdir, devices: int):
+    """The pairs of one process that nobody stopped."""
+    shutil.copytree(teacher, workdir)
+    process = start(command(workdir, "--mode=pairs", fields=MANY), devices)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    return {n: np.load(workdir / "pairs" / "many" / f"{n}.npy") for n in ("x0", "x1", "nfe")}
+
+
 @pytest.mark.slow
-def test_twenty_kills_lose_and_repeat_no_pair(teacher, tmp_path):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_twenty_kills_lose_and_repeat_no_pair(teacher, tmp_path, devices):
     """kill -9 at random moments while 5,000 pairs are drawn: each once, bit for bit."""
-    fields = {"sample.num": 5_000, "sample.shard_size": 50, "sample.name": "many"}
-    fields["sample.batch_size"] = 1  # a device: slow enough to be killed often
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    shutil.copytree(teacher, whole)
+    whole = draw_undisturbed(teacher, tmp_path / "whole", devices)
+    killed = tmp_path / "killed"
     shutil.copytree(teacher, killed)
-    undisturbed = start(command(whole, "--mode=pairs", fields=fields))
-    out, _ = undisturbed.communicate()
-    assert undisturbed.returncode == 0, out
-    moments, kills = random.Random(0), 0
+    moments, kills = random.Random(devices), 0
     shards = lambda: len(list((killed / "pairs" / "many_shards").glob("*.npz")))
     for _ in range(200):
         before, quiet = shards(), {"stdout": subprocess.DEVNULL}
-        process = start(command(killed, "--mode=pairs", fields=fields), **quiet)
+        process = start(command(killed, "--mode=pairs", fields=MANY), devices, **quiet)
         while process.poll() is None and shards() == before:
             time.sleep(0.005)
         try:
@@ -206,7 +276,15 @@ def test_twenty_kills_lose_and_repeat_no_pair(teacher, tmp_path):
             shutil.rmtree(killed / "pairs")  # it was done too soon: again
             kills = 0
     assert kills >= 20
-    for name in ("x0", "x1", "nfe"):
-        a, b = (np.load(w / "pairs" / "many" / f"{name}.npy") for w in (whole, killed))
-        np.testing.assert_array_equal(a, b)
-    assert len(np.unique(np.load(whole / "pairs" / "many" / "x0.npy"), axis=0)) == 5_000
+    for name, values in whole.items():
+        found = np.load(killed / "pairs" / "many" / f"{name}.npy")
+        np.testing.assert_array_equal(found, values)
+    assert len(np.unique(np.load(killed / "pairs" / "many" / "x0.npy"), axis=0)) == 5_000
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_draw_the_same_pairs(teacher, tmp_path):
+    """The noises to the bit; the samples to rounding, for XLA compiles other programs."""
+    one, eight = (draw_undisturbed(teacher, tmp_path / str(n), n) for n in (1, 8))
+    np.testing.assert_array_equal(one["x0"], eight["x0"])
+    np.testing.assert_allclose(one["x1"], eight["x1"], rtol=1e-4, atol=1e-4)

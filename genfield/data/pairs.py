@@ -6,27 +6,35 @@ says what drew them. The arrays stay on disk and are read by memory map.
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from genfield.data import digits, images, prepared
+from genfield.data import digits, images, prepared, toys
 from genfield.data.pipeline import (
     SPLIT_SEED,
     Dataset,
     Examples,
     Feed,
     assemble,
+    from_arrays,
     iterator_state,
     short_hash,
     subset,
 )
 from genfield.data.pixels import to_uint8
-from genfield.errors import UserError, build
+from genfield.errors import UserError, build, choose
 from genfield.shards import FINISHED
 
 HELDOUT = 1_000  # at most, and at most a tenth
-REAL = {"digits": digits.digits, "images": images.images, "tfds": prepared.tfds}
+REAL_POINTS = 50_000  # that stand for a distribution of points
+REAL = {
+    **{name: partial(toys.toy, name) for name in toys.DISTRIBUTIONS},
+    **{"digits": digits.digits, "images": images.images, "tfds": prepared.tfds},
+}
+SETTINGS = ("num_classes", "class_names", "pixels")
 
 
 def pairs(
@@ -36,14 +44,19 @@ def pairs(
 
     Args:
       path: the folder. labels: off: they are left out, and the network knows no classes.
-      real: a section such as `data`, of images that batches carry beside the pairs, in an order of
-        their own: what a discriminator and the image metrics compare with. Without it, the metrics
-        compare with the pairs' own samples.
+      real: a section such as `data`, of what the pairs' samples are made to be like: the metrics
+        compare with it, and batches carry its images beside the pairs, in an order of their own,
+        for a discriminator. Without it, the metrics compare with the pairs' own samples.
     Raises:
       UserError: no such files, or files or images that do not belong together.
     """
     if path is None:
         raise UserError("data.path is not set: pass --config.data.path=…, a folder of --mode=pairs")
+    if real is not None and real.get("path", "") is None:
+        raise UserError(
+            "data.real.path is not set: pass --config.data.real.path=…, the images that the "
+            "teacher learned from, or --config.data=\"{'name': 'pairs', 'path': …}\", without them"
+        )
     folder = Path(path)
     manifest = _manifest(folder / FINISHED)
     x0, x1 = (_open(folder / f"{name}.npy") for name in ("x0", "x1"))
@@ -76,6 +89,10 @@ def pairs(
         fingerprint=short_hash("pairs", settings),
         feed=feed,
     )
+    source = settings.get("source", "normal")
+    known = {**toys.DISTRIBUTIONS, "normal": None}
+    draw_source = choose(f"source in {folder / FINISHED}", source, known)
+    dataset = dataset._replace(source=source, draw_source=draw_source)
     if settings["pixels"]:
         shown = {split: _shown(examples) for split, examples in dataset.examples.items()}
         dataset = dataset._replace(pixels=True, examples=shown)
@@ -91,12 +108,20 @@ def _shown(examples: Examples) -> Examples:
 def _beside(pairs: Dataset, real: Dataset) -> Dataset:
     """The pairs, whose batches carry as many real examples, as "real" and "real_label"."""
     if real.shape != pairs.shape:
-        raise UserError(f"data.real has images of {real.shape}, and the pairs {pairs.shape}")
-    if real.num_classes != pairs.num_classes:
+        raise UserError(f"data.real has examples of {real.shape}, and the pairs {pairs.shape}")
+    if real.class_names != pairs.class_names:
+        shown = [", ".join(part.class_names[:5]) or "no classes" for part in (real, pairs)]
         raise UserError(
-            f"data.real has {real.num_classes} classes and the pairs {pairs.num_classes}: set "
-            "data.real.labels as the teacher had them, or data.labels=False"
+            f"data.real has {real.num_classes} classes ({shown[0]}) and the pairs "
+            f"{pairs.num_classes} ({shown[1]}): set data.real.labels and data.real.classes as the "
+            "teacher had them"
         )
+    fingerprint = short_hash(pairs.fingerprint, real.fingerprint)
+    state = iterator_state(pairs.state(0)["seed"], fingerprint)
+    if real.draw is not None:  # points: nothing but metrics reads them
+        points = np.asarray(real.draw(jax.random.key(toys.HELDOUT_SEED), REAL_POINTS))
+        examples = {"train": from_arrays({"x1": points})}
+        return pairs._replace(examples=examples, fingerprint=fingerprint, state=state)
     names = {"x1": "real", "label": "real_label"}
     named = lambda batch: {names[key]: values for key, values in batch.items()}
 
@@ -110,8 +135,6 @@ def _beside(pairs: Dataset, real: Dataset) -> Dataset:
                 part.close()
 
     heldout = lambda index, n: pairs.heldout(index, n) | named(real.heldout(index, n))
-    fingerprint = short_hash(pairs.fingerprint, real.fingerprint)
-    state = iterator_state(pairs.state(0)["seed"], fingerprint)
     return pairs._replace(
         train=train, heldout=heldout, examples=real.examples, fingerprint=fingerprint, state=state
     )
@@ -120,8 +143,9 @@ def _beside(pairs: Dataset, real: Dataset) -> Dataset:
 def _manifest(path: Path) -> dict:
     try:
         manifest = json.loads(path.read_text())
-        return {name: manifest[name] for name in ("num", "settings")}
-    except (OSError, ValueError, KeyError) as error:
+        settings = manifest["settings"]
+        return {"num": manifest["num"], "settings": settings | {n: settings[n] for n in SETTINGS}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): name a folder that --mode=pairs has finished"
         ) from error

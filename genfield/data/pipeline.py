@@ -53,6 +53,7 @@ class Dataset(NamedTuple):
       pixels: whether the examples are images, uint8, whose samples can be shown and judged.
       fingerprint: changes when other files lie at the same path, and with `data.classes`.
       state: step -> what a checkpoint keeps, {"step", "seed", "fingerprint"}.
+      source: the name of what `draw_source` draws.
     """
 
     shape: tuple[int, ...]
@@ -67,6 +68,7 @@ class Dataset(NamedTuple):
     pixels: bool
     fingerprint: str
     state: Callable[[int], dict]
+    source: str = "normal"
 
 
 class Feed(NamedTuple):

@@ -124,4 +124,5 @@ def toy(name: str, source: str = "normal", *, feed: Feed) -> Dataset:
         pixels=False,
         fingerprint=fingerprint,
         state=iterator_state(feed.seed, fingerprint),
+        source=source,
     )

@@ -7,6 +7,10 @@ Sources: the Inception-v3 of the FID (`inception`), EfficientNet-Lite0 (`efficie
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from genfield import errors
 from genfield.features import efficientnet, inception, torch_files, vgg, weights
 
@@ -72,6 +76,18 @@ def create(
         trained=seed is None,
         verified=seed is None and weights.published(name, origin),
     )
+
+
+def outputs(name: str, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a network's outputs for images of `shape` [B, H, W, 3]; takes no weights.
+
+    Raises:
+      UserError: unknown name. ValueError: a shape that the network does not take.
+    """
+    network = errors.choose("feature network", name, NETWORKS)
+    zeros = {key: np.broadcast_to(np.float32(0), size) for key, size in network.shapes().items()}
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(lambda x: network.apply(weights.nested(zeros), x), image)
 
 
 def default() -> str:

@@ -4,6 +4,7 @@ Sources: Johnson, Alahi & Fei-Fei, "Perceptual Losses for Real-Time Style Transf
 the unit vectors of Zhang et al. (arXiv:1801.03924).
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,7 +20,13 @@ LAYERS = {
 
 
 def levels(images: Array, size: int | None) -> Array:
-    """[B, H, W, 1 or 3] in [-1, 1] -> what networks take: [B, size, size, 3], 0..255, bilinear."""
+    """[B, H, W, 1 or 3] in [-1, 1] -> what networks take: [B, size, size, 3], 0..255, bilinear.
+
+    Raises:
+      ValueError: no images.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"features are of images [B, H, W, 1 or 3], not {list(images.shape)}")
     batch, height, width, _ = images.shape
     if size is not None and (height, width) != (size, size):
         images = jax.image.resize(images, (batch, size, size, images.shape[-1]), "bilinear")
@@ -45,20 +52,23 @@ def perceptual(
       unit_vectors: features of a place are scaled to unit length first, as LPIPS does, so that
         layers count alike.
       pixel_weight: of the mean squared difference of the pixels, in [-1, 1], which is added.
-      path, sha256, seed: of the network's weights, as `features.create`.
+      path, sha256, seed: of the network's weights, as `features.create`; they are loaded when the
+        distance is first taken.
     Raises:
-      UserError: unknown network or layer, no weights.
+      UserError: unknown network or layer, no size; when it is first taken, no weights.
     """
     known = errors.choose("network of a perceptual distance", network, LAYERS)
-    made = features.create(network, path=path, sha256=sha256, seed=seed)
-    probe = jax.ShapeDtypeStruct((1, made.size, made.size, 3), jnp.float32)
-    outputs = jax.eval_shape(lambda x: made.apply(made.params, x), probe)
+    if size is not None and size < 1:
+        raise errors.UserError(f"size {size} of a perceptual distance must be positive, or None")
+    outputs = features.outputs(network, (1, 224, 224, 3))
     spatial = {name: None for name, a in outputs.items() if a.ndim == 4}
     for layer in layers or ():
         errors.choose(f"layer of {network}", layer, spatial)
     chosen = tuple(layers or known)
+    load = functools.cache(lambda: features.create(network, path=path, sha256=sha256, seed=seed))
 
     def seen(images):
+        made = load()
         found = made.apply(made.params, levels(images, size))
         return [_unit(found[name]) if unit_vectors else found[name] for name in chosen]
 

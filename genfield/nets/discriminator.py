@@ -5,6 +5,7 @@ spectral normalisation of Miyato et al. (arXiv:1802.05957); conditional projecti
 Koyama (arXiv:1802.05637). Group norm stands where they have batch norm: examples never interact.
 """
 
+import functools
 import math
 
 import jax
@@ -46,33 +47,43 @@ def projected(
       size: images are resized to so many pixels, LMM's 224; None: they stay as they are.
       width: channels of the finest scale after mixing; each further one has twice as many.
       seed: of the fixed random mixing across channels and scales.
-      paths: of the networks' weights, in their order; left out, they are looked for.
+      paths: of the networks' weights, in their order; left out, they are looked for. They are
+        loaded when the discriminator is first asked.
       random_features: a seed for networks with random weights, to try things out.
     Raises:
-      UserError: no images, unknown networks, no weights.
+      UserError: no images, unknown networks, widths or sizes that cannot be; when it is first
+        asked, no weights.
     """
-    if len(shape) != 3:
+    if len(shape) != 3 or shape[-1] not in (1, 3):
         raise errors.UserError(f"a projected discriminator needs images, not examples of {shape}")
+    if width < 1 or width % GROUPS:
+        raise errors.UserError(f"loss.adversary.width {width} must be a multiple of {GROUPS}")
     if paths and len(paths) != len(networks):
         raise errors.UserError("loss.adversary.paths names a file for each of its networks")
+    if size is not None and size < 1:
+        raise errors.UserError(f"loss.adversary.size {size} must be positive, or None")
     for name in networks:
         errors.choose("network of a discriminator", name, SCALES)
     files = paths or (None,) * len(networks)
-    made = [
-        features.create(name, path=path, seed=random_features)
-        for name, path in zip(networks, files, strict=True)
-    ]
+    load = functools.cache(
+        lambda name, path: features.create(name, path=path, seed=random_features)
+    )
+    side = (1, *shape[:2], 3) if size is None else (1, size, size, 3)
+    try:
+        found = [features.outputs(name, side) for name in networks]
+    except ValueError as error:
+        raise errors.UserError(f"loss.adversary.size: {error}") from error
+    taps = [[out[tap] for tap in SCALES[name]] for name, out in zip(networks, found, strict=True)]
     rng = np.random.default_rng(seed)
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    taps = [jax.eval_shape(lambda x, n=network: _taps(n, x, size), image) for network in made]
     mixers = [_draw_mixer(rng, [tap.shape[-1] for tap in scales], width) for scales in taps]
 
     def pyramids(images: Array) -> list[Array]:
         """The mixed features of every network and scale, fine to coarse."""
+        made = [load(name, path) for name, path in zip(networks, files, strict=True)]
         parts = [_mix(m, _taps(n, images, size)) for n, m in zip(made, mixers, strict=True)]
         return [level for part in parts for level in part]
 
-    maps = jax.eval_shape(pyramids, image)
+    maps = [m for pair in zip(mixers, taps, strict=True) for m in jax.eval_shape(_mix, *pair)]
 
     def init(key: Array) -> dict:
         keys = jax.random.split(key, len(maps))
