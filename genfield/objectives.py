@@ -50,6 +50,7 @@ ADAPTIVE = {
     **dict.fromkeys(sampling.SOLVERS, sampling.solve_ode),
     "probability_flow": sampling.probability_flow,
 }
+POSITIONS = 64  # intervals at whose ends the trace of an adaptive sampler has positions
 NOISY = ("langevin", "hamiltonian", "reverse_ve", "predictor_corrector")
 NOISE_LEVELS = {**paths.NOISE_LEVELS, "schedule": sampling.schedule}
 AT_LEVELS = ("denoiser", "score")  # fields of the noise level, on the variance-exploding path
@@ -449,6 +450,7 @@ def _stages(section) -> list[tuple[str, Any, int]]:
 def create_sampler(config, num_classes: int = 0, output: str = "potential") -> Callable:
     """run(key, field, x, cond=None, trace=None) -> Samples, of the section `sampler`.
 
+    trace: as `sampling.sample` takes it; of adaptive samplers, whatever it is, POSITIONS intervals.
     `sampler.then` nests a further stage. The field is negated where the sampler follows the other
     kind, and guided where `sample.guidance_scale` is not 1 and labels are given.
     Args:
@@ -460,7 +462,7 @@ def create_sampler(config, num_classes: int = 0, output: str = "potential") -> C
     name = section.get("name")
     adaptive = name in ADAPTIVE
     if adaptive:
-        supplied = ("field", "x", "cond", *(["method"] if name in sampling.SOLVERS else []))
+        supplied = ("field", "x", "cond", "trace", *["method"] * (name in sampling.SOLVERS))
         solve = bind("sampler", ADAPTIVE, section, supplied)
         if name in sampling.SOLVERS:
             solve = functools.partial(solve, method=name)
@@ -503,7 +505,7 @@ def create_sampler(config, num_classes: int = 0, output: str = "potential") -> C
             field = classifier_free(field, scale, null, on=config.sample.guidance_on)
         field = convert(field)
         if adaptive:
-            return solve(field, x, cond=cond)
+            return solve(field, x, cond=cond, trace=None if trace is None else POSITIONS)
         plan = [(sampler, steps) for _, sampler, steps in stages]
         if slots and trace is None:
             [(sampler, steps)] = plan

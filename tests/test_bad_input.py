@@ -22,6 +22,7 @@ from genfield.main import main
 EQM = ROOT / "configs" / "equilibrium_matching_two_moons.py"
 FLOW = ROOT / "configs" / "flow_matching_two_moons.py"
 IMAGENET = ROOT / "configs" / "flow_matching_imagenet256.py"
+EDM, LINES = (ROOT / "configs" / f"{name}_cifar10.py" for name in ("edm", "lines"))
 SHORT = SMALL | {"train.steps": 2, "checkpoint.every": 1}
 
 # Two steps on small images, the data left to the test.
@@ -108,6 +109,10 @@ MISTAKES = [
     (f"{FLOW}:oot", "seed=1", "'oot'", "did you mean 'ot'", "independent"),
     (f"{IMAGENET}:Z/2", "seed=1", "'Z/2'", "XL/2"),
     (f"{MOONS}:ot", "seed=1", "takes no argument after a colon"),
+    (f"{LINES}:sott", "seed=1", "'sott'", "did you mean 'sot'", "perceptual"),
+    (f"{LINES}:l2,perceptual", "seed=1", "'l2,perceptual'", "names two of"),
+    (f"{LINES}:adversarial", "net.attention=auto", "fused attention", "net.attention='xla'"),
+    (EDM, "loss.stable_target=True", "mix images", "config.augmentation=0"),
     # Types.
     (MOONS, "train.steps=abc", "train.steps=abc", "whole number"),
     (MOONS, "train.steps=2.5", "train.steps=2.5", "whole number"),

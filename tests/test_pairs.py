@@ -238,13 +238,18 @@ def test_a_schedule_draws_its_levels_alike():
 
 
 MANY = {"sample.num": 5_000, "sample.shard_size": 50, "sample.name": "many"}
-MANY |= {"sample.batch_size": 16, "sampler.num_steps": 400}  # slow enough to be killed often
+MANY |= {"sampler.num_steps": 200}  # slow enough to be killed often
+
+
+def many(devices: int) -> dict:
+    """Batches of 16, which do not divide a shard: a sample drawn again could change its place."""
+    return MANY | {"sample.batch_size": 16 // devices}
 
 
 def draw_undisturbed(teacher, workdir, devices: int):
     """The pairs of one process that nobody stopped."""
     shutil.copytree(teacher, workdir)
-    process = start(command(workdir, "--mode=pairs", fields=MANY), devices)
+    process = start(command(workdir, "--mode=pairs", fields=many(devices)), devices)
     out, _ = process.communicate()
     assert process.returncode == 0, out
     return {n: np.load(workdir / "pairs" / "many" / f"{n}.npy") for n in ("x0", "x1", "nfe")}
@@ -261,7 +266,7 @@ def test_twenty_kills_lose_and_repeat_no_pair(teacher, tmp_path, devices):
     shards = lambda: len(list((killed / "pairs" / "many_shards").glob("*.npz")))
     for _ in range(200):
         before, quiet = shards(), {"stdout": subprocess.DEVNULL}
-        process = start(command(killed, "--mode=pairs", fields=MANY), devices, **quiet)
+        process = start(command(killed, "--mode=pairs", fields=many(devices)), devices, **quiet)
         while process.poll() is None and shards() == before:
             time.sleep(0.005)
         try:

@@ -404,6 +404,17 @@ def solve(x, method="dopri5", per_sample=True, cond=None, t0=0.0, t1=1.0, tolera
     return solver(method, per_sample)(x, cond, t0, t1, tolerance)
 
 
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_positions_of_an_adaptive_solver(per_sample):
+    x = np.asarray(starts())
+    options = dict(per_sample=per_sample, rtol=1e-6, atol=1e-6)
+    out = quick(lambda x: sampling.solve_ode(stream, x, trace=4, **options))(x)
+    assert out.trace.shape == (5, *x.shape)
+    np.testing.assert_array_equal(out.trace[-1], out.x)
+    for time, found in zip(np.linspace(0, 1, 5), out.trace, strict=True):
+        np.testing.assert_allclose(found, stream_solution(x, time), rtol=1e-3, atol=1e-3)
+
+
 def test_every_method_is_known():
     assert set(sampling.SOLVERS) == {"dopri5", "heun_adaptive"}
     with pytest.raises(ValueError, match="known: dopri5, heun_adaptive"):

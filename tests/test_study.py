@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_network
@@ -12,7 +13,8 @@ from sklearn.datasets import load_digits
 from genfield import features, generate, jobs, studies, study
 from genfield.data import pixels
 from genfield.errors import UserError
-from genfield.studies import common, noises, ood, sweep
+from genfield.metrics import path_geometry
+from genfield.studies import common, noises, ood, straightness, sweep
 
 FLOW = ROOT / "configs" / "flow_matching_two_moons.py"
 DESCENT = "--config.sampler={'name':'gradient_descent','num_steps':3,'step_size':0.1}"
@@ -452,15 +454,41 @@ def test_straightness(flow, edm, findings):
     one, four = found["figures"]["rows"]
     assert (one["nfe"], four["nfe"]) == (1, 7) and one["deviation"] < 1e-4 < four["deviation"]
     lines = "--config.sampler={'name':'multistep','indices':(0,3,5),'noise':'line'}"
-    [row] = findings("straightness", edm, "--num=20", "--metric=none", lines)["figures"]["rows"]
-    assert row["num_steps"] == row["nfe"] == 3
+    few = ["--num=20", "--metric=none"]
+    rows = findings("straightness", edm, *few, lines, "--indices=0,0+3+5")["figures"]["rows"]
+    assert [row["nfe"] for row in rows] == [1, 3] and rows[0]["deviation"] < 1e-4
+    fine = findings("straightness", edm, *few, "--num_steps=64")["figures"]["rows"][0]
+    adaptive = "--config.sampler={'name':'probability_flow','rtol':1e-3,'atol':1e-3}"
+    [row] = findings("straightness", edm, *few, adaptive)["figures"]["rows"]
+    np.testing.assert_allclose(row["deviation"], fine["deviation"], rtol=0.03)
+
+
+def test_straightness_of_an_adaptive_solver_is_that_of_small_steps(flow, findings):
+    few = ["--num=20", "--metric=none"]
+    [row] = findings("straightness", flow, *few, "--config.sampler={'name':'dopri5'}")["figures"][
+        "rows"
+    ]
+    [fine] = findings("straightness", flow, *few, "--num_steps=64")["figures"]["rows"]
+    np.testing.assert_allclose(row["deviation"], fine["deviation"], rtol=0.05)
+
+
+def test_samples_that_stop_are_straight_in_their_own_time():
+    ends, last = np.array([[3.0, 0.0], [6.0, 2.0]], np.float32), np.array([3, 6])
+    trace = jnp.asarray((np.minimum(np.arange(7)[:, None], last) / last)[..., None] * ends)
+    times = straightness._own_times(trace)
+    np.testing.assert_allclose(times[:, 0], [0, 1 / 3, 2 / 3, 1, 1, 1, 1], rtol=1e-6)
+    found = path_geometry.straightness(trace, times)
+    np.testing.assert_allclose(found.deviation, 0, atol=1e-5)
+    assert path_geometry.straightness(trace).deviation[0] > 2
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--config.sampler={'name':'dopri5'}"], "chooses its own steps"),
-        (["--config.sampler={'name':'multistep'}", "--num_steps=2"], "leave out --num_steps"),
+        (["--config.sampler={'name':'dopri5'}", "--num_steps=2"], "chooses its own steps"),
+        (["--config.sampler={'name':'multistep'}", "--num_steps=2"], "give --indices=0,0+1"),
+        (["--config.sampler={'name':'multistep'}", "--indices=0-1"], "must be as 0,0+1,0+3+5"),
+        (["--indices=0"], "are of multistep, not 'edm_heun'"),
     ],
 )
 def test_straightness_refuses(edm, flow, capsys, flags, says):

@@ -223,22 +223,22 @@ def straightness(trace: Array, times: Array | None = None) -> Straightness:
 
     Args:
       trace: positions [K+1, B, *D], as `sampling.sample` gives them; in either direction of time.
-      times: of the positions, [K+1], rising or falling; None: evenly spaced. They are brought to
-        [0, 1].
+      times: of the positions, [K+1] or [K+1, B], rising or falling; None: evenly spaced. They are
+        brought to [0, 1].
     Raises:
       ValueError: fewer than two positions, times of another number.
     """
-    if len(trace) < 2 or (times is not None and np.shape(times) != (len(trace),)):
-        given = None if times is None else np.shape(times)
+    given = None if times is None else np.shape(times)
+    if len(trace) < 2 or given not in (None, trace.shape[:1], trace.shape[:2]):
         raise ValueError(
-            f"straightness needs a trace [K+1 >= 2, B, *D] and times [K+1], got {trace.shape} and "
-            f"{given}"
+            f"straightness needs a trace [K+1 >= 2, B, *D] and times [K+1] or [K+1, B], got "
+            f"{trace.shape} and {given}"
         )
     trace = trace.reshape(*trace.shape[:2], -1)
     times = jnp.linspace(0.0, 1.0, len(trace)) if times is None else jnp.asarray(times)
-    shares = jnp.diff(times) / (times[-1] - times[0])
+    shares = jnp.diff(times, axis=0) / (times[-1:] - times[:1])
     whole = trace[-1] - trace[0]
-    gaps = jnp.diff(trace, axis=0) - shares[:, None, None] * whole[None]
+    gaps = jnp.diff(trace, axis=0) - shares.reshape(len(shares), -1, 1) * whole[None]
     deviation = jnp.sum(jnp.linalg.norm(gaps, axis=-1), axis=0)
     return Straightness(deviation, deviation / jnp.linalg.norm(whole, axis=-1))
 

@@ -293,6 +293,7 @@ def probability_flow(
     sigma_data: float = SIGMA_DATA,
     max_steps: int = 4096,
     per_sample: bool = True,
+    trace: int | None = None,
     reverse: bool = False,
 ) -> Samples:
     """Integrates dx/dσ = -σ f(x, σ) adaptively, from sigma_max to sigma_min; for a score.
@@ -313,6 +314,7 @@ def probability_flow(
       method, rtol, atol, max_steps, per_sample: of `solve_ode`; the method and the tolerances are
         those of Flux Matching, Table 4.
       sigma_data: about the standard deviation of the data; it changes the cost only.
+      trace: so many intervals, even in ln σ, at whose ends positions are kept; the first is x.
       reverse: from samples to noise.
     Returns:
       Samples: x at sigma_min; with `reverse`, x at sigma_max over sigma_max, about N(0, I).
@@ -335,5 +337,11 @@ def probability_flow(
         t1=math.log(last),
         max_steps=max_steps,
         per_sample=per_sample,
+        trace=trace,
     )
-    return out._replace(x=out.x * (flow_scale(last, sigma_data) / last_unit))
+    x = out.x * (flow_scale(last, sigma_data) / last_unit)
+    if trace is not None:
+        levels = jnp.geomspace(first, last, trace + 1)
+        scale = flow_scale(levels, sigma_data).at[0].divide(unit).at[-1].divide(last_unit)
+        out = out._replace(trace=out.trace * scale.reshape(-1, *(1,) * x.ndim))
+    return out._replace(x=x)

@@ -68,6 +68,7 @@ def solve_ode(
     t1: float = 1.0,
     max_steps: int = 4096,
     per_sample: bool = True,
+    trace: int | None = None,
 ) -> Samples:
     """Integrates dx/dt = v(x, t) adaptively from t0 to t1 (t1 < t0 runs in reverse).
 
@@ -76,14 +77,17 @@ def solve_ode(
       method: "dopri5" or "heun_adaptive". rtol, atol: tolerances of the step-size control.
       per_sample: every sample has its own steps, so that its result does not depend on its
         batch; otherwise one step size serves the batch, which is cheaper.
+      trace: so many even intervals of time, at whose ends positions are kept [trace + 1, B, *D];
+        between steps they are the solver's own interpolation. None: none are.
     Returns:
-      Samples; nfe counts attempted steps, accepted or not. No trace.
+      Samples; nfe counts attempted steps, accepted or not.
     Raises:
       ValueError: unknown method. diffrax's own error: max_steps were not enough.
     """
     if method not in SOLVERS:
         raise ValueError(f"unknown ODE method {method!r}; known: {', '.join(sorted(SOLVERS))}")
     solver, count = SOLVERS[method]
+    kept = {"t1": True} if trace is None else {"ts": jnp.linspace(t0, t1, trace + 1)}
 
     def solve(x, cond):  # x [b, *D]
         solution = diffrax.diffeqsolve(
@@ -94,15 +98,16 @@ def solve_ode(
             dt0=FIRST_STEP * (t1 - t0),
             y0=x,
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            saveat=diffrax.SaveAt(**kept),
             max_steps=max_steps,
         )
-        return solution.ys[0], solution.stats["num_steps"]
+        return solution.ys, solution.stats["num_steps"]
 
     if per_sample:
         one = lambda x, cond: solve(x[None], jax.tree.map(lambda c: c[None], cond))
-        ys, num_steps = jax.vmap(one)(x, cond)
-        ys = ys[:, 0]
+        ys, num_steps = jax.vmap(one, out_axes=(1, 0))(x, cond)
+        ys = ys[:, :, 0]
     else:
         ys, num_steps = solve(x, cond)
     nfe = jnp.broadcast_to(count(num_steps) * evaluations(field), x.shape[:1]).astype(jnp.int32)
-    return Samples(x=ys, nfe=nfe, trace=None, info={})
+    return Samples(x=ys[-1], nfe=nfe, trace=None if trace is None else ys, info={})
