@@ -39,6 +39,7 @@ def get_config(variant: str = "full"):
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 19_500  # 10 million images
     config.ema.half_life = 500_000.0
+    config.ema.ramp_up = 0.05
     config.train.steps = 390_625  # 200 million images
     config.train.log_every = 100
     config.train.eval_every = config.checkpoint.every = 10_000
@@ -53,7 +54,7 @@ def get_config(variant: str = "full"):
         config.net.dtype = "bfloat16"
         config.batch_size = 256
         config.optimizer.warmup_steps = 1_000
-        config.ema.half_life, config.ema.rate = 0.0, 0.999
+        config.ema = ConfigDict(dict(rate=0.999, half_life=0.0, ramp_up=0.0))
         config.train.steps = 20_000
         config.train.eval_every = config.checkpoint.every = 2_000
         config.evaluate.num_samples = config.sample.num = 10_000
@@ -62,7 +63,7 @@ def get_config(variant: str = "full"):
         config.net.attention_resolutions = (4,)
         config.batch_size = 64
         config.optimizer.warmup_steps = 100
-        config.ema.half_life, config.ema.rate = 0.0, 0.995
+        config.ema = ConfigDict(dict(rate=0.995, half_life=0.0, ramp_up=0.0))
         config.train.steps = 2_500
         config.train.log_every = 50
         config.train.eval_every = config.checkpoint.every = 500

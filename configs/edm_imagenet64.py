@@ -31,6 +31,7 @@ def get_config(variant: str = "deterministic"):
     config.optimizer.learning_rate = 1e-4
     config.optimizer.warmup_steps = 2_440  # 10 million images
     config.ema.half_life = 50_000_000.0
+    config.ema.ramp_up = 0.05
     config.train.steps = 610_000  # 2,500 million images
     config.train.log_every = 100
     config.train.eval_every = config.checkpoint.every = 5_000

@@ -61,6 +61,7 @@ def base() -> ConfigDict:
         )
     )
     config.ema = ConfigDict(dict(rate=0.0, half_life=0.0))  # one of them; half-life in images
+    config.ema.ramp_up = 0.0  # > 0: the half-life is at most this share of the images so far
     config.train = ConfigDict(
         dict(
             steps=1000,
@@ -342,7 +343,7 @@ NOT_NEGATIVE = (
     *("path_noise", "epsilon", "c0", "one_step_weight", "eikonal_weight", "temperature"),
 )
 FRACTIONS = (  # in [0, 1)
-    *("label_dropout", "augmentation", "dropout", "rate"),
+    *("label_dropout", "augmentation", "dropout", "rate", "ramp_up"),
     *("b1", "b2", "discriminator_b1", "discriminator_b2"),
 )
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed

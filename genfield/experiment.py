@@ -132,6 +132,7 @@ def jit_train_step(experiment: Experiment) -> Callable:
         experiment.tx,
         rng.stream(config.seed, "train"),
         ema_rate=experiment.ema_rate,
+        ema_ramp_up=config.ema.ramp_up,
         accumulate=config.optimizer.accumulate,
         draw_batch=draw_batch(experiment),
     )

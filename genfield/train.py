@@ -101,12 +101,15 @@ def make_train_step(
     key: Array,
     *,
     ema_rate: float = 0.0,
+    ema_ramp_up: float = 0.0,
     accumulate: int = 1,
     draw_batch: Callable[[Array], dict] | None = None,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """A pure step(state, batch) -> (state, metrics), to be jitted.
 
     Args:
+      ema_rate: of the average, a step. ema_ramp_up: > 0: its half-life is at most this share of
+        the steps so far (EDM's implementation has 0.05), so that early weights are soon forgotten.
       key: of the run; step k draws from fold_in(key, k) and from nothing else.
       accumulate: microbatches; what is drawn does not depend on it, only dropout does.
       draw_batch: key -> batch, for problems drawn on the device; then `batch` holds no data.
@@ -156,12 +159,20 @@ def make_train_step(
 
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1 - ema_rate) if state.ema else {}
+        rate = _ramped(ema_rate, ema_ramp_up, state.step + 1)
+        ema = optax.incremental_update(params, state.ema, 1 - rate) if state.ema else {}
         new = TrainState(state.step + 1, params, ema, optimizer)
         new = jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, state)
         return new, {"loss": loss, "grad_norm": norm, "finite": finite, **terms}
 
     return step
+
+
+def _ramped(rate: float, ramp_up: float, steps: Array) -> Array | float:
+    """The decay of an average after so many steps."""
+    if not (rate and ramp_up):
+        return rate
+    return 0.5 ** (1 / jnp.minimum(math.log(0.5) / math.log(rate), ramp_up * steps))
 
 
 def batch_at(step_key: Array, batch: dict, draw_batch: Callable | None) -> dict:

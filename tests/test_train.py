@@ -126,15 +126,17 @@ def test_accumulation_draws_the_same_and_gives_the_same_gradient(tmp_path):
     chex.assert_trees_all_close(one.params, four.params, rtol=1e-4, atol=1e-6)
 
 
-def test_ema_follows_its_definition(tmp_path):
-    exp = prepare(moons(ema__half_life=16.0), tmp_path)
+@pytest.mark.parametrize(("ramp_up", "rates"), [(0.0, (0.5, 0.5, 0.5)), (0.5, (0.25, 0.5, 0.5))])
+def test_ema_follows_its_definition(tmp_path, ramp_up, rates):
+    exp = prepare(moons(ema__half_life=16.0, ema__ramp_up=ramp_up), tmp_path)
     assert exp.ema_rate == pytest.approx(0.5)  # one batch of 16 images is one half-life
     state = exp.init()
     expected = jax.device_get(state.params)
-    for _ in range(3):
+    for rate in rates:
         state, _ = steps(exp, 1, state)
         params = jax.device_get(state.params)
-        expected = jax.tree.map(lambda e, p: 0.5 * e + 0.5 * p, expected, params)
+        mix = lambda e, p, rate=rate: rate * e + (1 - rate) * p
+        expected = jax.tree.map(mix, expected, params)
     chex.assert_trees_all_close(jax.device_get(state.ema), expected, rtol=1e-5, atol=1e-7)
 
 
