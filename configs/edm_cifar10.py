@@ -69,7 +69,7 @@ def get_config(variant: str = "full"):
         config.train.eval_every = config.checkpoint.every = 500
         config.train.eval_samples, config.checkpoint.best_metric = 0, "loss"
         config.evaluate.metrics = ("heldout_loss",)  # features of 50,000 take long on a CPU
-        config.evaluate.num_samples, config.sample.num = 2_000, 10_000
+        config.evaluate.num_samples, config.sample.num = 2_000, 6_000
     return config
 
 

@@ -57,7 +57,7 @@ def get_config(variant: str = "perceptual"):
     config.time = ConfigDict({"name": "schedule", "schedule_steps": 18})
     if sot:
         config.time.indices = INDICES
-    network, native = "efficientnet_lite0" if reduced else "vgg16", 64
+    network, native = "efficientnet_lite0" if reduced else "vgg16", 32 if small else 64
     distance = {"name": "perceptual", "network": network, "size": native}
     if reduced:
         distance |= {"unit_vectors": True, "pixel_weight": 1.0}
@@ -91,7 +91,7 @@ def get_config(variant: str = "perceptual"):
     if small:
         config.batch_size = 64
         config.ema.rate = 0.99
-        config.train.steps = 300 if stage == "adversarial" else 1_500
+        config.train.steps = 300 if stage == "adversarial" else 1_000
         config.train.log_every = 50
         config.train.eval_every = config.checkpoint.every = 250
         config.train.eval_samples = 0

@@ -270,7 +270,7 @@ def test_twenty_kills_lose_and_repeat_no_pair(teacher, tmp_path, devices):
         while process.poll() is None and shards() == before:
             time.sleep(0.005)
         try:
-            process.wait(timeout=moments.uniform(0.0, 0.15))  # it is drawing now
+            process.wait(timeout=moments.uniform(0.0, 0.05))  # it is drawing now
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
