@@ -187,7 +187,8 @@ def make_metric(exp: Experiment, name: str, seed: int, num: int | None = None) -
     Raises:
       UserError: an unknown metric, or one that these data cannot have.
     """
-    points = len(exp.data.shape) == 1 and exp.data.draw is not None
+    listed = exp.config.data.name == "pairs"
+    points = len(exp.data.shape) == 1 and (listed or exp.data.draw is not None)
     if name == "auto":
         name = "point_cloud" if points else "none"
     choose("--metric", name, dict.fromkeys(("auto", "frechet", "none", "point_cloud")))
@@ -197,7 +198,7 @@ def make_metric(exp: Experiment, name: str, seed: int, num: int | None = None) -
         return lambda x: {}
     if not points:
         raise UserError("--metric=point_cloud needs a point problem such as two_moons")
-    target = drawn(exp.data.draw, rng.stream(seed, "target"), num or PER_DRAWN)
+    target = evaluation.target_points(exp, seed, num or PER_DRAWN)
     return lambda x: point_cloud.compare(x, target, exp.config.evaluate.transport_points)
 
 
