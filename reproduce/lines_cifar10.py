@@ -68,10 +68,15 @@ def measure(target: Path, name: str, against: Path, num: int, *flags: str) -> di
     return {"figure": figure, **found[figure], "nfe": found["nfe"]["value"]}
 
 
-def stages(workdir: Path, size: str, seed: int, data: Path, num: int, flags: list[str]) -> dict:
+def stages(workdir: Path, args, seed: int) -> dict:
     """Trains and measures everything of a seed: {title: {levels: figures}}."""
+    size, num, flags = args.size, args.num, args.flags
+    images = {"path": args.data.resolve()}
+    if args.cache:
+        images["cache"] = args.cache.resolve()
+    at = lambda section: [f"--config.{section}.{name}={value}" for name, value in images.items()]
     runs = {"teacher": folder(workdir, "teacher", seed)}
-    given = [f"--config.data.path={data}", *flags]
+    given = [*at("data"), *flags]
     train(runs["teacher"], "teacher", seed, f"edm_cifar10.py:{size}", given)
     pairs = runs["teacher"] / "pairs" / "all"
     if not (pairs / "manifest.json").exists():
@@ -83,15 +88,15 @@ def stages(workdir: Path, size: str, seed: int, data: Path, num: int, flags: lis
     further = configuration.load(str(ROOT / f"configs/lines_cifar10.py:{size},adversarial"))
     for title, (variant, begin) in STAGES.items():
         runs[title] = folder(workdir, title, seed)
-        given = [f"--config.data.path={pairs}", f"--config.data.real.path={data}", *flags]
+        given = [f"--config.data.path={pairs}", *at("data.real"), *flags]
         given += [f"--config.initial_parameters={runs[begin]}"]
         if begin != "teacher":
             given += [f"--config.train.steps={further.train.steps}"]
         train(runs[title], title, seed, f"lines_cifar10.py:{size},{variant}", given)
         found[title] = {}
         for name, indices in FEW.items():
-            at, tail = f"--config.sampler.indices={indices}", "_".join(map(str, indices))
-            found[title][name] = measure(runs[title], tail, against, num, at, *flags)
+            levels, tail = f"--config.sampler.indices={indices}", "_".join(map(str, indices))
+            found[title][name] = measure(runs[title], tail, against, num, levels, *flags)
     if seed == 0:
         picture(workdir, runs)
     return found
@@ -115,17 +120,16 @@ def picture(workdir: Path, runs: dict[str, Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder, an archive or an .npz")
+    parser.add_argument("--cache", type=Path, help="a folder that keeps the decoded images")
     parser.add_argument("--workdir", type=Path, default=Path("runs/lines_cifar10"))
     parser.add_argument("--size", choices=("medium", "small"), default="small")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--num", type=int, default=1_000, help="samples of a measurement")
     parser.add_argument("flags", nargs="*", help="further --config.…=… for every run, after --")
     args = parser.parse_args()
-    workdir, data = args.workdir.resolve(), args.data.resolve()
+    workdir = args.workdir.resolve()
     workdir.mkdir(parents=True, exist_ok=True)
-    found = [
-        stages(workdir, args.size, seed, data, args.num, args.flags) for seed in range(args.seeds)
-    ]
+    found = [stages(workdir, args, seed) for seed in range(args.seeds)]
     (workdir / "lines_cifar10.json").write_text(json.dumps(found, indent=2))
     rows = []
     for title in found[0]:
