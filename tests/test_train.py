@@ -187,6 +187,7 @@ def test_resume_continues_to_the_bit(tmp_path):
         if config == DIGITS:
             shrink |= dict(net__channels=8, net__channel_multipliers="(1,1)")
             shrink |= dict(optimizer__name="adamw", optimizer__weight_decay=0.01)
+            shrink |= dict(sampler__num_steps=2, evaluate__metrics="('heldout_loss',)")
         options = shrink if small is None else shrink | {"small": small}
         whole, parts = tmp_path / f"{config.stem}_whole", tmp_path / f"{config.stem}_parts"
         assert run(whole, config, **options, train__steps=20) == 0
