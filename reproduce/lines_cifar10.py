@@ -88,11 +88,11 @@ def stages(workdir: Path, args, seed: int) -> dict:
     further = configuration.load(str(ROOT / f"configs/lines_cifar10.py:{size},adversarial"))
     for title, (variant, begin) in STAGES.items():
         runs[title] = folder(workdir, title, seed)
-        given = [f"--config.data.path={pairs}", *at("data.real"), *flags]
+        given = [f"--config.data.path={pairs}", *at("data.real")]
         given += [f"--config.initial_parameters={runs[begin]}"]
         if begin != "teacher":
             given += [f"--config.train.steps={further.train.steps}"]
-        train(runs[title], title, seed, f"lines_cifar10.py:{size},{variant}", given)
+        train(runs[title], title, seed, f"lines_cifar10.py:{size},{variant}", [*given, *flags])
         found[title] = {}
         for name, indices in FEW.items():
             levels, tail = f"--config.sampler.indices={indices}", "_".join(map(str, indices))
