@@ -18,6 +18,7 @@ from genfield.experiment import Experiment
 from genfield.metrics.images import Judge
 from genfield.metrics.reference import Reference
 from genfield.nets import count_parameters
+from genfield.objectives import ADAPTIVE
 
 FILE = "card.json"
 
@@ -67,10 +68,11 @@ def of_sampling(exp: Experiment, out: Evaluation) -> dict:
 
 def resolved_sampler(section: dict) -> dict:
     """A sampler section with the defaults that it leaves out."""
-    made = {**sampling.SAMPLERS, **dict.fromkeys(sampling.SOLVERS, sampling.solve_ode)}
-    fields = inspect.signature(made[section["name"]]).parameters.values()
+    name, made = section["name"], {**sampling.SAMPLERS, **ADAPTIVE}
+    fields = inspect.signature(made[name]).parameters.values()
     known = {f.name: f.default for f in fields if f.default not in (f.empty, None)}
-    known = {name: value for name, value in known.items() if name not in ("cond", "method")}
+    if name in sampling.SOLVERS:  # the name is the method
+        del known["method"]
     out = known | section
     return out | ({"then": resolved_sampler(out["then"])} if out.get("then") else {})
 

@@ -3,7 +3,7 @@
     python reproduce/lines_cifar10.py --data=cifar10.tar.xz --workdir=runs/lines_cifar10 \\
         [--size=small|medium] [--seeds=1] [-- flags]
 
-`small` is 16x16, for a CPU, two hours; `medium` is for one GPU, not timed yet. The Fréchet distance
+`small` is 16x16, for a CPU, hours; `medium` is for one GPU; neither was timed. The Fréchet distance
 of 1,000 samples (`--num`) to 5,000 held-out images, over three sampling seeds, in one, two and
 three evaluations, and the teacher's. What is finished is not run again. Writes
 lines_cifar10.{md,json} and .png: the same noises through all of them. Further --config.…=… for

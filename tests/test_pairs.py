@@ -165,6 +165,18 @@ def test_drawing_again_says_that_they_are_there(teacher):
     assert code == 2 and "differ in num" in out
 
 
+def test_pairs_of_an_adaptive_solver(teacher, tmp_path):
+    workdir = tmp_path / "adaptive"
+    shutil.copytree(teacher, workdir)
+    sampler = "{'name': 'probability_flow', 'rtol': 1e-2, 'atol': 1e-2}"
+    fields = {"sample.num": 20, "sample.name": "flow", "sampler": sampler}
+    code, out = call(workdir, "--mode=pairs", fields=fields)
+    assert code == 0, out
+    settings = json.loads((workdir / "pairs" / "flow" / "manifest.json").read_text())["settings"]
+    found = settings["sampler"]
+    assert found["method"] == "heun_adaptive" and found["rtol"] == 1e-2
+
+
 def test_a_sampler_with_noise_of_its_own_is_refused(teacher):
     code, out = call(
         teacher, "--mode=pairs", fields=DRAWING | {"sampler.churn": 1.0, "sample.name": "noisy"}
