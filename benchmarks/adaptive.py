@@ -20,15 +20,16 @@ import side_by_side
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from genfield import configuration, nets, sampling  # noqa: E402
+from genfield import nets, sampling  # noqa: E402
 from genfield.fields import squared_norm  # noqa: E402
+from genfield.program import config_io  # noqa: E402
 
 STEP_SIZE = 0.1
 
 
 def make_field(shape: tuple[int, ...]):
     """A bowl's gradient, plus a share of a network's output that is there only for its cost."""
-    config = configuration.load(str(ROOT / "configs/equilibrium_matching_cifar10.py") + ":small")
+    config = config_io.load(str(ROOT / "configs/equilibrium_matching_cifar10.py") + ":small")
     apply, params = nets.create(config.net, jax.random.key(0), shape=shape)
 
     def field(x, t=None, cond=None):

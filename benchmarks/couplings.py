@@ -11,6 +11,7 @@ algorithm take depends on the data, so quote real ones. Writes couplings.json.
 
 import argparse
 import functools
+import importlib
 import json
 import tempfile
 from pathlib import Path
@@ -21,8 +22,11 @@ import numpy as np
 import side_by_side
 from scipy.optimize import linear_sum_assignment
 
-from genfield import configuration, couplings, data, experiment, matching
+from genfield import couplings, data
+from genfield.distances import squared_distances
+from genfield.program import config_io, experiment, match_sets
 
+GREEDY = importlib.import_module("genfield.couplings.greedy")
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "flow_matching_cifar10.py"
 
 
@@ -39,14 +43,14 @@ def samples(path: str | None, cache: str | None, n: int) -> np.ndarray:
 
 def candidates(x0, x1, hungarian: bool) -> dict:
     """By name, what to time: the matrix alone, and each way of matching from it."""
-    distances = jax.jit(couplings._squared_distances)
+    distances = jax.jit(squared_distances)
     cost = jax.block_until_ready(distances(x1, x0))
     host = np.asarray(cost)
     ready = lambda run, *args: (
         lambda: side_by_side.timed(lambda: (jax.block_until_ready(run(*args)), len(x1))[1])
     )
     counts, taken = jnp.ones(len(x1), bool), jnp.zeros(len(x1), bool)
-    turns, rounds = jax.jit(couplings._take_turns), jax.jit(couplings._take_rounds)
+    turns, rounds = jax.jit(GREEDY._take_turns), jax.jit(GREEDY._take_rounds)
     whole = {m: jax.jit(functools.partial(couplings.greedy, method=m)) for m in METHODS}
     out = {
         "distances": ready(distances, x1, x0),
@@ -84,7 +88,7 @@ def compare(n: int, path, cache, rounds: int, hungarian: bool) -> dict:
 
 def share_of_training(net: str, match_size: int, batch_size: int, steps: int) -> dict:
     """Seconds of a match set, matching and distances, and of the training that it feeds."""
-    config = configuration.load(f"{CONFIG}:{net}")
+    config = config_io.load(f"{CONFIG}:{net}")
     config.batch_size, config.match_size = batch_size, match_size
     config.coupling.name = "greedy"
     config.evaluate.metrics, config.checkpoint.best_metric = ("heldout_loss",), "loss"
@@ -93,9 +97,9 @@ def share_of_training(net: str, match_size: int, batch_size: int, steps: int) ->
             side_by_side.write_images(Path(folder) / "images.npz", max(match_size, batch_size))
         )
         exp = experiment.prepare(config, Path(folder) / "run")
-        match = matching.make_matcher(exp)
+        match = match_sets.make_matcher(exp)
         size = match_size // batch_size
-        source = matching._source(exp, 0)
+        source = match_sets._source(exp, 0)
         parts = [next(source) for _ in range(size)]
         jax.block_until_ready(match(np.int32(0), parts))
         matched, _ = side_by_side.timed(
@@ -107,7 +111,7 @@ def share_of_training(net: str, match_size: int, batch_size: int, steps: int) ->
         def train(num: int) -> None:
             nonlocal state
             for i in range(num):
-                batch = {"step": np.int32(state.step)} | matching._step_of(set_of, i % size)
+                batch = {"step": np.int32(state.step)} | match_sets._step_of(set_of, i % size)
                 state, metrics = step(state, batch)
             jax.block_until_ready((state, metrics))
 

@@ -21,13 +21,14 @@ import side_by_side
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from genfield import configuration, sharding  # noqa: E402
+from genfield import configuration  # noqa: E402
 from genfield.data import sets  # noqa: E402
-from genfield.metrics import images  # noqa: E402
+from genfield.machine import sharding  # noqa: E402
+from genfield.metrics import images, known  # noqa: E402
 
 METRICS = {
     "efficientnet_lite0": ("frechet", "kid", "precision_recall"),
-    "inception_v3": tuple(images.METRICS),
+    "inception_v3": tuple(n for n, metric in known().items() if metric.reads == "features"),
 }
 
 
@@ -64,7 +65,9 @@ def measure(args) -> dict:
     section = configuration.base().evaluate
     section.update(features=args.network, features_seed=0, batch_size=args.batch)
     mesh = sharding.make_mesh(configuration.base().mesh)
-    judge, spent = clock(images.create_judge(section, mesh, METRICS[args.network]))
+    judge, spent = clock(
+        images.create_judge(section, mesh, [known()[n] for n in METRICS[args.network]])
+    )
     reference = reference_of(judge, args.reference)
     levels = np.random.default_rng(0).integers(0, 256, (args.num, 32, 32, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,10 +82,10 @@ def measure(args) -> dict:
         statistics = images.statistics(judge, blocks)
         extracted = time.perf_counter()
         parts = {"network": spent[0], "reading and sums": extracted - begun - spent[0]}
-        for name in judge.metrics:
+        for metric in judge.metrics:
             start = time.perf_counter()
-            images.compare(judge._replace(metrics=(name,)), statistics, reference)
-            parts[name] = time.perf_counter() - start
+            images.compare(judge._replace(metrics=(metric,)), statistics, reference)
+            parts[metric.name] = time.perf_counter() - start
     return parts
 
 

@@ -20,9 +20,9 @@ import side_by_side
 import steps
 from steps import ROOT
 
-from genfield import configuration
 from genfield.errors import UserError
-from genfield.losses import flux
+from genfield.losses.flux import estimator as flux
+from genfield.program import config_io
 
 
 def gradient_of_jvp(g, x, s, probes):
@@ -64,8 +64,8 @@ def variants(batch: int) -> dict[str, Variant]:
 
 def start(variant: Variant, args, data: Path, workdir: Path) -> steps.Step:
     """The compiled step of a variant."""
-    config = configuration.load(str(ROOT / "configs" / f"flux_matching_cifar10.py:{args.size}"))
-    config = configuration.override(config, args.flags)
+    config = config_io.load(str(ROOT / "configs" / f"flux_matching_cifar10.py:{args.size}"))
+    config = config_io.override(config, args.flags)
     config.batch_size, config.data.path = args.batch, str(data)
     config.loss = dict(variant.loss)
     config.net.update(dtype=args.dtype, **variant.net)

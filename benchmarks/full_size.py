@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import side_by_side
 
-from genfield import configuration, experiment
+from genfield.program import config_io, experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = [
@@ -45,7 +45,7 @@ def peak() -> float | None:
 
 def measure(name: str, batch: int, steps: int, remat: bool) -> dict:
     """One config's step."""
-    config = configuration.load(str(ROOT / "configs" / name))
+    config = config_io.load(str(ROOT / "configs" / name))
     config.batch_size, config.net.dtype, config.net.remat = batch, "bfloat16", remat
     config.mesh.data, config.mesh.fsdp = -1, 1
     with tempfile.TemporaryDirectory() as folder:

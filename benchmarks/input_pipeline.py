@@ -20,8 +20,10 @@ import side_by_side
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from genfield import configuration, data, experiment, sharding  # noqa: E402
+from genfield import data  # noqa: E402
 from genfield.errors import UserError  # noqa: E402
+from genfield.machine import sharding  # noqa: E402
+from genfield.program import config_io, experiment  # noqa: E402
 
 CONSUMER = "train step, small U-Net"
 MAX_THREADS = 16  # of the pipeline, which prepares two batches a thread ahead
@@ -45,7 +47,7 @@ def pull(batches: Iterator[dict], seconds: float) -> tuple[float, int]:
 
 def make_trainer(path: Path, workdir: Path, batch_size: int) -> Callable:
     """seconds -> (seconds, examples): steps of the small U-Net, all on one batch."""
-    config = configuration.load(str(ROOT / "configs" / "flow_matching_cifar10.py:small"))
+    config = config_io.load(str(ROOT / "configs" / "flow_matching_cifar10.py:small"))
     config.data.path, config.batch_size = str(path), batch_size
     exp = experiment.prepare(config, workdir)
     batches = exp.data.train(0)

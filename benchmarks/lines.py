@@ -20,8 +20,8 @@ import side_by_side
 import steps
 from steps import ROOT
 
-from genfield import configuration, experiment, generate
 from genfield.errors import UserError
+from genfield.program import config_io, experiment, generate
 
 
 def write_pairs(folder: Path, count: int, side: int) -> Path:
@@ -57,7 +57,7 @@ def variants(args) -> dict[str, dict | None]:
 
 def start(loss: dict | None, args, folder: Path) -> steps.Step:
     """The compiled step of a variant."""
-    config = configuration.load(str(ROOT / "configs" / f"edm_cifar10.py:{args.size}"))
+    config = config_io.load(str(ROOT / "configs" / f"edm_cifar10.py:{args.size}"))
     images = config.data.copy_and_resolve_references()
     images.path, images.labels = str(folder / "images.npz"), False
     config.data = images
@@ -74,7 +74,7 @@ def start(loss: dict | None, args, folder: Path) -> steps.Step:
 
 def pair_throughput(args, folder: Path) -> dict[str, float]:
     """Pairs a second of the teacher's sampler, and its evaluations of each."""
-    config = configuration.load(str(ROOT / "configs" / f"edm_cifar10.py:{args.size}"))
+    config = config_io.load(str(ROOT / "configs" / f"edm_cifar10.py:{args.size}"))
     config.data.path, config.data.labels = str(folder / "images.npz"), False
     config.batch_size = config.sample.batch_size = args.batch
     exp = experiment.prepare(config, folder / "run")

@@ -23,7 +23,8 @@ import side_by_side
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from genfield import configuration, features, nets  # noqa: E402
+from genfield import features, nets  # noqa: E402
+from genfield.program import config_io  # noqa: E402
 
 SAMPLERS = {  # config file, argument, shape of an example, classes, evaluations a sample
     "unet_cifar10": ("distance_marching_cifar10.py", (32, 32, 3), 0, 250),
@@ -37,7 +38,7 @@ SAMPLES, DEVICES = 50_000, (1, 8, 256)
 def sampler_network(name: str, batch: int) -> tuple[Callable, tuple]:
     """One evaluation of a sampler's network, and its arguments."""
     file, shape, classes, _ = SAMPLERS[name]
-    section = configuration.load(str(ROOT / "configs" / file)).net
+    section = config_io.load(str(ROOT / "configs" / file)).net
     make = partial(nets.create, section, shape=shape, num_classes=classes)
     apply = make(None)[0]
     params = jax.jit(lambda key: make(key)[1])(jax.random.key(0))

@@ -13,7 +13,7 @@ import side_by_side
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from genfield import experiment  # noqa: E402
+from genfield.program import experiment  # noqa: E402
 
 
 class Step(NamedTuple):

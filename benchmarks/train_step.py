@@ -21,8 +21,9 @@ import side_by_side
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from genfield import configuration, experiment, sharding  # noqa: E402
 from genfield.errors import UserError  # noqa: E402
+from genfield.machine import sharding  # noqa: E402
+from genfield.program import config_io, experiment  # noqa: E402
 
 FM, EQM, DM = "FM", "EqM", "DM"
 FILES = {FM: "flow_matching", EQM: "equilibrium_matching", DM: "distance_marching"}
@@ -67,8 +68,8 @@ class Method(NamedTuple):
 
 def make_config(case: Case, method: str, batch: int, path: Path | None, flags: list[str]):
     """The method's config of this problem, with what is shared taken from the first method."""
-    load = lambda name: configuration.override(
-        configuration.load(str(ROOT / "configs" / f"{FILES[name]}_{case.problem}")),
+    load = lambda name: config_io.override(
+        config_io.load(str(ROOT / "configs" / f"{FILES[name]}_{case.problem}")),
         [*case.flags, *flags],
     )
     config, first = load(method), load(case.methods[0])

@@ -1,15 +1,13 @@
-"""Stable-target denoising on the springs of flux_matching_springs.py, the same in all but the loss.
+"""Stable-target denoising, springs: Flux Matching's baseline (Pao-Huang et al., "Generative
+Modeling with Flux Matching", B.5).
 
-`:causal`, `:full`, `:causal,small` and `:full,small` (Pao-Huang et al., "Generative Modeling with
-Flux Matching", B.5).
+As flux_matching_springs.py, with its variants, but for the loss.
 """
 
-import runpy
-from pathlib import Path
-
-FLUX = runpy.run_path(str(Path(__file__).with_name("flux_matching_springs.py")))
-smoke = FLUX["smoke"]
+import flux_matching_springs
 
 
 def get_config(variant: str = "causal"):
-    return FLUX["get_config"](variant, "denoising")
+    config = flux_matching_springs.get_config(variant)
+    config.loss = dict(name="denoising", stable_target=True, group_size=config.loss.group_size)
+    return config

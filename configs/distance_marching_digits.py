@@ -1,52 +1,15 @@
 """Distance Marching on scikit-learn's 8x8 digits: no download, minutes on a CPU."""
 
-from ml_collections import ConfigDict
-
-from genfield import configuration
+import shared
 
 
 def get_config():
-    config = configuration.base()
-    config.data = ConfigDict({"name": "digits", "labels": True})
-    config.net = ConfigDict(
-        {
-            "name": "unet",
-            "channels": 32,
-            "channel_multipliers": (1, 2),
-            "num_res_blocks": 1,
-            "attention_levels": (2,),
-            "dropout": 0.1,
-        }
-    )
+    config = shared.digits()
     config.net.distance_head = "cifar"
-    config.net.direction_scale = 1 / 8  # about √64 numbers of order one make a unit vector
-    config.time = ConfigDict({"name": "uniform", "high": 0.999})
-    # The paper's image settings for 3,072 numbers, with ε = c0 scaled to the 64 of a digit.
-    config.loss = ConfigDict(
-        {
-            "name": "distance_marching",
-            "epsilon": 0.1,
-            "c0": 0.1,
-            "one_step_weight": 0.1,
-            "eikonal_weight": 1.0,
-        }
-    )
-    config.sampler = ConfigDict({"name": "sphere_tracing", "num_steps": 250, "step_size": 0.031})
-    config.label_dropout = 0.1
-    config.batch_size = 128
-    config.optimizer.learning_rate = 1e-3
-    config.ema.rate = 0.995
-    config.train.steps = 1_500
-    config.train.log_every = 50
-    config.train.eval_every = config.checkpoint.every = 500
-    config.train.eval_samples = 64  # a picture at each evaluation
-    return config
-
-
-def smoke(config):
-    """Shrinks the config to two steps of a tiny network, for tests."""
-    config.net.update(channels=8, channel_multipliers=(1, 1))
-    config.batch_size = config.sample.batch_size = 8
-    config.train.steps, config.train.eval_batches, config.train.eval_every = 2, 1, 0
-    config.sampler.num_steps = 2
+    config.net.direction_scale = 1 / 8  # makes about a unit vector of 64 numbers of order one
+    config.time = dict(name="uniform", high=0.999)
+    # The paper's settings for the 3,072 numbers of an image, with ε = c0 scaled to a digit's 64.
+    config.loss = dict(name="distance_marching", epsilon=0.1, c0=0.1)
+    config.loss.update(one_step_weight=0.1, eikonal_weight=1.0)
+    config.sampler = dict(name="sphere_tracing", num_steps=250, step_size=0.031)
     return config

@@ -1,59 +1,18 @@
-"""Equilibrium Matching, class-conditional ImageNet 256x256 in the latents of an autoencoder.
+"""Equilibrium Matching, class-conditional ImageNet 256x256 in latents (arXiv:2510.02300, Table 7).
 
-The settings of arXiv:2510.02300, appendix A: truncated decay (a = 0.8), multiplier 4.
---config=configs/equilibrium_matching_imagenet256.py:B/2, with S, B, L, XL and patch 2, 4, 8. Needs
---config.data.path=…, a folder with latents.npy and labels.npy.
+SiT and training (AdamW at 1e-4, 256 latents a step): imagenet256 in shared.py. `:B/2` (the
+default), with S, B, L, XL and patch 2, 4, 8. Needs --config.data.path=…, a folder with
+latents.npy and labels.npy.
 """
 
-from ml_collections import ConfigDict, config_dict
-
-from genfield import configuration
-from genfield.errors import choose
-
-VARIANTS = {
-    f"{size}/{patch}": (size, patch) for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)
-}
+import shared
 
 
 def get_config(variant: str = "B/2"):
-    size, patch = choose("variant of this config", variant, VARIANTS)
-    config = configuration.base()
-    config.data = ConfigDict(
-        {
-            "name": "latents",
-            "path": config_dict.placeholder(str),
-            "shape": (32, 32, 4),
-            "num_classes": 1000,
-        }
-    )
-    config.net = ConfigDict(
-        {"name": "sit", "size": size, "patch_size": patch, "remat": False, "dtype": "float32"}
-    )
-    config.loss = ConfigDict(
-        {
-            "name": "equilibrium_matching",
-            "decay": {"name": "truncated", "a": 0.8, "multiplier": 4.0},
-        }
-    )
-    step_size, momentum = (0.0017, 0.3) if variant == "XL/2" else (0.003, 0.35)
-    config.sampler = ConfigDict(
-        {"name": "nesterov", "num_steps": 250, "step_size": step_size, "momentum": momentum}
-    )
-    config.label_dropout = 0.1
-    config.batch_size = 256
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-4
-    config.ema.rate = 0.9999
-    config.train.steps = 400_000  # 80 epochs of 1,281,167 images
-    config.train.log_every = 100
-    config.train.eval_every = config.checkpoint.every = 10_000
-    return config
-
-
-def smoke(config):
-    """Shrinks the config to two steps of a tiny network, for tests."""
-    config.net.update(depth=2, width=32, num_heads=2, patch_size=4)
-    config.batch_size = config.sample.batch_size = 8
-    config.train.steps, config.train.eval_batches, config.train.eval_every = 2, 1, 0
-    config.sampler.num_steps = 2
+    config = shared.imagenet256(variant)
+    config.loss = dict(name="equilibrium_matching")
+    config.loss.decay = dict(name="truncated", a=0.8, multiplier=4.0)
+    config.sampler = dict(name="nesterov", num_steps=250, step_size=0.003, momentum=0.35)
+    if variant == "XL/2":
+        config.sampler.update(step_size=0.0017, momentum=0.3)
     return config

@@ -4,6 +4,7 @@ A field maps a batch to a batch and never lets examples interact, so that its di
 energy gradient and its samplers can be taken for all examples at once.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -21,10 +22,50 @@ class Field(Protocol):
 
 
 class Prediction(NamedTuple):
-    """What a distance-marching field returns (arXiv:2602.02928, section 3.3)."""
+    """A vector and a scalar that belong together, as a distance-marching field returns them.
+
+    (arXiv:2602.02928, section 3.3.) Of a scalar network the direction is the scalar's gradient, and
+    the scalar is what its loss made of it, as the loss's record says (`scalar`): a distance, the
+    energy of equilibrium matching, the action of action matching. Then `displacement` says nothing.
+    """
 
     direction: Array  # [B, *D], points away from the data, about unit length far from it
-    distance: Array  # [B], distance-like, in the units of x
+    distance: Array  # [B], a distance in the units of x; or an energy, or an action
+
+
+def checked(field: Field) -> Field:
+    """The field, with one line where it is none: what it can be called with, what it gives.
+
+    Raises:
+      TypeError: no function of (x, t, cond). ValueError, when called: an output that is neither
+        [B, *D] nor a Prediction.
+    """
+    if not callable(field):
+        raise TypeError(
+            f"a field is a function (x, t, cond) -> [B, *D], not {type(field).__name__}"
+        )
+    try:
+        inspect.signature(field).bind(None, None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"a field is called as field(x, t, cond), t and cond perhaps None, and this one takes "
+            f"{inspect.signature(field)}: write lambda x, t=None, cond=None: …"
+        ) from error
+    except ValueError:  # no signature to be had
+        pass
+
+    def call(x, t=None, cond=None):
+        output = field(x, t, cond)
+        shapes = jax.tree.map(jnp.shape, output)
+        if shapes not in (x.shape, Prediction(x.shape, x.shape[:1])):
+            raise ValueError(
+                f"the field gave {shapes} for x of shape {x.shape}: a field gives [B, *D], the "
+                "shape of x, or a fields.Prediction of that and [B]"
+            )
+        return output
+
+    call.evaluations = evaluations(field)
+    return call
 
 
 def expand(a: Array, like: Array) -> Array:

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from genfield import registry
 from genfield.fields import expand
+from genfield.registry import Positive
 
 
 class Path(NamedTuple):
@@ -36,7 +38,6 @@ class PathSample(NamedTuple):
 linear = Path(alpha=lambda t: t, sigma=lambda t: 1 - t)
 variance_exploding = Path(alpha=jnp.ones_like, sigma=lambda t: t)  # t is the noise level σ
 
-PATHS = {"linear": linear, "variance_exploding": variance_exploding}
 BRIDGE_END = 1e-8  # added to t (1-t), whose root has an infinite derivative at the ends
 
 
@@ -87,7 +88,7 @@ def uniform(low: float = 0.0, high: float = 1.0) -> TimeSampler:
     return lambda key, n: jax.random.uniform(key, (n,), jnp.float32, low, high)
 
 
-def skewed(mean: float = -1.2, std: float = 1.2, low: float = 1e-4) -> TimeSampler:
+def skewed(mean: float = -1.2, std: Positive = 1.2, low: float = 1e-4) -> TimeSampler:
     """t = 1/(1+σ) with ln σ ~ N(mean, std²), clipped to [low, 1]: DM's CIFAR-10 runs (Table 6)."""
 
     def draw(key, n):
@@ -97,12 +98,12 @@ def skewed(mean: float = -1.2, std: float = 1.2, low: float = 1e-4) -> TimeSampl
     return draw
 
 
-def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+def logit_normal(mean: float = 0.0, std: Positive = 1.0) -> TimeSampler:
     """t = sigmoid(n), n ~ N(mean, std²): weight on the middle of the path."""
     return lambda key, n: jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,), jnp.float32))
 
 
-def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampler:
+def log_normal(mean: float = -1.2, std: Positive = 1.2) -> TimeSampler:
     """Noise levels with ln σ ~ N(mean, std²): EDM's (arXiv:2206.00364, Table 1)."""
     return lambda key, n: jnp.exp(mean + std * jax.random.normal(key, (n,), jnp.float32))
 
@@ -115,12 +116,20 @@ def log_uniform(low: float = 0.002, high: float = 80.0) -> TimeSampler:
     return lambda key, n: jnp.exp(jax.random.uniform(key, (n,), jnp.float32, *ends))
 
 
-def fixed(level: float) -> TimeSampler:
+def fixed(level: Positive) -> TimeSampler:
     """One noise level for all: the smoothing of a field of the data themselves."""
     if level <= 0:
         raise ValueError(f"a fixed noise level must be positive, got {level}")
     return lambda key, n: jnp.full((n,), level, jnp.float32)
 
 
-TIMES = {"uniform": uniform, "skewed": skewed, "logit_normal": logit_normal}
-NOISE_LEVELS = {"log_normal": log_normal, "log_uniform": log_uniform, "fixed": fixed}
+METHODS = (
+    registry.Path(name="linear", path=linear, noise_levels=False),
+    registry.Path(name="variance_exploding", path=variance_exploding, noise_levels=True),
+    registry.TimeLaw(name="uniform", make=uniform, noise_levels=False, one=None),
+    registry.TimeLaw(name="skewed", make=skewed, noise_levels=False, one=None),
+    registry.TimeLaw(name="logit_normal", make=logit_normal, noise_levels=False, one=None),
+    registry.TimeLaw(name="log_normal", make=log_normal, noise_levels=True, one=None),
+    registry.TimeLaw(name="log_uniform", make=log_uniform, noise_levels=True, one=None),
+    registry.TimeLaw(name="fixed", make=fixed, noise_levels=True, one=lambda b: b["level"]),
+)

@@ -1,10 +1,19 @@
-"""Keys as functions of (seed, purpose, index): nothing random is carried from step to step."""
+"""Keys as functions of (seed, purpose, index): nothing random is carried from step to step.
+
+The key of a training step is fold_in(stream(seed, "train"), step), and what the step draws hangs on
+its parts, each named here by the number that is folded in.
+"""
 
 import zlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+
+# Parts of a step's key, and below it of the key that draws.
+DRAW, DROPOUT, DATA = 0, 1, 2
+COUPLING, BRIDGE, EXAMPLES, AUGMENTATION = 3, 4, 5, 6
 
 
 def stream(seed: int, purpose: str) -> Array:
@@ -12,6 +21,64 @@ def stream(seed: int, purpose: str) -> Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
+def draw_key(key: Array) -> Array:
+    """The part of a step's key that draws noise, times and label dropout."""
+    return jax.random.fold_in(key, DRAW)
+
+
+def dropout_key(key: Array) -> Array:
+    """The part of a step's key that drives dropout inside the network."""
+    return jax.random.fold_in(key, DROPOUT)
+
+
+def data_key(key: Array) -> Array:
+    """The part of a step's key that draws the data, where the device draws them."""
+    return jax.random.fold_in(key, DATA)
+
+
+def coupling_key(key: Array) -> Array:
+    """The part of a draw key that a coupling draws from; apart from what else it draws."""
+    return jax.random.fold_in(key, COUPLING)
+
+
 def per_index(key: Array, index: Array, draw: Callable[[Array], Array]) -> Array:
     """draw(fold_in(key, i)) for each i: sample i is the same in any batch and on any mesh."""
     return jax.vmap(lambda i: draw(jax.random.fold_in(key, i)))(index)
+
+
+# One key, or one a sample
+
+
+def typed(key: Array) -> Array:
+    """Raw uint32 keys (jax.random.PRNGKey) as typed ones, whose shape tells how many they are."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return jax.random.wrap_key_data(key)
+
+
+def fold_in(key: Array, data) -> Array:
+    """jax.random.fold_in, of each key where there is one a sample."""
+    if key.ndim == 0:
+        return jax.random.fold_in(key, data)
+    return jax.vmap(jax.random.fold_in, (0, None))(key, data)
+
+
+def split(key: Array) -> tuple[Array, Array]:
+    """Two keys of a key, or of each sample's key."""
+    return fold_in(key, 0), fold_in(key, 1)
+
+
+def normal(key: Array, like: Array) -> Array:
+    """Standard normal noise in the shape and dtype of `like` [B, *D]."""
+    return _draw(jax.random.normal, key, like)
+
+
+def uniform(key: Array, like: Array) -> Array:
+    """Uniform numbers in [0, 1) in the shape and dtype of `like` [B, *D]."""
+    return _draw(jax.random.uniform, key, like)
+
+
+def _draw(draw, key, like):
+    if key.ndim == 0:
+        return draw(key, like.shape, like.dtype)
+    return jax.vmap(lambda k: draw(k, like.shape[1:], like.dtype))(key)

@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import ROOT, folder, markdown, shown, train
 
-from genfield import figures, logbook
+from genfield.figures import style
+from genfield.machine import logbook
 
 TEN_STEPS = "--config.sampler={'name':'euler','num_steps':10}"
 GREEDY = ["--config.coupling.name=greedy", TEN_STEPS]
@@ -101,7 +102,7 @@ def main() -> None:
     axes.set(xlabel="step", ylabel="Fréchet distance, 1,000 samples", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    print(figures._save(figure, workdir / "cifar10.png"))
+    print(style.save(figure, workdir / "cifar10.png"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from genfield import abilities, experiment, generate, jobs
+from genfield import guidance
+from genfield.program import experiment, generate
+from genfield.program.open_run import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +36,7 @@ class Run:
     """A finished run: its field, and its samples by any sampler and step size."""
 
     def __init__(self, target: Path):
-        self.exp, self.params, _ = jobs.open_run(target)
+        self.exp, self.params, _ = open_run(target)
         self.config, self.target = self.exp.config, target
         self.field = jax.jit(self.exp.objective.field(self.params))
         self._drawers = functools.cache(self._drawer)
@@ -46,7 +48,7 @@ class Run:
             config.sampler = ConfigDict(section)
             exp = experiment.prepare(config, self.target)
         field = self.exp.objective.field
-        longer = lambda held: abilities.scaled(field(held["params"]), held["factor"])
+        longer = lambda held: guidance.scaled(field(held["params"]), held["factor"])
         return exp._replace(objective=exp.objective._replace(field=longer))
 
     def _drawer(self, section: str, trace: int | None):

@@ -25,8 +25,9 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 from scipy.stats import spearmanr
 
-from genfield import figures, rng
-from genfield.losses.flux import flux_matching
+from genfield import rng
+from genfield.figures import style
+from genfield.losses.flux.estimator import flux_estimator
 from genfield.scores import gaussian_mixture_log_density
 
 MEANS = np.array([[0.0, 2.3], [-1.99, -1.15], [1.99, -1.15]])  # eq. 15; the weights are equal
@@ -320,7 +321,7 @@ def flux(
     x = x + STD * jax.random.normal(noise, x.shape)
     field = lambda x, t=None, cond=None: score(x) + perturbation(x, mix)
     options = {"estimator": estimator, "divergence": divergence, "num_steps": steps}
-    loss, _ = flux_matching(rest, field, x, score, sigma=sigma, group_size=group, **options)
+    loss, _ = flux_estimator(rest, field, x, score, sigma=sigma, group_size=group, **options)
     return loss.reshape(num, BATCH).mean(1)
 
 
@@ -470,7 +471,7 @@ def figure4(path: Path, values: dict, losses: dict, star: dict) -> None:
     axes[0].set_ylabel("standardised loss")
     axes[-1].legend(fontsize=8)
     figure.tight_layout()
-    print(figures._save(figure, path))
+    print(style.save(figure, path))
 
 
 def figure2(path: Path, fields: dict[str, np.ndarray], scale: np.ndarray) -> None:
@@ -485,9 +486,9 @@ def figure2(path: Path, fields: dict[str, np.ndarray], scale: np.ndarray) -> Non
         ax.plot(*samples.T, ".", color="#e05252", markersize=1.6, alpha=0.6)
         ax.streamplot(axis, axis, f[..., 0], f[..., 1], color="#1f2d4d", density=1.3,
                       linewidth=0.7, arrowsize=0.8)  # fmt: skip
-        figures._frame(ax, (-4.5, 4.5, -4.5, 4.5), title)
+        style.bare(ax, ((-4.5, 4.5), (-4.5, 4.5)), title)
     figure.tight_layout()
-    print(figures._save(figure, path))
+    print(style.save(figure, path))
 
 
 def best_fields(metrics: Metrics, scale: np.ndarray) -> tuple[dict[str, np.ndarray], list[dict]]:

@@ -24,10 +24,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import ROOT, Run, folder, markdown, shown, train
 
-from genfield import abilities, figures, rng
+from genfield import rng
 from genfield.data import pixels
+from genfield.distances import nearest
+from genfield.figures import style
 from genfield.metrics import frechet
-from genfield.objectives import create_sampler
+from genfield.program.sampler import create_sampler
+from genfield.study import measures
 
 CLASSES = (0, 1, 2, 3, 4)  # trained on; the others are out of distribution
 SMALL = [
@@ -63,7 +66,7 @@ class Judge:
 
     def __call__(self, x: np.ndarray) -> dict[str, float]:
         found = frechet.moments(np.asarray(x).reshape(len(x), -1))
-        near = abilities.nearest(x, self.train).distance
+        near = nearest(x, self.train).distance
         fd = frechet.frechet_distance(found, self.moments)
         return {"fd": float(fd), "to_data": float(near.mean())}
 
@@ -76,7 +79,7 @@ def partially_noised(run: Run, judge: Judge, repeats: int = 4) -> dict:
     go = jax.jit(lambda key, x, cond: sampler(key, run.field, x, cond).x)
     found = {"data": judge(judge.heldout)}
     for t in TIMES:
-        out = np.asarray(go(jax.random.key(0), abilities.partially_noised(x0, x1, t), labels))
+        out = np.asarray(go(jax.random.key(0), measures.partially_noised(x0, x1, t), labels))
         found[t] = judge(out) | {"mse": float(np.mean((out - x1) ** 2))}
     return found
 
@@ -176,7 +179,7 @@ def draw_denoise(path: Path, seeds: list[dict]) -> Path:
         ax.set(xlabel="t of the start", ylabel=name)
         ax.grid(alpha=0.3)
     axes[0].legend()
-    return figures._save(figure, path)
+    return style.save(figure, path)
 
 
 def draw_stopping(path: Path, seeds: list[dict]) -> Path:
@@ -190,7 +193,7 @@ def draw_stopping(path: Path, seeds: list[dict]) -> Path:
         ax.set(title=title, xlabel="evaluations a sample", ylabel="fd")
         ax.grid(alpha=0.3)
     axes[0].legend()
-    return figures._save(figure, path)
+    return style.save(figure, path)
 
 
 def main() -> None:

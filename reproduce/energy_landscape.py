@@ -21,8 +21,10 @@ from common import Run, folder, markdown, shown
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
-from genfield import figures, rng
+from genfield import rng
 from genfield.errors import UserError
+from genfield.figures import run as figures
+from genfield.figures import style
 from genfield.metrics import point_cloud
 
 ENERGIES = ("Distance Marching", "Energy Matching, first stage", "EqM", "EqM without rematching")
@@ -120,12 +122,12 @@ def draw_landscapes(path: Path, runs: dict[str, Run], target: np.ndarray, tree: 
     r = tree.query(mesh)[0]
     for (top, bottom), (title, run) in zip(axes.T, runs.items(), strict=True):
         figures.draw_field(top, run.field, extent, descend=True)
-        top.scatter(*target[:2000].T, s=1, color=figures.TARGET, alpha=0.6)
+        top.scatter(*target[:2000].T, s=1, color=style.TARGET, alpha=0.6)
         top.set(title=title, xticks=[], yticks=[], aspect="equal")
-        bottom.scatter(r, run.field(mesh).distance, s=1, color=figures.END, alpha=0.5)
+        bottom.scatter(r, run.field(mesh).distance, s=1, color=style.END, alpha=0.5)
         bottom.set(xlabel="distance to the data")
     axes[1, 0].set(ylabel="energy")
-    return figures._save(figure, path)
+    return style.save(figure, path)
 
 
 def draw_samplers(path: Path, run: Run, target: np.ndarray) -> Path:
@@ -133,11 +135,11 @@ def draw_samplers(path: Path, run: Run, target: np.ndarray) -> Path:
     figure, axes = plt.subplots(2, len(SAMPLERS), figsize=(4 * len(SAMPLERS), 8))
     for (top, bottom), (title, (section, _)) in zip(axes.T, SAMPLERS.items(), strict=True):
         trace = run.draw(section, 2_000, trace=1).trace
-        top.scatter(*target[:2000].T, s=2, color=figures.TARGET, alpha=0.5)
-        top.scatter(*trace[-1].T, s=2, color=figures.END, alpha=0.5)
+        top.scatter(*target[:2000].T, s=2, color=style.TARGET, alpha=0.5)
+        top.scatter(*trace[-1].T, s=2, color=style.END, alpha=0.5)
         top.set(title=title, xlim=BOX, ylim=BOX, aspect="equal", xticks=[], yticks=[])
         figures.draw_trajectories(bottom, trace, (*BOX, *BOX), "")
-    return figures._save(figure, path)
+    return style.save(figure, path)
 
 
 def draw_sensitivity(path: Path, curves: dict[str, dict]) -> Path:
@@ -151,7 +153,7 @@ def draw_sensitivity(path: Path, curves: dict[str, dict]) -> Path:
         ax.set(xscale="log", yscale="log", xlabel="step size, of the configured one", ylabel=name)
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    return figures._save(figure, path)
+    return style.save(figure, path)
 
 
 def main() -> None:

@@ -29,8 +29,9 @@ import scipy.sparse.linalg
 from common import markdown, shown
 from ml_collections import ConfigDict
 
-from genfield import fields, figures, nets, rng, sampling, scores
-from genfield.losses import flux
+from genfield import fields, nets, rng, sampling, scores
+from genfield.figures import style
+from genfield.losses.flux import estimator as flux
 
 SINGLE = jnp.float32
 
@@ -40,7 +41,7 @@ def write(workdir: Path, name: str, found: dict, text: str, figure=None) -> str:
     (workdir / f"{name}.json").write_text(json.dumps(found, indent=2))
     (workdir / f"{name}.md").write_text(text)
     if figure is not None:
-        print(figures._save(figure, workdir / f"{name}.png"))
+        print(style.save(figure, workdir / f"{name}.png"))
     return text
 
 
@@ -62,7 +63,7 @@ def affine(batch: int, estimator: str):
 
     def gradient(A, key, x, centres, sigma):
         score = scores.kde_field(centres, batch)
-        mean = lambda A: flux.flux_matching(
+        mean = lambda A: flux.flux_estimator(
             key, field(A), x, score, sigma=sigma, group_size=batch, estimator=estimator
         )[0].mean()
         return jax.grad(mean)(A)
@@ -255,7 +256,7 @@ def sampler(problem: str, estimator: str, num: int = 1 << 15):
         x = draw(k0, num)
 
         def total(theta):
-            loss, _ = flux.flux_matching(
+            loss, _ = flux.flux_estimator(
                 k1, field, x, score, {"theta": theta}, sigma=float(sigma), **options
             )
             return loss.sum(), loss
@@ -348,7 +349,7 @@ def train(how: str, seed: int):
             return fields.squared_norm(field(params)(x) - mixture_score(x)).mean()
         # Exact: no noise is left where f is right. Groups of 32, each with a time of its own.
         options = {"sigma": float(np.sqrt(SMALLEST)), "divergence": "exact", "group_size": 32}
-        return flux.flux_matching(k1, field(params), x, mixture_score, **options)[0].mean()
+        return flux.flux_estimator(k1, field(params), x, mixture_score, **options)[0].mean()
 
     @jax.jit
     def run(params):

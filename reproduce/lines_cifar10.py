@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from common import ROOT, Run, folder, markdown, train
 
-from genfield import configuration, figures
 from genfield.data.pixels import to_uint8
+from genfield.figures import run as figures
+from genfield.program import config_io
 
 # Title: (variant of lines_cifar10.py, what its parameters start from); the last two are controls,
 # as many further steps without an adversary.
@@ -85,7 +86,7 @@ def stages(workdir: Path, args, seed: int) -> dict:
         program(runs["teacher"], "--mode=pairs", "--config.sample.name=all", number, *flags)
     against = reference(runs["teacher"], workdir / "reference.npz")
     found = {"teacher": {"all": measure(runs["teacher"], "all", against, num, *flags)}}
-    further = configuration.load(str(ROOT / f"configs/lines_cifar10.py:{size},adversarial"))
+    further = config_io.load(str(ROOT / f"configs/lines_cifar10.py:{size},adversarial"))
     for title, (variant, begin) in STAGES.items():
         runs[title] = folder(workdir, title, seed)
         given = [f"--config.data.path={pairs}", *at("data.real")]

@@ -31,7 +31,9 @@ import optax
 from common import markdown, shown
 from ml_collections import ConfigDict
 
-from genfield import couplings, fields, figures, losses, nets, paths, rng, sampling
+from genfield import couplings, fields, losses, nets, paths, rng, sampling
+from genfield.figures import run as figures
+from genfield.figures import style
 from genfield.metrics import path_geometry
 from genfield.sampling import diffusion
 
@@ -477,10 +479,10 @@ def draw_table(model: Models, path: Path, num: int = 120) -> None:
             mesh = figures._grid(EXTENT, 14)[2]
             arrows = plane_velocity(row.kind, params)(mesh, jnp.full(len(mesh), t))
             ax.quiver(*np.asarray(mesh).T, *np.asarray(arrows).T, width=0.005)
-            ax.scatter(*MODES.T, s=20, color=figures.TARGET, zorder=3)
-            figures._frame(ax, EXTENT, f"t = {t}")
+            ax.scatter(*MODES.T, s=20, color=style.TARGET, zorder=3)
+            style.bare(ax, (EXTENT[:2], EXTENT[2:]), f"t = {t}")
     figure.tight_layout()
-    print(figures._save(figure, path))
+    print(style.save(figure, path))
 
 
 # Variance in few steps
@@ -581,7 +583,7 @@ def draw_variance(found: dict, path: Path) -> None:
     ax.set_xticks(range(len(names)), names, fontsize=8)
     ax.set(ylabel="variance, data 1", ylim=(0, 1.3))
     ax.legend(fontsize=7, ncols=3, loc="upper right")
-    print(figures._save(figure, path))
+    print(style.save(figure, path))
 
 
 # Low signal-to-noise
@@ -667,13 +669,13 @@ def draw_collapse(model: Models, found: dict, path: Path, num: int = 40) -> None
         key = rng.stream(model.seed, "pointing")
         params = model.params(name, POINTING)
         start, points, _ = (np.asarray(a)[:num] for a in pointing(name, params, key, LEVELS[0]))
-        ax.scatter(*cloud.T, s=2, color=figures.TARGET, label="data")
-        ax.scatter(*start.T, s=6, color=figures.START, label="source")
+        ax.scatter(*cloud.T, s=2, color=style.TARGET, label="data")
+        ax.scatter(*start.T, s=6, color=style.START, label="source")
         ax.quiver(*start.T, *(points - start).T, color="green", angles="xy", scale_units="xy",
                   scale=1, width=0.004, alpha=0.7)  # fmt: skip
         ax.plot(*DATA, "*", color="red", markersize=11, label="mean of the data")
         ax.plot(*SOURCE, "P", color="blue", markersize=8, label="mean of the source")
-        figures._frame(ax, extent, f"{name}, σ = {LEVELS[0]:g}")
+        style.bare(ax, (extent[:2], extent[2:]), f"{name}, σ = {LEVELS[0]:g}")
     axes[0].legend(fontsize=7)
     for name, levels in found.items():
         sigmas = list(levels)
@@ -686,7 +688,7 @@ def draw_collapse(model: Models, found: dict, path: Path, num: int = 40) -> None
     axes[3].legend(fontsize=8)
     axes[3].grid(alpha=0.3)
     figure.tight_layout()
-    print(figures._save(figure, path))
+    print(style.save(figure, path))
 
 
 STUDIES = {"table": table, "variance": variance, "collapse": collapse}

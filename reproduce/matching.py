@@ -25,21 +25,12 @@ from common import ROOT, markdown, shown
 from ml_collections import ConfigDict
 from scipy.optimize import linear_sum_assignment
 
-from genfield import (
-    configuration,
-    couplings,
-    experiment,
-    figures,
-    generate,
-    losses,
-    matching,
-    nets,
-    paths,
-    rng,
-    sampling,
-)
+from genfield import configuration, losses, nets, paths, rng, sampling
 from genfield.data import pixels
+from genfield.figures import style
 from genfield.metrics import frechet, point_cloud
+from genfield.program import config_io, experiment, generate, match_sets
+from genfield.program.parts import create_coupling
 
 # The bound
 
@@ -77,7 +68,7 @@ def bound(seeds: range, workdir: Path) -> str:
     axes.set(xscale="log", xlabel="dimension", ylabel="similarity / √(2 ln n / d)")
     axes.legend(title="batch n")
     axes.grid(alpha=0.3)
-    print(figures._save(figure, workdir / "bound.png"))
+    print(style.save(figure, workdir / "bound.png"))
     rows = [
         [way, str(d), *(shown(by[f"{d} {n}"]) for n in SIZES)]
         for way, by in ratios.items()
@@ -89,20 +80,23 @@ def bound(seeds: range, workdir: Path) -> str:
 # Conditional models
 
 CENTRES = np.array([[-3.0, 0.0], [3.0, 0.0]])  # of the two classes, standard deviation 0.5
-BLIND = {"independent": couplings.independent}
+BLIND = {"independent": {"name": "independent"}}  # sections of a config
 for _name in ("greedy", "exact_assignment"):
-    _couple = getattr(couplings, _name)
-    BLIND[f"{_name}, across classes"] = _couple
-    BLIND[f"{_name}, penalty 10"] = functools.partial(_couple, class_penalty=10.0)
-    BLIND[f"{_name}, within classes"] = functools.partial(_couple, within_classes=True)
+    BLIND[f"{_name}, across classes"] = {"name": _name}
+    BLIND[f"{_name}, penalty 10"] = {"name": _name, "class_penalty": 10.0}
+    BLIND[f"{_name}, within classes"] = {"name": _name, "within_classes": True}
 
 
-def conditional(couple, seed: int, steps: int = 4_000, batch: int = 256) -> dict[str, float]:
+def conditional(
+    coupling: dict, seed: int, steps: int = 4_000, batch: int = 256
+) -> dict[str, float]:
     """Trains a conditional flow on the two classes; what its samples of each class are like."""
     section = {"name": "mlp", "width": 64, "depth": 3, "time_input": True}
     make = functools.partial(nets.create, ConfigDict(section), shape=(2,), num_classes=2)
     apply, params = make(rng.stream(seed, "init"))
-    tx, couple = optax.adam(1e-3), couplings.with_offers(couple)
+    tx, config = optax.adam(1e-3), configuration.base()
+    config.coupling = ConfigDict(coupling)
+    couple = create_coupling(config)
     centres = jnp.asarray(CENTRES, jnp.float32)
 
     def draw(key, label):
@@ -154,8 +148,8 @@ def conditional(couple, seed: int, steps: int = 4_000, batch: int = 256) -> dict
 def bias(seeds: range, workdir: Path) -> str:
     """Class-blind matching against matching within classes."""
     found = {}
-    for name, couple in BLIND.items():
-        found[name] = [conditional(couple, seed) for seed in seeds]
+    for name, coupling in BLIND.items():
+        found[name] = [conditional(coupling, seed) for seed in seeds]
         print(name, found[name], flush=True)
     (workdir / "bias.json").write_text(json.dumps(found, indent=2))
     columns = list(found["independent"][0])
@@ -184,7 +178,7 @@ def task_config(task: str, match: str, seed: int) -> ConfigDict:
     """The config of a run."""
     file, steps, few = TASKS[task]
     coupling, size = MATCHES[match]
-    config = configuration.load(str(ROOT / "configs" / file))
+    config = config_io.load(str(ROOT / "configs" / file))
     config.seed, config.batch_size, config.match_size = seed, 256, size
     config.coupling = ConfigDict({"name": coupling})
     config.train.steps, config.ema.rate = steps, 0.99
@@ -215,7 +209,7 @@ def curve(config, workdir: Path) -> list[dict]:
     exp = experiment.prepare(config, workdir)
     step, state = experiment.jit_train_step(exp), exp.init()
     draw, quality = generate.make_drawer(exp), make_quality(exp)
-    batches, out, spent = matching.batches(exp, 0), [], 0.0
+    batches, out, spent = match_sets.batches(exp, 0), [], 0.0
     every = config.train.steps // CHECKS
     for first in range(0, config.train.steps, every):
         begun = time.perf_counter()
@@ -287,7 +281,7 @@ def claim(seeds: range, workdir: Path) -> str:
         head = [task, "final quality", "seconds", "share of the time to the unmatched's quality"]
         parts.append(markdown(head, rows))
     axes[0].legend(fontsize=8)
-    print(figures._save(figure, workdir / "claim.png"))
+    print(style.save(figure, workdir / "claim.png"))
     return "\n".join(parts)
 
 

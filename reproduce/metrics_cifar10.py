@@ -17,9 +17,10 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from genfield import configuration, data, logbook, sharding
+from genfield import configuration, data
 from genfield.data import sets
-from genfield.metrics import frechet, images, kernel
+from genfield.machine import logbook, sharding
+from genfield.metrics import frechet, images, kernel, known
 
 NOISE = (0.02, 0.05, 0.1, 0.2)  # standard deviation, of pixels in [-1, 1]
 BLUR = (0.5, 1.0, 2.0)  # standard deviation of a Gaussian, in pixels
@@ -90,7 +91,7 @@ def measure(args) -> dict:
     section = configuration.base().evaluate
     section.update(features=args.features, resize=args.resize, features_seed=args.features_seed)
     mesh = sharding.make_mesh(configuration.base().mesh)
-    judge = images.create_judge(section, mesh, ("kid",))
+    judge = images.create_judge(section, mesh, [known()["kid"]])
     fields = {"name": "images", "path": args.path, "labels": True, "cache": args.cache}
     dataset = data.create(fields, batch_size=1, seed=0, log=logbook.say)
     train, test = (dataset.examples[s].gather(np.arange(n)) for s, n in dataset.sizes.items())

@@ -39,7 +39,7 @@ from common import markdown, shown
 from genfield import nets, rng
 from genfield.data import cells
 from genfield.errors import UserError
-from genfield.losses.flux import flux_matching
+from genfield.losses.flux.estimator import flux_estimator
 from genfield.metrics import velocity as measures
 from genfield.nets import kinetics
 from genfield.scores import kde_field
@@ -158,7 +158,7 @@ def train(x1: np.ndarray, seed: int, setting: Setting) -> tuple[np.ndarray, dict
         centres = everything[jax.random.permutation(which, len(x1))[:count]]
         x = centres + sigma * jax.random.normal(noise, centres.shape)
         field = functools.partial(apply, params)
-        return flux_matching(chain, field, x, kde_field(centres), sigma=sigma)[0].mean()
+        return flux_estimator(chain, field, x, kde_field(centres), sigma=sigma)[0].mean()
 
     @jax.jit
     def run(params):

@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import Run, folder, markdown, shown, train
 
-from genfield import figures
 from genfield.data import springs
+from genfield.figures import style
 from genfield.metrics import point_cloud
 
 MODELS = {  # title: config
@@ -90,9 +90,9 @@ def picture(found: dict, drawn: dict, path: Path) -> Path:
     figure, axes = plt.subplots(1, 1 + len(drawn), figsize=(3 + 2.1 * len(drawn), 2.9))
     for i, name in enumerate(MODELS):
         values = [run["W2"] for run in found[name]]
-        axes[0].plot([i] * len(values), values, "o", color=figures.END, markersize=4)
+        axes[0].plot([i] * len(values), values, "o", color=style.END, markersize=4)
     real = np.median([run["W2"] for run in found[REAL]])
-    axes[0].axhline(real, color=figures.TARGET, linestyle="--", label="two real sets")
+    axes[0].axhline(real, color=style.TARGET, linestyle="--", label="two real sets")
     axes[0].set_xticks(range(len(MODELS)), [name.replace(", ", "\n") for name in MODELS])
     axes[0].tick_params(axis="x", labelsize=7)
     axes[0].set(title="W2 to held-out trajectories", xlim=(-0.5, len(MODELS) - 0.5))
@@ -106,7 +106,7 @@ def picture(found: dict, drawn: dict, path: Path) -> Path:
         ax.title.set_fontsize(9)
         ax.grid(alpha=0.3)
     figure.tight_layout()
-    return figures._save(figure, path)
+    return style.save(figure, path)
 
 
 def main() -> None:

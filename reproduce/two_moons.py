@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from common import Run, folder, train
 
-from genfield import figures, rng
-from genfield.objectives import KIND, has_clock
+from genfield import rng
+from genfield.figures import run as figures
 
 ROWS = {  # title: (config, overrides, the paper's W2 / HD / CD)
     "Distance Marching": ("distance_marching_two_moons.py", [], (1.435, 0.605, 0.005)),
@@ -78,8 +78,8 @@ def table(results: dict[str, list[dict]]) -> str:
 
 def column(run: Run) -> dict:
     """The field and the trajectories of a finished run, for the picture."""
-    clock = 0.5 if has_clock(run.config.loss) else None
-    descend = KIND[run.config.loss.name] == "gradient"
+    clock = 0.5 if run.exp.objective.clock else None
+    descend = run.exp.objective.method.teaches == "gradient"
     trace = run.draw(None, 2_000, trace=1).trace
     return dict(field=run.field, descend=descend, t=clock, trace=trace)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from genfield.main import main
+from genfield.program import own_files
 
 ROOT = Path(__file__).resolve().parent.parent
 MOONS = ROOT / "configs" / "distance_marching_two_moons.py"
@@ -54,6 +55,13 @@ def start(argv: list[str], devices: int = 1, **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "genfield.main", *argv[1:]]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.Popen(command, env=env, cwd=ROOT, **(pipes | options))
+
+
+def smoke(config):
+    """A config shrunk to two steps of a tiny network, by the function that the pages share."""
+    with own_files.beside(ROOT / "configs"):
+        import shared
+    return shared.smoke(config)
 
 
 def losses(workdir) -> dict[tuple[int, str], dict]:

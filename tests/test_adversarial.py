@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from programs import ROOT
 
-from genfield import checkpoint, features, losses, paths
+from genfield import features, losses, paths
 from genfield.errors import UserError
 from genfield.features.perceptual import levels, perceptual
-from genfield.losses import adversarial
-from genfield.losses.adversarial import Adversary, Game, diff_augment
+from genfield.losses.adversarial import discriminator
+from genfield.losses.adversarial.augment import diff_augment
+from genfield.losses.adversarial.discriminator import projected
+from genfield.losses.adversarial.game import GAMES, Adversary, Game
+from genfield.machine import checkpoint
 from genfield.main import main
-from genfield.nets import discriminator
-from genfield.nets.discriminator import projected
 
 B, SHAPE = 6, (4, 4, 3)
 
@@ -90,9 +91,9 @@ def by_hand(game):
     return params, critic, lines, generator, judge
 
 
-@pytest.mark.parametrize("name", adversarial.GAMES)
+@pytest.mark.parametrize("name", GAMES)
 def test_each_player_has_its_own_gradient_and_the_weight_is_the_ratio(name):
-    params, critic, lines, generator, judge = by_hand(adversarial.GAMES[name])
+    params, critic, lines, generator, judge = by_hand(GAMES[name])
     (field, other), terms = gradients(game=name, lines_weight=0.5)
     of_lines, of_generator = jax.grad(lines)(params), jax.grad(generator)(params)
     ratio = jnp.linalg.norm(of_lines["last"]) / jnp.linalg.norm(of_generator["last"])
@@ -111,15 +112,15 @@ def test_neither_player_moves_by_the_others_loss(monkeypatch):
     (field, critic), _ = gradients(lines_weight=0.0, adversarial_weight=0.0)
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(field))
     assert any(jnp.any(leaf) for leaf in jax.tree.leaves(critic))
-    game = Game(adversarial.GAMES["hinge"].generator, none)
-    monkeypatch.setitem(adversarial.GAMES, "generator alone", game)
+    game = Game(GAMES["hinge"].generator, none)
+    monkeypatch.setitem(GAMES, "generator alone", game)
     (field, critic), _ = gradients(game="generator alone")
     assert any(jnp.any(leaf) for leaf in jax.tree.leaves(field))
     assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(critic))
 
 
 def test_the_players_meet_at_their_step():
-    params, _, lines, *_ = by_hand(adversarial.GAMES["hinge"])
+    params, _, lines, *_ = by_hand(GAMES["hinge"])
     at = lambda step: gradients(start=5, step=jnp.full((B,), step))
     (field, other), terms = at(4)
     expected = jax.tree.map(lambda a: 0.5 * a, jax.grad(lines)(params))

@@ -1,6 +1,7 @@
 """genfield.analyze: neighbours along the path, lengths, exact minimisers in images' dimensions."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import oracles
 import pytest
 from scipy import stats
 
-from genfield import analyze, couplings
-from genfield.analysis import lengths, matching, neighbours, posterior
+from genfield import couplings, rng
+from genfield.analyze import lengths, matching, neighbours, posterior, studies
+from genfield.analyze.__main__ import main
 from genfield.metrics import path_geometry
 
 KEY = jax.random.key(3)
@@ -320,7 +322,7 @@ def tiny(tmp_path_factory):
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    code = analyze.main([str(a) for a in arguments])
+    code = main([str(a) for a in arguments])
     return code, *capsys.readouterr()
 
 
@@ -376,8 +378,8 @@ def test_couplings(tiny, tmp_path, capsys):
     for line in ("mean length, random pairs ", "minimal distance, match size 24 ", "0.1916"):
         assert line in told
     # By hand: the pairs of the same seed, and their distances.
-    images = analyze.load(str(tiny), None).flat
-    key = analyze.rng.stream(0, "couplings")
+    images = studies.load(str(tiny), None).flat
+    key = rng.stream(0, "couplings")
     pairs = matching.match_images(key, images, 10, np.arange(24))
     by_hand = path_geometry.summary(path_geometry.distances(pairs.x0, pairs.x1))
     assert matched[1]["d_avg"] == pytest.approx(by_hand["d_avg"], rel=1e-6)
@@ -390,7 +392,7 @@ def test_couplings(tiny, tmp_path, capsys):
 
 
 def test_couplings_without_scikit_learn(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(analyze.sys.modules, "sklearn.manifold", None)
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     flags = (f"--path={tiny}", f"--out={tmp_path}", "--only", "couplings")
     code, told, _ = run(capsys, *flags)
     assert code == 0 and "needs scikit-learn" in told and not (tmp_path / "crossings.png").exists()

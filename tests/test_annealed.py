@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from genfield import fields, losses, paths
-from genfield.losses import annealed, mixing
-from genfield.losses.flux import _weights as flux_weights
+from genfield.losses.flux import levels, mixing
+from genfield.losses.flux.estimator import _weights as flux_weights
 
 N, D, GROUP = 16, 2, 8
 
@@ -65,20 +65,22 @@ def test_a_stable_target_is_the_posterior_mean_of_its_group_and_class(label):
 
 
 def evaluate(roles, params=PARAMS, key=jax.random.key(3), **options):
-    return losses.annealed_flux_matching(
+    return losses.flux_matching(
         linear(params), sample(), key=key, roles=roles, group_size=GROUP, **options
     )
 
 
 def test_without_players_the_loss_is_flux_matching_with_the_groups_density():
-    from genfield.sampling.core import fold_in
+    from genfield.rng import fold_in
     from genfield.scores import kde_field
 
     off = dict(learned_normalizer=False, learned_horizon=False)
     loss, terms = evaluate({}, **off)
     s, key = sample(), fold_in(jax.random.key(3), 0)
     score = kde_field(s.x1, GROUP)
-    expected, _ = losses.flux_matching(key, linear(PARAMS), s.x, score, sigma=s.t, group_size=GROUP)
+    expected, _ = losses.flux_estimator(
+        key, linear(PARAMS), s.x, score, sigma=s.t, group_size=GROUP
+    )
     np.testing.assert_array_equal(loss, expected)
     np.testing.assert_array_equal(terms["flux"], expected)
 
@@ -88,7 +90,7 @@ OPTIONS = dict(mixing_weight=0.1, norm_weight=0.2, circulation_weight=0.3)
 
 @pytest.mark.parametrize("estimator", ["cross_chain", "pathwise"])
 def test_the_players_gradients_do_not_leak_into_each_other(estimator):
-    roles = annealed.flux_roles(jax.random.key(0), **OPTIONS)
+    roles = levels.flux_roles(jax.random.key(0), **OPTIONS)
     roles = jax.tree.map(lambda a: a + 0.1, roles)
     options = OPTIONS | {"estimator": estimator}
 
@@ -103,7 +105,7 @@ def test_the_players_gradients_do_not_leak_into_each_other(estimator):
         "norm": jnp.full(N, jnp.log(2.0)),
     }
     for name in scales:
-        scales[name] += annealed.at_level(roles["normalizer"][name], sample().t)
+        scales[name] += levels.at_level(roles["normalizer"][name], sample().t)
     rms = jnp.sqrt(roles["statistics"]["circulation"][0])  # all buckets are alike here
 
     def by_hand(params):
@@ -120,7 +122,7 @@ def test_the_players_gradients_do_not_leak_into_each_other(estimator):
     realized = terms["flux"] * jnp.exp(-scales["flux"])
 
     def fit(horizon):
-        rate = jnp.exp(annealed.at_level(horizon, sample().t))
+        rate = jnp.exp(levels.at_level(horizon, sample().t))
         density = jnp.log(rate) - rate * terms["horizon"] - jnp.log(1 - jnp.exp(-4 * rate))
         return -jnp.mean(realized * density)
 
@@ -137,11 +139,11 @@ def test_the_rate_settles_where_the_loss_decays(estimator):
 
     def slope(log_rate, key):
         def total(shift):
-            roles = {"horizon": annealed.level_network(jax.random.key(0)) | {"shift": shift}}
+            roles = {"horizon": levels.level_network(jax.random.key(0)) | {"shift": shift}}
             k0, k1 = jax.random.split(key)
             x, sigma = jax.random.normal(k0, (64, 2)), jnp.ones(64)
             given = (None, sigma, roles, 0.0, 16, options)
-            loss = annealed._annealed(k1, field, x, score, *given)[0]
+            loss = levels._annealed(k1, field, x, score, *given)[0]
             return loss.mean()
 
         return jax.grad(total)(log_rate[None])[0]
@@ -153,7 +155,7 @@ def test_the_rate_settles_where_the_loss_decays(estimator):
     assert z[1.0] < -4 and abs(z[2.0]) < 4 and z[3.0] > 4, z
 
 
-@pytest.mark.parametrize("loss", [losses.annealed_flux_matching, losses.annealed_velocity_flux])
+@pytest.mark.parametrize("loss", [losses.flux_matching, losses.velocity_flux_matching])
 @pytest.mark.parametrize("size", [0, -8, 5, 2.0])
 def test_groups_that_cut_no_batch_are_refused(loss, size):
     with pytest.raises(ValueError, match=r"group_size .*(at least 1|does not divide)"):
@@ -167,8 +169,8 @@ def test_the_normaliser_starts_at_the_scale_of_a_preconditioned_field(level):
     network = lambda seed: lambda z, t, c: jax.random.normal(jax.random.key(seed), z.shape)
     field = lambda seed: fields.score_field(fields.precondition(network(seed), 3.0))(x, sigma)
     missed = jnp.mean(jnp.square(field(0) - field(1))) / 2
-    np.testing.assert_allclose(jnp.log(missed), annealed._start_of_scale(sigma, 3.0)[0], atol=0.1)
-    roles = annealed.flux_roles(jax.random.key(0), learned_horizon=False)
+    np.testing.assert_allclose(jnp.log(missed), levels._start_of_scale(sigma, 3.0)[0], atol=0.1)
+    roles = levels.flux_roles(jax.random.key(0), learned_horizon=False)
     off = {"learned_horizon": False}
     flux = evaluate(roles, **off)[1]["flux"]
     for sigma_data, root in ((None, 1.0), (0.7, 0.7**2 / (0.7**2 + sample().t ** 2))):
@@ -183,23 +185,23 @@ def test_a_normaliser_settles_at_the_log_of_the_loss():
     scale, tx = jnp.zeros(()), optax.adam(0.05)
     state = tx.init(scale)
     for _ in range(400):
-        gradient = jax.grad(lambda s: annealed.normalized(jnp.float32(7.0), s))(scale)
+        gradient = jax.grad(lambda s: levels.normalized(jnp.float32(7.0), s))(scale)
         updates, state = tx.update(gradient, state)
         scale = optax.apply_updates(scale, updates)
     np.testing.assert_allclose(scale, np.log(7.0), atol=1e-3)
 
 
 def test_running_statistics_are_a_step_of_gradient_descent():
-    statistics = jnp.full(annealed.BUCKETS, 4.0)
+    statistics = jnp.full(levels.BUCKETS, 4.0)
     loss, sigma = jnp.array([3.0, -3.0]), jnp.array([0.01, 50.0])
-    value, _ = annealed.bucket_normalized(loss, sigma, statistics)
+    value, _ = levels.bucket_normalized(loss, sigma, statistics)
     np.testing.assert_allclose(value, [1.5, -1.5])
-    track = lambda s: annealed.bucket_normalized(loss, sigma, s)[1].sum()
+    track = lambda s: levels.bucket_normalized(loss, sigma, s)[1].sum()
     moved = statistics - 0.1 * jax.grad(track)(statistics)
-    expected = np.full(annealed.BUCKETS, 4.0)
-    low, high = annealed.BUCKET_RANGE
+    expected = np.full(levels.BUCKETS, 4.0)
+    low, high = levels.BUCKET_RANGE
     for level in (0.01, 50.0):
-        expected[int((np.log(level) - low) / (high - low) * annealed.BUCKETS)] = 4 + 0.1 * (9 - 4)
+        expected[int((np.log(level) - low) / (high - low) * levels.BUCKETS)] = 4 + 0.1 * (9 - 4)
     np.testing.assert_allclose(moved, expected, rtol=1e-6)
 
 
@@ -207,7 +209,7 @@ def test_circulation_falls_where_the_field_turns_anticlockwise():
     x = jax.random.normal(jax.random.key(0), (5, 2))
     turning = lambda x, t=None, cond=None: jnp.stack([-x[:, 1], x[:, 0]], -1)
     np.testing.assert_allclose(
-        annealed.circulation(turning, x, jnp.ones(5)),
+        levels.circulation(turning, x, jnp.ones(5)),
         -np.sum(np.asarray(x) ** 2, -1) / 2,
         rtol=1e-5,
     )
@@ -301,7 +303,7 @@ def test_velocity_flux_vanishes_at_the_density_s_own_velocity_and_beside_it():
             return kde_velocity(score)(x, sigma) + add(g)
 
         options = dict(learned_normalizer=False, learned_horizon=False, divergence="exact")
-        run = lambda key: losses.annealed_velocity_flux(
+        run = lambda key: losses.velocity_flux_matching(
             field, s, key=key, roles={}, estimator="pathwise", **options
         )[0]
         return np.asarray(jax.vmap(run)(jax.random.split(jax.random.key(0), 8)))

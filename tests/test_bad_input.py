@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from programs import DIGITS, MOONS, ROOT, SMALL, arguments, run
 
-from genfield import jobs
 from genfield.main import main
+from genfield.program import modes
 
 EQM = ROOT / "configs" / "equilibrium_matching_two_moons.py"
 FLOW = ROOT / "configs" / "flow_matching_two_moons.py"
@@ -66,7 +66,7 @@ def nothing_runs(monkeypatch):
         pytest.fail("the mistake was not found before the run")
 
     for mode in ("train", "evaluate", "sample"):
-        monkeypatch.setattr(jobs, mode, refuse)
+        monkeypatch.setattr(modes, mode, refuse)
 
 
 def contents(folder: Path) -> dict[str, str]:

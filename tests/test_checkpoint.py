@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from genfield import checkpoint
-from genfield.checkpoint import Checkpoints
 from genfield.errors import UserError
+from genfield.machine import checkpoint
+from genfield.machine.checkpoint import Checkpoints
 
 
 def make_state(scale: float = 1.0) -> dict:

@@ -2,17 +2,19 @@
 
 import json
 import os
-import runpy
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from programs import ROOT
+from programs import ROOT, smoke
 
-from genfield import configuration, experiment, matching, nets, sharding
+from genfield import nets
+from genfield.machine import sharding
+from genfield.machine.tables import differences
+from genfield.program import config_io, experiment, match_sets
 
-CONFIGS = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
+CONFIGS = config_io.config_files(ROOT / "configs")
 POINTS = [name for name in CONFIGS if "two_moons" in name]
 IMAGES = [name for name in CONFIGS if name not in POINTS]
 FULL = {  # config: parameters of its network, distance head included
@@ -26,8 +28,8 @@ FULL = {  # config: parameters of its network, distance head included
 }
 
 
-def load(name: str, *variant):
-    return runpy.run_path(str(ROOT / "configs" / name))["get_config"](*variant)
+def load(*name_and_variant: str):
+    return config_io.load(str(ROOT / "configs" / ":".join(name_and_variant)))
 
 
 def write_data(config, folder: Path) -> None:
@@ -71,7 +73,7 @@ def train_a_step(config, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda section: original(section, one))
         exp = experiment.prepare(config, folder / "run")
-    batch = {"step": np.int32(0)} | next(matching.batches(exp, 0))
+    batch = {"step": np.int32(0)} | next(match_sets.batches(exp, 0))
     paired = config.data.name == "pairs"
     assert ("x0" in batch) == (paired or config.match_size > config.batch_size)
     state, metrics = experiment.jit_train_step(exp)(exp.init(), batch)
@@ -81,7 +83,7 @@ def train_a_step(config, folder):
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if "digits" not in n or "distance" in n])
 def test_a_smoke_step_is_finite(name, tmp_path):
-    config = runpy.run_path(str(ROOT / "configs" / name))["smoke"](load(name))
+    config = smoke(load(name))
     write_data(config, tmp_path)
     assert np.isfinite(train_a_step(config, tmp_path))
 
@@ -174,5 +176,5 @@ def test_teachers_and_their_lines_have_the_published_sizes(
 def test_the_baseline_without_time_differs_in_nothing_else(name, variant):
     plain, uncond = load(name, variant), load(name, f"{variant}_uncond")
     assert plain.loss.time_input and not uncond.loss.time_input
-    found = configuration.differences(plain.to_dict(), uncond.to_dict())
-    assert set(found) <= {"loss.time_input", "evaluate.paper.fid"}
+    found = {name for name, *_ in differences(plain.to_dict(), uncond.to_dict())}
+    assert found <= {"loss.time_input", "evaluate.paper.fid"}

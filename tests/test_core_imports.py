@@ -50,7 +50,7 @@ def train(params, opt_state):
         x0 = couplings.independent(jax.random.normal(k0, x1.shape), x1)
         batch = paths.interpolate(paths.linear, x0, x1, draw_times(kt, 64))
         risk = lambda p: losses.equilibrium_matching(
-            bind(p), batch, decay=losses.linear(1.0)
+            bind(p), batch, decay=losses.decays.linear(1.0)
         )[0].mean()
         value, gradient = jax.value_and_grad(risk)(params)
         updates, opt_state = tx.update(gradient, opt_state, params)

@@ -13,7 +13,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from genfield import couplings, data, paths
+from genfield import couplings, data, paths, registry
+from genfield.configuration import base
+from genfield.distances import squared_distances
+from genfield.program import parts
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BACKENDS = ["host", "device"]
@@ -138,7 +141,7 @@ def test_parallel_greedy_is_sequential_greedy_is_algorithm_1(n):
         turns, rounds = (greedy(m, block)(x0, x1) for m in ("sequential", "parallel"))
         np.testing.assert_array_equal(rounds, turns)
         if n <= 700:
-            cost = couplings._squared_distances(jnp.asarray(x1), jnp.asarray(x0))
+            cost = squared_distances(jnp.asarray(x1), jnp.asarray(x0))
             np.testing.assert_array_equal(turns, x0[in_turn(cost)])
 
 
@@ -181,7 +184,7 @@ def test_greedy_in_groups_and_on_eight_devices(method):
 def test_parallel_greedy_needs_few_rounds_of_few_proposals():
     n = 2000
     x0, x1 = pair(n, 64)
-    cost = np.asarray(couplings._squared_distances(x1, x0))
+    cost = np.asarray(squared_distances(x1, x0))
     holder, rounds, proposals = np.full(n, n), 0, 0
     while (waiting := np.setdiff1d(np.arange(n), holder)).size:
         best = np.where(holder[None] > waiting[:, None], cost[waiting], np.inf).argmin(1)
@@ -260,10 +263,10 @@ def test_coupling_errors():
 def test_couplings_are_offered_what_they_take():
     x0, x1 = pair(8, 2)
     key, label = jax.random.key(0), jnp.arange(8) % 2
-    plain = couplings.with_offers(couplings.independent)(x0, x1, key, label)
-    assert plain is x0
-    within = functools.partial(couplings.greedy, within_classes=True)
-    found = couplings.with_offers(within)(x0, x1, key, label)
+    config = base()
+    assert parts.create_coupling(config)(x0, x1, key, label) is x0
+    config.coupling = {"name": "greedy", "within_classes": True}
+    found = parts.create_coupling(config)(x0, x1, key, label)
     np.testing.assert_array_equal(found, couplings.greedy(x0, x1, label=label, within_classes=True))
 
 
@@ -368,6 +371,10 @@ def test_nearest_target_within_groups_and_on_eight_devices():
 def test_rematchings_by_name():
     x0, x1 = pair(4, 2)
     sample = paths.interpolate(paths.linear, x0, x1, jnp.full(4, 0.5))
-    assert set(couplings.REMATCHINGS) == {"none", "nearest"}
-    assert couplings.REMATCHINGS["none"](paths.linear, sample) is sample
-    assert couplings.REMATCHINGS["nearest"] is couplings.nearest_target
+    known = registry.Methods(registry.find("genfield.couplings"))[registry.Rematching]
+    assert {name: record.moves for name, record in known.items()} == {
+        "none": False,
+        "nearest": True,
+    }
+    assert known["none"].function(paths.linear, sample) is sample
+    assert known["nearest"].function is couplings.nearest_target

@@ -12,8 +12,8 @@ import pytest
 import scipy.integrate
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from genfield import fields, guidance, sampling
-from genfield.sampling import core, diffusion
+from genfield import fields, guidance, rng, sampling
+from genfield.sampling import diffusion
 
 BATCH, DIM, STEPS, CHAINS = 8, 2, 5, 4000
 MEAN, STD = np.array([0.5, -1.0]), np.array([0.3, 0.8])
@@ -376,8 +376,8 @@ def test_predictor_corrector_is_algorithm_3(one_key):
     f = lambda x, level: mixture_score(x, np.full(BATCH, level), xp=np)
     x = 20.0 * np.asarray(starts(), np.float64)
     for k in range(num_steps):
-        keys = core.split(core.fold_in(key, k))
-        z, z_corrector = (np.asarray(core.normal(each, starts()), np.float64) for each in keys)
+        keys = rng.split(rng.fold_in(key, k))
+        z, z_corrector = (np.asarray(rng.normal(each, starts()), np.float64) for each in keys)
         delta = levels[k] ** 2 - levels[k + 1] ** 2
         if k < num_steps - 1:
             x = x + delta * f(x, levels[k]) + np.sqrt(delta) * z

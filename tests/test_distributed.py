@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from programs import ROOT, TINY_DIGITS, arguments, losses, run
 
-from genfield import checkpoint
+from genfield.machine import checkpoint
 from genfield.main import main
 
 TINY = dict(small={}, mesh__fsdp=2)
@@ -95,13 +95,14 @@ import jax, numpy as np
 if sys.argv[1] != "alone":
     jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import tiny_network
-from genfield import configuration, features, sharding
+from genfield import configuration, features
+from genfield.machine import sharding
 from genfield.data.sets import ImageSet
-from genfield.metrics import images
+from genfield.metrics import images, known
 features.create = tiny_network.create
 section = configuration.base().evaluate
 section.features = "inception_v3"
-metrics = ("frechet", "kid", "sfid")
+metrics = [known()[name] for name in ("frechet", "kid", "sfid")]
 mesh = sharding.make_mesh(configuration.base().mesh)
 judge = images.create_judge(section, mesh, metrics)
 levels = np.random.default_rng(0).integers(0, 256, (45, 8, 8, 3), dtype=np.uint8)

@@ -10,8 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 from test_nets import attention, close, convolve, differ, fresh, init, jit, silu
 
-from genfield import nets, sharding
+from genfield import nets
 from genfield.errors import UserError
+from genfield.machine import sharding
 from genfield.nets import edm_unet
 
 CIFAR, SIXTY_FOUR = (32, 32, 3), (64, 64, 3)
@@ -329,7 +330,7 @@ def test_derivatives_of_the_derivative():
     apply, params = init(config, IMAGE)
     _, _, x, t, _ = build("ddpmpp")
     e, c = jax.random.normal(jax.random.key(2), (2, *x.shape))
-    field = lambda z: apply(params, z, t, rngs=jax.random.key(3), train=True)
+    field = lambda z: apply(params, z, t, key=jax.random.key(3), train=True)
     gradient = lambda z: jax.vjp(field, z)[1](c)[0]
     along = jit(lambda z: jax.jvp(gradient, (z,), (e,)))
     after, before = (along(x + step * e)[0] for step in (0.01, -0.01))
@@ -350,9 +351,9 @@ def test_bfloat16():
 def test_dropout_needs_a_key():
     apply, params = init(SMALL["ddpmpp"] | {"dropout": 0.3}, IMAGE)
     _, _, x, t, _ = build("ddpmpp")
-    with pytest.raises(UserError, match=r"dropout 0\.3 needs rngs"):
+    with pytest.raises(UserError, match=r"with dropout needs key=<a PRNG key>"):
         apply(params, x, t, train=True)
-    train = jit(lambda key: apply(params, x, t, rngs=key, train=True))
+    train = jit(lambda key: apply(params, x, t, key=key, train=True))
     one, same, other = (train(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert differ(one, other)

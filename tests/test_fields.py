@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from genfield import fields, guidance, paths, scores
+from genfield import fields, guidance, paths, registry, scores
 from genfield.fields import Prediction
 
 BATCH = 5
@@ -237,7 +237,8 @@ def test_linear_path_is_the_explicit_formula():
     np.testing.assert_allclose(s.v, b - a, atol=1e-6)
     chex.assert_trees_all_equal((s.x0, s.x1, s.t), (x0, x1, t))
     chex.assert_trees_all_equal_dtypes(s, jax.tree.map(jnp.float32, s))
-    assert paths.PATHS["linear"] is paths.linear
+    known = registry.Methods(registry.find("genfield.paths"))[registry.Path]
+    assert known["linear"].path is paths.linear
     ends = [paths.interpolate(paths.linear, x0, x1, jnp.full(BATCH, e)).x for e in (0.0, 1.0)]
     chex.assert_trees_all_equal(ends, [x0, x1])
 
@@ -319,8 +320,9 @@ TIME_SAMPLERS |= LEVELS
 
 
 def test_every_time_sampler_is_in_the_table():
-    assert set(paths.TIMES) <= set(TIME_SAMPLERS)
-    assert set(paths.NOISE_LEVELS) == {*LEVELS, "fixed"}
+    laws = registry.Methods(registry.find("genfield.paths"))[registry.TimeLaw].values()
+    assert {law.name for law in laws if not law.noise_levels} <= set(TIME_SAMPLERS)
+    assert {law.name for law in laws if law.noise_levels} == {*LEVELS, "fixed"}
     np.testing.assert_allclose(paths.fixed(0.3)(jax.random.key(0), 4), 0.3)
 
 

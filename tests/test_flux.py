@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from genfield import fields, paths, scores
-from genfield.losses import flux
+from genfield import fields, paths, registry, scores
+from genfield.losses.flux import estimator as flux
 
 T = flux.HORIZON
 STEPS = flux.CHAIN_STEPS
@@ -44,7 +44,7 @@ def _sampler(dim, num, options):
 
         def total(cond):
             score = gaussian_score(mean[None], precision)
-            loss, _ = flux.flux_matching(
+            loss, _ = flux.flux_estimator(
                 k1, linear_field, x, score, cond, sigma=sigma, rate=rate, **options
             )
             return jnp.sum(loss), loss
@@ -293,7 +293,7 @@ def test_a_group_shares_its_time_where_chains_are_weighted_against_each_other(es
     x, keys = jax.random.normal(jax.random.key(0), (24, 2)), jax.random.split(jax.random.key(1), 24)
     score, options = lambda x, t=None, cond=None: -x, {"group_size": 4, "estimator": estimator}
     run = quick(
-        lambda key, rate: flux.flux_matching(
+        lambda key, rate: flux.flux_estimator(
             key, lambda x, t, c: -2 * x, x, score, sigma=1.0, rate=rate, **options
         )[1]["horizon"]
     )
@@ -320,7 +320,7 @@ def test_times_and_levels_are_float32_whatever_x_is(estimator, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         x = jax.random.normal(jax.random.key(0), (512, 2)).astype(dtype)
         options = {"sigma": 0.7, "group_size": 2, "estimator": estimator}
-        loss, terms = flux.flux_matching(jax.random.key(1), field, x, field, rate=0.5, **options)
+        loss, terms = flux.flux_estimator(jax.random.key(1), field, x, field, rate=0.5, **options)
     assert seen == {jnp.dtype(jnp.float32)} and terms["horizon"].dtype == jnp.float32
     assert loss.dtype == jnp.promote_types(dtype, jnp.float32) and np.all(np.isfinite(loss))
     assert len(np.unique(terms["horizon"])) == (512 if estimator == "pathwise" else 256)
@@ -331,7 +331,7 @@ def test_times_and_levels_are_float32_whatever_x_is(estimator, dtype):
 def test_the_law_of_the_horizon(rate):
     x = jnp.zeros((100_000, 1))
     zero = lambda x, t=None, cond=None: -x
-    _, aux = flux.flux_matching(
+    _, aux = flux.flux_estimator(
         jax.random.key(0), zero, x, zero, sigma=1.0, group_size=1, rate=rate, estimator="pathwise"
     )
     law = scipy.stats.uniform(0, T)
@@ -401,7 +401,7 @@ def test_units_of_length_do_not_matter(estimator):
     field = lambda x, t=None, cond=None: jnp.sin(x) - x[:, ::-1] * fields.expand(t, x)
     score = lambda x, t=None, cond=None: -x / 2 + jnp.cos(x)
     scaled = lambda f: lambda x, t=None, cond=None: f(x / c, t / c, cond) / c
-    run = lambda f, x, s, sigma: flux.flux_matching(
+    run = lambda f, x, s, sigma: flux.flux_estimator(
         jax.random.key(1), f, x, s, sigma=sigma, group_size=8, estimator=estimator
     )[0]
     one = quick(lambda: run(field, x, score, 0.8))()
@@ -460,7 +460,7 @@ def test_estimators_by_hand(name, monkeypatch):
     x = jax.random.normal(jax.random.key(3), (18, 2))
     sigma = jnp.repeat(jnp.array([0.7, 1.0, 2.0]), n)
     label = jnp.arange(18) % 2 if "classes" in name else None
-    loss, aux = flux.flux_matching(
+    loss, aux = flux.flux_estimator(
         jax.random.key(0),
         cubic,
         x,
@@ -587,7 +587,7 @@ def test_probes_are_independent_of_the_chain(estimator):
     x = jax.random.normal(jax.random.key(7), (1 << 15, 2))
     options = {"sigma": 1.0, "group_size": 8, "estimator": estimator, "num_steps": 1}
     run = quick(
-        lambda x, divergence: flux.flux_matching(
+        lambda x, divergence: flux.flux_estimator(
             jax.random.key(1), field, x, score, divergence=divergence, **options
         )[0],
         static_argnums=1,
@@ -603,7 +603,7 @@ def test_pathwise_is_the_derivative_through_the_chain():
     field, score, key = make(params), mixture_score(), jax.random.key(5)
     x, sigma = jax.random.normal(jax.random.key(2), (8, 2)), jnp.full(8, 0.8)
     loss, aux = quick(
-        lambda x: flux.flux_matching(
+        lambda x: flux.flux_estimator(
             key, field, x, score, sigma=sigma, estimator="pathwise", divergence="exact"
         )
     )(x)
@@ -636,7 +636,7 @@ def test_one_dimension_is_the_fisher_divergence():
 
     def total(theta, x):
         cond = {"theta": theta}
-        loss, _ = flux.flux_matching(jax.random.key(1), field, x, score, cond, **options)
+        loss, _ = flux.flux_estimator(jax.random.key(1), field, x, score, cond, **options)
         return jnp.sum(loss), loss
 
     x = oracles.draw_mixture(np.random.default_rng(0), n, means, std, weights)
@@ -707,7 +707,7 @@ def test_zero_on_fields_that_keep_the_density(name, estimator):
         @quick
         def run(factor):
             longer = lambda x, t=None, cond=None: factor * field(x)
-            return flux.flux_matching(jax.random.key(0), longer, x, score, **options)[0]
+            return flux.flux_estimator(jax.random.key(0), longer, x, score, **options)[0]
 
         loss = np.asarray(run(1.0))
         assert loss.dtype == np.float64
@@ -720,7 +720,7 @@ def test_one_probe_keeps_a_zero_mean(name):
     """Per example the noise of a probe is left; its mean is small beside its spread."""
     x, field, score = keeping_problem(name, jnp.float32, 8192)
     run = quick(
-        lambda key, x: flux.flux_matching(key, field, x, score, sigma=0.7, group_size=64)[0]
+        lambda key, x: flux.flux_estimator(key, field, x, score, sigma=0.7, group_size=64)[0]
     )
     loss = np.asarray(run(jax.random.key(0), x), np.float64)
     of_groups = loss.reshape(-1, 64).mean(1)
@@ -735,7 +735,7 @@ def test_augmenting_is_the_loss_of_score_plus_correction():
     x = jax.random.normal(jax.random.key(0), (16, 2))
     options = {"sigma": 0.8, "group_size": 8}
     one = quick(lambda x: flux.flux_augment(jax.random.key(1), v, x, score, **options)[0])(x)
-    other = quick(lambda x: flux.flux_matching(jax.random.key(1), both, x, score, **options)[0])(x)
+    other = quick(lambda x: flux.flux_estimator(jax.random.key(1), both, x, score, **options)[0])(x)
     assert np.abs(one).min() > 0
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
 
@@ -750,7 +750,7 @@ def test_velocity_target():
         @quick
         def run(factor):
             field = lambda x, t=None, cond=None: factor * velocity(x) + keeps(x) - score(x)
-            return flux.flux_matching(jax.random.key(0), field, x, score, **options)[0]
+            return flux.flux_estimator(jax.random.key(0), field, x, score, **options)[0]
 
         assert np.abs(run(1.0)).max() < 1e-8
         assert np.abs(run(1.1)).max() > 1e-2
@@ -769,7 +769,7 @@ def test_loss_of_a_gradient_and_a_rotation_is_the_gradients():
 
     options = {"sigma": 1.0, "horizon": 8.0, "num_steps": 48, "rate": 0.3, "group_size": 1}
     options |= {"estimator": "pathwise", "divergence": "exact"}
-    run = quick(lambda x: flux.flux_matching(jax.random.key(1), field, x, score, **options)[0])
+    run = quick(lambda x: flux.flux_estimator(jax.random.key(1), field, x, score, **options)[0])
     loss = np.asarray(run(jnp.asarray(x, jnp.float32)), np.float64)
     many = oracles.draw_mixture(np.random.default_rng(2), 1 << 18, MEANS, STDS, WEIGHTS)
     J = (9 * np.cos(many[:, 0]) ** 2 + 2.25 * many[:, 1] ** 2).mean()
@@ -802,7 +802,7 @@ def _value_and_gradient(name):
     def run(keys, params, centres, x, sigma, label):
         def total(params):
             score = scores.kde_field(centres, 8, label)
-            loss, _ = flux.flux_matching(
+            loss, _ = flux.flux_estimator(
                 keys, make(params), x, score, label, sigma=sigma, group_size=8, **LAYOUTS[name]
             )
             return jnp.mean(loss), loss
@@ -848,7 +848,7 @@ def test_one_device_is_eight_devices(name):
 
 def test_chunks_change_nothing():
     make, params, x, sigma, keys = batch_problem()
-    run = lambda chunk=None: flux.flux_matching(
+    run = lambda chunk=None: flux.flux_estimator(
         keys,
         make(params),
         x,
@@ -874,7 +874,7 @@ def test_classes_are_apart():
 
     def plain(keys, x, label):
         score = scores.kde_field(x + 0.2, None, label)
-        loss, aux = flux.flux_matching(keys, make(params), x, score, label, sigma=0.8)
+        loss, aux = flux.flux_estimator(keys, make(params), x, score, label, sigma=0.8)
         return loss, aux["horizon"]
 
     run = quick(plain)
@@ -899,7 +899,7 @@ def test_numbers_that_are_no_integers_are_no_classes(estimator):
     field = lambda x, t=None, cond=None: jnp.sin(x) * (1 + 0 * cond[:, None])
     x, label = jax.random.normal(jax.random.key(8), (12, 2)), jnp.arange(12) % 2
     score = lambda x, t=None, cond=None: -x
-    run = lambda cond: flux.flux_matching(
+    run = lambda cond: flux.flux_estimator(
         jax.random.key(9), field, x, score, cond, sigma=0.8, estimator=estimator
     )[0]
     mixing = run(jnp.zeros(12, int))
@@ -914,7 +914,7 @@ def test_a_condition_reaches_its_own_chain():
     x, scale = jax.random.normal(jax.random.key(8), (8, 2)), jnp.linspace(0.5, 1.5, 8)
     keys = jax.random.split(jax.random.key(9), 8)
     run = quick(
-        lambda x, scale, keys: flux.flux_matching(
+        lambda x, scale, keys: flux.flux_estimator(
             keys, field, x, score, {"scale": scale}, sigma=0.8, group_size=1, estimator="pathwise"
         )[0]
     )
@@ -971,7 +971,7 @@ def test_bad_options_are_refused(name):
     options = {"key": jax.random.key(0), "sigma": 1.0} | options
     field, x = lambda x, t=None, cond=None: -2 * x, jnp.ones((12, 2))
     with pytest.raises(ValueError, match=message) as caught:
-        flux.flux_matching(options.pop("key"), field, x, field, **options)
+        flux.flux_estimator(options.pop("key"), field, x, field, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -993,7 +993,7 @@ def test_gradients_reach_the_field_alone(estimator):
         def field(z, t=None, cond=None):
             return make(roles["field"])(z, t) + cond["shift"]
 
-        loss, _ = flux.flux_matching(
+        loss, _ = flux.flux_estimator(
             jax.random.key(3),
             field,
             x,
@@ -1120,7 +1120,8 @@ def test_variance_exploding_path():
     sample = paths.interpolate(paths.variance_exploding, x0, x1, sigma)
     np.testing.assert_allclose(sample.x, x1 + sigma[:, None, None] * x0, rtol=1e-6)
     np.testing.assert_array_equal(sample.v, x0)  # dx/dσ
-    assert paths.PATHS["variance_exploding"] is paths.variance_exploding
+    known = registry.Methods(registry.find("genfield.paths"))[registry.Path]
+    assert known["variance_exploding"].path is paths.variance_exploding
 
 
 def test_noise_levels_have_their_laws():

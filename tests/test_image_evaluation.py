@@ -14,22 +14,13 @@ import tiny_network
 from PIL import Image
 from programs import ROOT, TINY_DIGITS, arguments, run, start
 
-from genfield import (
-    card,
-    configuration,
-    data,
-    evaluate,
-    features,
-    objectives,
-    preemption,
-    sampling,
-    sharding,
-    shards,
-)
+from genfield import configuration, data, features, sampling
 from genfield.data import pixels, sets
 from genfield.errors import UserError
+from genfield.machine import preemption, sharding
 from genfield.main import main
-from genfield.metrics import frechet, images, reference
+from genfield.metrics import frechet, images, known, reference
+from genfield.program import card, defaults, evaluate, sample_files, sampler
 
 ALL = ("frechet", "sfid", "kid", "inception_score", "precision_recall")
 
@@ -49,7 +40,7 @@ def mesh_of(n: int):
 def judge_of(n=8, metrics=ALL, batch_size=4, **fields):
     section = configuration.base().evaluate
     section.update(batch_size=batch_size, **fields)
-    return images.create_judge(section, mesh_of(n), metrics)
+    return images.create_judge(section, mesh_of(n), [known()[name] for name in metrics])
 
 
 def pictures(num=50, seed=0, side=8) -> np.ndarray:
@@ -156,7 +147,7 @@ def test_roundings_are_those_of_published_code():
         "truncate": np.clip((x + 1) * np.float32(127.5), 0, 255).astype(np.uint8),
         "shift": np.clip(x * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8),
     }
-    assert tuple(known) == configuration.ROUNDINGS == tuple(pixels.ROUNDINGS)
+    assert tuple(known) == defaults.ROUNDINGS == tuple(pixels.ROUNDINGS)
     for name, levels in known.items():
         np.testing.assert_array_equal(data.to_uint8(x, name), levels)
         np.testing.assert_array_equal(data.to_uint8(jnp.asarray(x), name), levels)
@@ -644,7 +635,7 @@ def test_one_device_writes_what_eight_do(trained):
 def test_a_kill_costs_a_shard_at_most(trained, monkeypatch):
     assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=whole"), small={}) == 0
     written = []
-    write = shards.Shards.write
+    write = sample_files.Shards.write
 
     def killed(self, number, arrays):
         if number == 2:
@@ -652,13 +643,15 @@ def test_a_kill_costs_a_shard_at_most(trained, monkeypatch):
         written.append(number)
         write(self, number, arrays)
 
-    monkeypatch.setattr(shards.Shards, "write", killed)
+    monkeypatch.setattr(sample_files.Shards, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         run(trained, TINY_DIGITS, *noisy("--config.sample.name=cut"), small={})
     folder = trained / "samples" / "cut_shards"
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
     assert written == [0, 1] and {*before} >= {"000000.npz", "000001.npz"}
-    monkeypatch.setattr(shards.Shards, "write", lambda s, n, a: (written.append(n), write(s, n, a)))
+    monkeypatch.setattr(
+        sample_files.Shards, "write", lambda s, n, a: (written.append(n), write(s, n, a))
+    )
     assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=cut"), small={}) == 0
     assert written == [0, 1, 2, 3] and not folder.exists()
     jax.tree.map(
@@ -674,7 +667,7 @@ def test_a_sample_is_drawn_with_the_label_that_is_written(trained, monkeypatch):
         none = jnp.zeros(len(x), jnp.int32)
         return sampling.Samples(shown.astype(x.dtype), none, None, {})
 
-    monkeypatch.setattr(objectives, "create_sampler", lambda *args: go)
+    monkeypatch.setattr(sampler, "create_sampler", lambda *args: go)
     extra = [*SAMPLING, "--config.sample.name=labels", "--config.sample.batch_size=3"]
     assert run(trained, TINY_DIGITS, *extra, small={}) == 0
     drawn = samples_of(trained, "labels")
@@ -684,7 +677,7 @@ def test_a_sample_is_drawn_with_the_label_that_is_written(trained, monkeypatch):
 
 
 def test_a_damaged_shard_is_drawn_again(trained, monkeypatch):
-    monkeypatch.setattr(shards.Shards, "finish", lambda self: [][1])
+    monkeypatch.setattr(sample_files.Shards, "finish", lambda self: [][1])
     with pytest.raises(IndexError):
         run(trained, TINY_DIGITS, *noisy("--config.sample.name=hurt"), small={})
     shard = trained / "samples" / "hurt_shards" / "000001.npz"
@@ -699,7 +692,7 @@ def test_a_damaged_shard_is_drawn_again(trained, monkeypatch):
 @pytest.mark.parametrize("formats", [("npz", "png"), ("png", "npz")])
 def test_formats_can_be_asked_for_later(formats, trained, monkeypatch):
     """First one, killed in the middle, then the other, then both: nothing is missing."""
-    name, write = f"later_{formats[0]}", shards.Shards.write
+    name, write = f"later_{formats[0]}", sample_files.Shards.write
     ask = lambda *f: noisy(f"--config.sample.name={name}", f"--config.sample.formats={f}")
 
     def killed(self, number, arrays):
@@ -707,10 +700,10 @@ def test_formats_can_be_asked_for_later(formats, trained, monkeypatch):
             raise KeyboardInterrupt
         write(self, number, arrays)
 
-    monkeypatch.setattr(shards.Shards, "write", killed)
+    monkeypatch.setattr(sample_files.Shards, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         run(trained, TINY_DIGITS, *ask(formats[0]), small={})
-    monkeypatch.setattr(shards.Shards, "write", write)
+    monkeypatch.setattr(sample_files.Shards, "write", write)
     for wanted in ((formats[1],), formats):
         assert run(trained, TINY_DIGITS, *ask(*wanted), small={}) == 0
     stored = samples_of(trained, name)["arr_0"]
@@ -822,8 +815,19 @@ def test_the_cards_of_two_runs_can_be_compared(tmp_path):
 
 
 def test_every_metric_has_its_place():
-    assert evaluate.METRICS == ("heldout_loss", "point_cloud", "bits_per_dim", *images.METRICS)
-    assert set(images.SMALLER) < set(images.METRICS)
+    by = lambda reads: {name for name, metric in known().items() if metric.reads == reads}
+    assert by("features") == set(ALL)
+    assert by("samples") == {"point_cloud"} and by("run") == {"heldout_loss", "bits_per_dim"}
+    smaller = {name: metric.smaller for name, metric in known().items() if metric.smaller}
+    points = known()["point_cloud"].smaller
+    assert smaller == {
+        **{"frechet": ("fid",), "sfid": ("sfid",), "kid": ("kid",)},
+        "point_cloud": points,
+    }
+    assert evaluate.best_names([known()[name] for name in (*ALL, "point_cloud")]) == [
+        *ALL[:3],
+        *points,
+    ]
 
 
 @pytest.mark.parametrize(

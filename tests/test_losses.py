@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from genfield import fields, losses, paths
+from genfield import fields, losses, paths, registry
 from genfield.fields import Prediction
 
+METHODS = registry.Methods(registry.find("genfield.losses"))[registry.Loss]
 BATCH = 16
 SHAPES = [(2,), (3, 2, 2)]
 DM = {"epsilon": 0.3, "c0": 0.7, "one_step_weight": 0.5, "eikonal_weight": 3.0}
@@ -20,7 +21,7 @@ DM = {"epsilon": 0.3, "c0": 0.7, "one_step_weight": 0.5, "eikonal_weight": 3.0}
 GROUP = BATCH // 2  # the two groups draw the same noise, so that they can change places
 FLUX = {
     "key": jnp.concatenate([jax.random.split(jax.random.key(3), GROUP)] * 2),
-    "roles": losses.ROLES["flux_matching"](jax.random.key(4)),
+    "roles": METHODS["flux_matching"].roles.init(jax.random.key(4)),
     "group_size": GROUP,
 }
 
@@ -89,7 +90,7 @@ table = pytest.mark.parametrize("name", CASES)
 
 def test_every_loss_is_in_the_table():
     of_two_players = {"adversarial_lines_matching"}  # test_adversarial.py
-    assert {case.loss for case in CASES.values()} == set(losses.LOSSES) - of_two_players
+    assert {case.loss for case in CASES.values()} == set(METHODS) - of_two_players
 
 
 @functools.cache
@@ -111,7 +112,7 @@ def examples(shape, seed=0):
 def evaluate(case, params, sample):
     if "group_size" in case.options:  # one time a group, away from where densities are narrow
         sample = sample._replace(t=jnp.repeat(0.25 + 0.25 * sample.t[::GROUP], GROUP))
-    return losses.LOSSES[case.loss](case.field(params), sample, **case.options)
+    return METHODS[case.loss].function(case.field(params), sample, **case.options)
 
 
 @functools.cache
@@ -141,7 +142,8 @@ def test_finite_and_float32_for_each_example(name, shape):
         chex.assert_shape(value, (BATCH,))
         chex.assert_type(value, jnp.float32)
     chex.assert_tree_all_finite((loss, terms, gradient))
-    signed = CASES[name].loss in ("action_matching", *losses.ROLES)
+    loss_name = CASES[name].loss
+    signed = loss_name == "action_matching" or METHODS[loss_name].roles is not None
     assert np.all(loss != 0 if signed else loss > 0)  # no example is fitted by chance
 
 
@@ -294,15 +296,15 @@ def test_inverse_square_needs_a_cutoff(cutoff):
 
 
 DECAYED = {  # decay, and c at t = 0, 0.25, 0.5, 0.75, 1 by eq. 4-6
-    "linear": (losses.linear(), [1, 0.75, 0.5, 0.25, 0]),
-    "linear_2": (losses.linear(2.0), [2, 1.5, 1, 0.5, 0]),
-    "truncated": (losses.truncated(0.5, 1.0), [1, 1, 1, 0.5, 0]),
-    "truncated_default": (losses.truncated(), [4, 4, 4, 4, 0]),
-    "truncated_0": (losses.truncated(0.0, 1.0), [1, 0.75, 0.5, 0.25, 0]),
-    "piecewise": (losses.piecewise(0.5, 1.4), [1.4, 1.2, 1, 0.5, 0]),
-    "piecewise_rising": (losses.piecewise(0.5, 0.8, 3.0), [2.4, 2.7, 3, 1.5, 0]),
-    "constant": (losses.constant(), [1, 1, 1, 1, 1]),
-    "constant_3": (losses.constant(3.0), [3, 3, 3, 3, 3]),
+    "linear": (losses.decays.linear(), [1, 0.75, 0.5, 0.25, 0]),
+    "linear_2": (losses.decays.linear(2.0), [2, 1.5, 1, 0.5, 0]),
+    "truncated": (losses.decays.truncated(0.5, 1.0), [1, 1, 1, 0.5, 0]),
+    "truncated_default": (losses.decays.truncated(), [4, 4, 4, 4, 0]),
+    "truncated_0": (losses.decays.truncated(0.0, 1.0), [1, 0.75, 0.5, 0.25, 0]),
+    "piecewise": (losses.decays.piecewise(0.5, 1.4), [1.4, 1.2, 1, 0.5, 0]),
+    "piecewise_rising": (losses.decays.piecewise(0.5, 0.8, 3.0), [2.4, 2.7, 3, 1.5, 0]),
+    "constant": (losses.decays.constant(), [1, 1, 1, 1, 1]),
+    "constant_3": (losses.decays.constant(3.0), [3, 3, 3, 3, 3]),
 }
 
 
@@ -316,14 +318,14 @@ def test_decays_at_chosen_times(name):
 
 def test_the_default_decay_is_the_papers():
     """Truncated, a = 0.8, λ = 4 (EqM section 5.3): 4 (1-t)/0.2 beyond 0.8."""
-    assert {name.split("_")[0] for name in DECAYED} == set(losses.DECAYS)
+    assert {name.split("_")[0] for name in DECAYED} == set(losses.decays.DECAYS)
     decay = np.array([4.0, 4.0, 2.0, 0.4])
     expected = np.mean((FX - (X0 - X1) * decay[:, None]) ** 2, axis=1)
     close(losses.equilibrium_matching(affine, SAMPLE)[0], expected)
 
 
 def test_equilibrium_matching_by_hand():
-    decay = losses.linear(3.0)
+    decay = losses.decays.linear(3.0)
     target = (X0 - X1) * 3 * (1 - T)[:, None]
     close(
         losses.equilibrium_matching(affine, SAMPLE, decay=decay)[0],
@@ -340,7 +342,7 @@ def test_equilibrium_matching_by_hand():
 
 
 def test_constant_decay_is_the_negative_of_flow_matching():
-    found = losses.equilibrium_matching(affine, SAMPLE, decay=losses.constant())[0]
+    found = losses.equilibrium_matching(affine, SAMPLE, decay=losses.decays.constant())[0]
     negative = fields.negate(affine)
     close(found, losses.flow_matching(negative, SAMPLE, time_input=False)[0])
 
@@ -348,23 +350,23 @@ def test_constant_decay_is_the_negative_of_flow_matching():
 def test_explicit_energy_matches_the_gradient():
     """EqM-E (eq. 7) with g = x·f(x), f = A x + b: ∇g = (A + Aᵀ) x + b."""
     dot = lambda x, t, cond: fields.sum_features(x * affine(x))
-    found = losses.equilibrium_matching(fields.gradient_field(dot), SAMPLE, decay=losses.linear())[
-        0
-    ]
+    found = losses.equilibrium_matching(
+        fields.gradient_field(dot), SAMPLE, decay=losses.decays.linear()
+    )[0]
     target = (X0 - X1) * (1 - T)[:, None]
     close(found, np.mean((X @ (A + A.T).T + B - target) ** 2, axis=1))
 
 
 @pytest.mark.parametrize("a", [-0.1, 1.0, 1.5])
 def test_decays_refuse_other_ranges(a):
-    for decay in (losses.truncated, losses.piecewise):
+    for decay in (losses.decays.truncated, losses.decays.piecewise):
         with pytest.raises(ValueError, match="a decay starts at"):
             decay(a)
 
 
 def test_piecewise_needs_a_first_piece():
     with pytest.raises(ValueError, match="piecewise needs a > 0"):
-        losses.piecewise(0.0)
+        losses.decays.piecewise(0.0)
 
 
 U = np.array([0.5, 1.5, 2.5, -1.0])

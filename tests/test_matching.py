@@ -9,15 +9,16 @@ from ml_collections import ConfigDict
 from programs import TINY_DIGITS, losses, run
 from test_train import prepare
 
-from genfield import configuration, couplings, matching, rng
+from genfield import configuration, couplings, rng
+from genfield.data import to_unit
 from genfield.errors import UserError
-from genfield.objectives import draw_key, unit
+from genfield.program import config_io, match_sets
 
 BATCH, SET = 8, 32  # four steps a set
 
 
 def config_of(data: str, **coupling) -> ConfigDict:
-    config = configuration.load(str(TINY_DIGITS)) if data == "digits" else configuration.base()
+    config = config_io.load(str(TINY_DIGITS)) if data == "digits" else configuration.base()
     if data != "digits":
         config.data = ConfigDict({"name": data, "source": "eight_gaussians"})
         config.net.width = config.net.depth = 8
@@ -27,13 +28,13 @@ def config_of(data: str, **coupling) -> ConfigDict:
 
 
 def take(exp, num, start=0):
-    source = matching.batches(exp, start)
+    source = match_sets.batches(exp, start)
     return [jax.device_get(next(source)) for _ in range(num)]
 
 
 def noises(exp, step):
     """What the step would have drawn by itself."""
-    key = draw_key(jax.random.fold_in(rng.stream(exp.config.seed, "train"), step))
+    key = rng.draw_key(jax.random.fold_in(rng.stream(exp.config.seed, "train"), step))
     return np.asarray(exp.objective.source(key, BATCH))
 
 
@@ -45,7 +46,7 @@ def test_a_set_holds_the_noises_and_the_samples_of_its_steps(data, tmp_path):
     for first in (0, 4):
         own = np.concatenate([noises(exp, first + i) for i in range(4)])
         x0 = np.concatenate([b["x0"] for b in found[first : first + 4]])
-        x1 = np.concatenate([np.asarray(unit(b["x1"])) for b in found[first : first + 4]])
+        x1 = np.concatenate([np.asarray(to_unit(b["x1"])) for b in found[first : first + 4]])
         # Drawn points are computed in another program: the last bits may differ.
         distance = np.abs(flat(x0)[:, None] - flat(own)[None]).max(-1)
         assert (distance.min(0) < 1e-5).all() and (distance.min(1) < 1e-5).all()
@@ -72,7 +73,7 @@ def test_every_mesh_matches_the_same(tmp_path):
     for mesh in ((8, 1), (2, 4)):
         exp = prepare(config_of("digits"), tmp_path, mesh)
         chex.assert_trees_all_equal(take(exp, 4), one)
-        assert len(next(matching.batches(exp, 0))["x0"].sharding.device_set) == 8
+        assert len(next(match_sets.batches(exp, 0))["x0"].sharding.device_set) == 8
 
 
 def test_the_noise_stays_normal(tmp_path):
@@ -138,7 +139,7 @@ def test_match_sets_smaller_than_a_batch_are_groups(tmp_path):
     exp = prepare(config, tmp_path)
     [batch] = take(exp, 1)
     assert "x0" not in batch
-    key = draw_key(jax.random.fold_in(rng.stream(config.seed, "train"), 0))
+    key = rng.draw_key(jax.random.fold_in(rng.stream(config.seed, "train"), 0))
     drawn = jax.jit(exp.objective.draw)(key, batch).sample
     expected = couplings.greedy(noises(exp, 0), drawn.x1, group_size=4)
     np.testing.assert_array_equal(drawn.x0, expected)

@@ -71,12 +71,16 @@ OBJECTIVES = {
     "reweighted": lambda v, s: losses.flow_matching(
         constant(v), s, time_input=False, weight=losses.inverse_square(CUTOFF)
     ),
-    "linear": lambda v, s: losses.equilibrium_matching(constant(v), s, decay=losses.linear(2.0)),
+    "linear": lambda v, s: losses.equilibrium_matching(
+        constant(v), s, decay=losses.decays.linear(2.0)
+    ),
     "truncated": lambda v, s: losses.equilibrium_matching(constant(v), s),
     "piecewise": lambda v, s: losses.equilibrium_matching(
-        constant(v), s, decay=losses.piecewise(0.8, 1.4, 3.0)
+        constant(v), s, decay=losses.decays.piecewise(0.8, 1.4, 3.0)
     ),
-    "constant": lambda v, s: losses.equilibrium_matching(constant(v), s, decay=losses.constant()),
+    "constant": lambda v, s: losses.equilibrium_matching(
+        constant(v), s, decay=losses.decays.constant()
+    ),
     "one_step": lambda v, s: losses.distance_marching(
         unit_distance(v), s, epsilon=0.3, c0=0.7, eikonal_weight=0.0
     ),

@@ -184,7 +184,7 @@ def test_second_derivatives(name):
         apply, params = init(config, IMAGE)
         other, _ = nets.create(config | {"remat": True}, None, shape=IMAGE)
         _, _, x, t, cond = build(name)
-        options = {"cond": None, "rngs": jax.random.key(3), "train": True}
+        options = {"cond": None, "key": jax.random.key(3), "train": True}
     else:
         _, params, x, t, cond = build(name)
         apply = other = variant(name)
@@ -242,15 +242,15 @@ def test_bfloat16(name):
 def test_dropout():
     apply, params, x, t, cond = build("unet")
     keys = list(jax.random.split(jax.random.key(3)))
-    train = lambda key: apply(params, x, t, cond, rngs=key, train=True).direction
+    train = lambda key: apply(params, x, t, cond, key=key, train=True).direction
     np.testing.assert_array_equal(train(keys[0]), train(keys[0]))
     assert differ(train(keys[0]), train(keys[1]))
     evaluation = apply(params, x, t, cond).direction
     assert differ(evaluation, train(keys[0]))
-    with pytest.raises(UserError, match=r"dropout 0\.3 needs rngs"):
+    with pytest.raises(UserError, match=r"with dropout needs key=<a PRNG key>"):
         apply(params, x, t, cond, train=True)
     plain = variant("unet")
-    ignored = jax.make_jaxpr(lambda p: plain(p, x, t, cond, rngs=keys[0]))(params)
+    ignored = jax.make_jaxpr(lambda p: plain(p, x, t, cond, key=keys[0]))(params)
     assert "random" not in str(ignored)
     without = variant("unet", dropout=0.0)
     same = jax.make_jaxpr(lambda p: without(p, x, t, cond, train=True))(params)

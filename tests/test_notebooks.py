@@ -107,5 +107,5 @@ def test_runs(path, tmp_path, monkeypatch):
             assert pictures, f"{cell.id} shows no picture"
         drawn += len(pictures)
     assert drawn >= 5
-    if any("jobs.train(" in cell.source for cell in cells):
+    if any("modes.train(" in cell.source for cell in cells):
         assert list(folder.glob("runs/*/summary.json"))  # the program trained what it should

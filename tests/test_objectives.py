@@ -8,9 +8,14 @@ import pytest
 from ml_collections import ConfigDict
 from programs import TINY_DIGITS
 
-from genfield import configuration, data, objectives
+from genfield import configuration, data
 from genfield.errors import UserError
 from genfield.fields import Prediction
+from genfield.program import config_io
+from genfield.program import objective as objectives
+from genfield.program.experiment import check_names
+from genfield.program.methods import package
+from genfield.program.sampler import create_sampler
 
 
 def make(config, seed=0):
@@ -79,12 +84,17 @@ def test_a_field_trained_without_t_is_never_shown_one(loss, time_input):
     config.loss.time_input = time_input
     _, objective, params = make(config)
     field = objective.field(params)
-    same = np.allclose(field(X, T), field(X, None), atol=1e-6)
+    same = np.allclose(field(X, T), field(X, jnp.zeros(5)), atol=1e-6)
     assert same == (not time_input)
+    if time_input:
+        with pytest.raises(ValueError, match="was trained with t"):
+            field(X, None)
+    else:
+        np.testing.assert_array_equal(field(X, T), field(X, None))
 
 
 def test_label_dropout_replaces_its_share_by_the_null_class():
-    config = configuration.load(str(TINY_DIGITS))
+    config = config_io.load(str(TINY_DIGITS))
     config.label_dropout = 0.3
     dataset, objective, _ = make(config)
     batch = {"x1": np.zeros((4000, 8, 8, 1), np.uint8), "label": np.full(4000, 3, np.int32)}
@@ -95,7 +105,7 @@ def test_label_dropout_replaces_its_share_by_the_null_class():
 
 
 def test_bytes_become_units_and_noise_its_own():
-    dataset, objective, _ = make(configuration.load(str(TINY_DIGITS)))
+    dataset, objective, _ = make(config_io.load(str(TINY_DIGITS)))
     batch = {"x1": np.full((16, 8, 8, 1), 255, np.uint8), "label": np.zeros(16, np.int32)}
     drawn = objective.draw(jax.random.key(0), batch)
     np.testing.assert_array_equal(drawn.sample.x1, 1.0)
@@ -110,9 +120,9 @@ def test_an_ode_sampler_descends_a_gradient():
     field = objective.field(params)
     key = jax.random.key(0)
     config.sampler = ConfigDict({"name": "euler", "num_steps": 10})
-    euler = objectives.create_sampler(config, 0, objective.output)(key, field, X)
+    euler = create_sampler(config, 0, objective.output)(key, field, X)
     config.sampler = ConfigDict({"name": "gradient_descent", "num_steps": 10, "step_size": 0.1})
-    descent = objectives.create_sampler(config, 0, objective.output)(key, field, X)
+    descent = create_sampler(config, 0, objective.output)(key, field, X)
     chex.assert_trees_all_close(euler.x, descent.x, rtol=1e-5)
     assert not np.allclose(euler.x, X)
 
@@ -131,16 +141,16 @@ def test_samplers_that_need_an_energy_say_so(sampler, output, allowed):
     config = points("distance_marching", output="scalar")
     config.sampler = ConfigDict({"name": sampler, "num_steps": 1})
     if allowed:
-        objectives.create_sampler(config, 0, output)
+        create_sampler(config, 0, output)
     else:
         with pytest.raises(UserError, match=f"sampler '{sampler}' needs a network with an energy"):
-            objectives.create_sampler(config, 0, output)
+            create_sampler(config, 0, output)
 
 
 def test_what_a_network_gives_is_known():
     assert make(points("distance_marching", output="scalar"))[1].output == "potential"
     assert make(points("flow_matching"))[1].output == "vector"
-    _, objective, params = make(configuration.load(str(TINY_DIGITS)))
+    _, objective, params = make(config_io.load(str(TINY_DIGITS)))
     out = objective.field(params)(jnp.zeros((2, 8, 8, 1)), None, jnp.zeros(2, jnp.int32))
     assert objective.output == "predicted" and isinstance(out, Prediction)
 
@@ -208,10 +218,10 @@ def test_an_energy_that_cannot_be_is_one_line(change, message):
 def test_samplers_of_energies_are_known():
     config = points("equilibrium_matching")
     config.sampler = ConfigDict({"name": "hamiltonian", "num_steps": 2})
-    assert objectives.create_sampler(config, output="energy") is not None
+    assert create_sampler(config, output="energy") is not None
     config.sampler = ConfigDict({"name": "sphere_tracing", "num_steps": 2})
     with pytest.raises(UserError, match="needs a network with an energy"):
-        objectives.create_sampler(config, output="energy")
+        create_sampler(config, output="energy")
 
 
 # Noise levels
@@ -291,7 +301,7 @@ def test_what_does_not_go_with_noise_levels_is_said(change, words):
         else:
             config[name] = ConfigDict(value) if isinstance(value, dict) else value
     with pytest.raises(UserError, match=words):
-        objectives.check_names(config)
+        check_names(config, package())
         make(config)
 
 
@@ -299,14 +309,14 @@ def test_fused_attention_is_refused_under_flux_matching():
     config = levels()
     config.net = ConfigDict({"name": "transformer", "attention": "auto"})
     with pytest.raises(UserError, match="attention='xla'"):
-        objectives.check_names(config)
+        check_names(config, package())
 
 
 def test_preconditioning_is_for_noise_levels_only():
     config = points("flow_matching")
     config.preconditioning = "edm"
     with pytest.raises(UserError, match="losses of noise levels"):
-        objectives.check_names(config)
+        check_names(config, package())
 
 
 @pytest.mark.parametrize("name", ["edm_heun", "reverse_ve", "predictor_corrector"])
@@ -315,7 +325,7 @@ def test_samplers_of_noise_levels_follow_what_either_loss_teaches(loss, name):
     """Of a field that is the exact one of N(0, 1), the samples have variance near 1."""
     config = levels(loss)
     config.sampler = ConfigDict({"name": name, "num_steps": 40, "sigma_max": 20.0})
-    run = objectives.create_sampler(config)
+    run = create_sampler(config)
 
     def field(x, t=None, cond=None):
         score = -x / (1 + t**2)[:, None]
@@ -330,7 +340,7 @@ def test_langevin_follows_a_score_at_its_fixed_level():
     config = levels()
     config.time = ConfigDict({"name": "fixed", "level": 0.5})
     config.sampler = ConfigDict({"name": "langevin", "num_steps": 200, "step_size": 0.05})
-    run = objectives.create_sampler(config)
+    run = create_sampler(config)
 
     def field(x, t=None, cond=None):
         return -x / 4 * (t / 0.5)[:, None]  # of N(0, 4), if it is asked at 0.5

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -13,11 +12,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from programs import ROOT, start
+from programs import ROOT, smoke, start
 
-from genfield import data, evaluate, experiment, generate, jobs, sampling
+from genfield import data, sampling
 from genfield.errors import UserError
 from genfield.main import main
+from genfield.program import config_io, evaluate, experiment, generate
+from genfield.program.open_run import open_run
 from genfield.sampling import schedule
 
 EDM, LINES = (ROOT / "configs" / f"{name}_two_moons.py" for name in ("edm", "lines"))
@@ -67,7 +68,7 @@ def test_each_pair_is_a_noise_and_what_the_sampler_makes_of_it(teacher):
     assert found["x0"].shape == found["x1"].shape == (NUM, 2)
     assert set(found["nfe"].tolist()) == {5}  # three Heun steps
     assert len(np.unique(found["x0"], axis=0)) == NUM
-    exp, params, _ = jobs.open_run(teacher)
+    exp, params, _ = open_run(teacher)
     run = jax.jit(lambda x: exp.sampler(jax.random.key(9), exp.objective.field(params), x, None).x)
     np.testing.assert_allclose(run(found["x0"]), found["x1"], rtol=1e-4, atol=1e-3)
     manifest = json.loads((folder(teacher) / "manifest.json").read_text())
@@ -83,12 +84,11 @@ def test_each_pair_is_a_noise_and_what_the_sampler_makes_of_it(teacher):
 def test_no_sample_starts_from_the_noise_of_a_pair(teacher, tmp_path):
     """Else a student would be measured on what it was trained on; pairs of a student neither."""
     x0 = {tuple(row) for row in arrays(teacher)["x0"]}
-    file = runpy.run_path(str(LINES))
-    config = file["smoke"](file["get_config"]())
+    config = smoke(config_io.load(str(LINES)))
     config.data.path = str(folder(teacher))
     student = experiment.prepare(config, tmp_path)
     for exp, purpose in (
-        (jobs.open_run(teacher)[0], {"trace": 1}),
+        (open_run(teacher)[0], {"trace": 1}),
         (student, {"trace": 1}),
         (student, {"starts": True}),
     ):
@@ -107,14 +107,13 @@ def test_a_second_round_keeps_the_source(teacher, tmp_path):
     assert manifest["settings"]["source"] == "normal"
     manifest["settings"]["source"] = "eight_gaussians"
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    file = runpy.run_path(str(LINES))
-    config = file["smoke"](file["get_config"]("flow"))
+    config = smoke(config_io.load(f"{LINES}:flow"))
     config.data.path = str(copy)
     exp = experiment.prepare(config, tmp_path / "flow")
     start = jax.device_get(exp.data.draw_source(jax.random.key(0), 500))
     np.testing.assert_allclose(np.linalg.norm(start, axis=1).mean(), 5, atol=0.5)
     assert exp.data.source == "eight_gaussians"
-    config = file["smoke"](file["get_config"]("2"))
+    config = smoke(config_io.load(f"{LINES}:2"))
     config.data.path = str(copy)
     with pytest.raises(UserError, match="adds normal noise"):
         experiment.prepare(config, tmp_path / "lines")
@@ -122,8 +121,7 @@ def test_a_second_round_keeps_the_source(teacher, tmp_path):
 
 def test_points_are_compared_with_what_they_should_be_like(teacher, tmp_path):
     """Not with the teacher's samples."""
-    file = runpy.run_path(str(LINES))
-    config = file["smoke"](file["get_config"]("2"))
+    config = smoke(config_io.load(f"{LINES}:2"))
     config.data.path = str(folder(teacher))
     exp = experiment.prepare(config, tmp_path)
     points = evaluate.target_points(exp, 0, 2_000)
@@ -207,9 +205,8 @@ def test_pairs_are_read_by_row(teacher):
 
 
 def test_training_on_pairs_uses_their_noise(teacher, tmp_path):
-    file = runpy.run_path(str(LINES))
     for variant in ("2", "flow"):
-        config = file["smoke"](file["get_config"](variant))
+        config = smoke(config_io.load(f"{LINES}:{variant}"))
         config.data.path = str(folder(teacher))
         exp = experiment.prepare(config, tmp_path / variant)
         batch = next(exp.data.train(0))

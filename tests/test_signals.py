@@ -17,10 +17,12 @@ TIMEOUT = 300  # seconds; only a hang takes so long
 
 # The file `armed` beside it holds "<signal>;<times>;<what the program prints at the moment>".
 CONFIG = """
-import os, runpy, sys
+import os, sys
 from pathlib import Path
 
-get_config = runpy.run_path({config!r})["get_config"]
+from genfield.program import config_io
+
+get_config = lambda: config_io.load({config!r})
 armed = Path(__file__).with_name("armed")
 
 def strike(text):
@@ -33,7 +35,7 @@ def strike(text):
 
 strike("loading" if "jax" not in sys.modules else "jax is here")
 if armed.exists():
-    from genfield import logbook
+    from genfield.machine import logbook
     say, update = logbook.say, logbook.Progress.update
 
     def watched_say(text):

@@ -10,9 +10,9 @@ import pytest
 from programs import ROOT
 from scipy.integrate import solve_ivp
 
-from genfield import configuration
 from genfield.data import pipeline, springs
 from genfield.errors import UserError
+from genfield.program import config_io
 
 sys.path.insert(0, str(ROOT / "reproduce"))
 
@@ -239,7 +239,7 @@ def test_the_study_says_what_the_mask_changes():
 @pytest.mark.parametrize("variant", ["causal", "full", "causal,small", "full,small"])
 def test_the_two_losses_have_the_same_setting(variant):
     flux, dsm = (
-        configuration.load(str(ROOT / "configs" / f"{loss}_springs.py:{variant}")).to_dict()
+        config_io.load(str(ROOT / "configs" / f"{loss}_springs.py:{variant}")).to_dict()
         for loss in ("flux_matching", "denoising")
     )
     assert flux.pop("loss")["sigma_data"] == flux["sigma_data"]

@@ -10,11 +10,15 @@ from PIL import Image
 from programs import MOONS, ROOT, TINY_DIGITS, run
 from sklearn.datasets import load_digits
 
-from genfield import features, generate, jobs, studies, study
+from genfield import features
 from genfield.data import pixels
 from genfield.errors import UserError
 from genfield.metrics import path_geometry
-from genfield.studies import common, noises, ood, straightness, sweep
+from genfield.program import generate
+from genfield.program.open_run import open_run
+from genfield.study import cli, noises, ood, straightness, sweep
+from genfield.study import subject as subjects
+from genfield.study.__main__ import main
 
 FLOW = ROOT / "configs" / "flow_matching_two_moons.py"
 DESCENT = "--config.sampler={'name':'gradient_descent','num_steps':3,'step_size':0.1}"
@@ -26,7 +30,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "create", tiny_network.create)
     monkeypatch.setattr(features, "default", lambda: "inception_v3")
     monkeypatch.setenv("GENFIELD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(common, "PER_DRAWN", 500)
+    monkeypatch.setattr(subjects, "PER_DRAWN", 500)
 
 
 def trained(name, config, **kwargs):
@@ -60,7 +64,7 @@ def findings(capsys):
     """findings(name, workdir, *arguments) -> the json of a study, whose pictures are there."""
 
     def runs(name, workdir, *arguments: str) -> dict:
-        code = study.main(["study", name, f"--workdir={workdir}", *arguments])
+        code = main(["study", name, f"--workdir={workdir}", *arguments])
         out, err = capsys.readouterr()
         assert code == 0, err
         for line in out.splitlines():
@@ -97,23 +101,23 @@ def test_denoise_points(moons, findings):
     # At t = 0 the outputs are the run's own samples.
     subject = opened(moons, DESCENT)
     x = generate.make_drawer(subject.exp)(subject.params, 64, subject.seed).x
-    x1, _ = common.heldout(subject.exp, 64)
+    x1, _ = subjects.heldout(subject.exp, 64)
     assert rows[0]["mse"] == pytest.approx(np.mean((x - x1) ** 2), rel=1e-4)
 
 
-def opened(workdir, *overrides) -> studies.Subject:
+def opened(workdir, *overrides) -> subjects.Subject:
     """The subject of a study, without running one."""
     held = {}
 
     def keep(subject):
         held["subject"] = subject
-        return studies.Findings({}, [("none",)], [])
+        return subjects.Findings({}, [("none",)], [])
 
-    studies.STUDIES["keep"] = keep
+    cli.STUDIES["keep"] = subjects.Study(keep, straight=False)
     try:
-        assert study.main(["study", "keep", f"--workdir={workdir}", *overrides]) == 0
+        assert main(["study", "keep", f"--workdir={workdir}", *overrides]) == 0
     finally:
-        del studies.STUDIES["keep"]
+        del cli.STUDIES["keep"]
     return held["subject"]
 
 
@@ -305,7 +309,7 @@ def test_preferable_noises_of_a_known_flow(flow, monkeypatch):
         return lambda x, t=None, cond=None: -x / (2 - t)[:, None]  # of x_t = (1 - t/2) x0
 
     exp = subject.exp._replace(objective=subject.exp.objective._replace(field=field))
-    monkeypatch.setattr(noises, "source", lambda subject, n: common.source(subject, n)[::-1])
+    monkeypatch.setattr(noises, "source", lambda subject, n: subjects.source(subject, n)[::-1])
     found = noises.noises(subject._replace(exp=exp), num=40, num_steps=4, match_size=40)
     rows = {row["paths"]: row for row in found.figures["rows"]}
     x1, _ = noises._examples(exp, subject.seed, 40, "train")
@@ -354,9 +358,9 @@ def test_diagnose_images(digits, findings):
 
 
 def test_help_lists_the_studies(capsys):
-    assert study.main(["study", "--help"]) == 0
+    assert main(["study", "--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name}: " in out for name in studies.STUDIES)
+    assert all(f"  {name}: " in out for name in cli.STUDIES)
 
 
 MISTAKES = [
@@ -404,7 +408,7 @@ def test_a_mistake_is_one_line(arguments, words, moons, flow, digits, capsys):
 
 
 def says(capsys, argv, words) -> None:
-    code = study.main(argv)
+    code = main(argv)
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and len(lines) == 1, lines
     assert lines[0].startswith("genfield: error: ")
@@ -438,11 +442,11 @@ def test_the_same_command_finds_the_same(digits, findings):
 
 
 def test_a_run_is_opened_from_its_workdir_alone(moons, tmp_path):
-    exp, params, step = jobs.open_run(moons)
+    exp, params, step = open_run(moons)
     assert step == 4 and exp.workdir == moons
     assert exp.objective.field(params)(np.zeros((8, 2), np.float32)).distance.shape == (8,)
     with pytest.raises(UserError, match="holds no checkpoints"):
-        jobs.open_run(tmp_path / "nowhere")
+        open_run(tmp_path / "nowhere")
 
 
 def test_straightness(flow, edm, findings):
@@ -493,5 +497,5 @@ def test_samples_that_stop_are_straight_in_their_own_time():
 )
 def test_straightness_refuses(edm, flow, capsys, flags, says):
     workdir = flow if "dopri5" in flags[0] else edm
-    assert study.main(["study", "straightness", f"--workdir={workdir}", *flags]) == 2
+    assert main(["study", "straightness", f"--workdir={workdir}", *flags]) == 2
     assert says in capsys.readouterr().err

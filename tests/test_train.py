@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from programs import DIGITS, MOONS, arguments, losses, run
+from programs import DIGITS, MOONS, arguments, losses, run, smoke
 
-from genfield import checkpoint, configuration, experiment, rng, sharding, train
+from genfield import configuration, rng
 from genfield.errors import UserError
-from genfield.objectives import draw_key, dropout_key
+from genfield.machine import checkpoint, sharding
+from genfield.program import config_io, experiment, optimizer
 
 METHODS = ["flow_matching", "equilibrium_matching", "distance_marching"]
 EQUILIBRIUM = MOONS.with_name("equilibrium_matching_two_moons.py")
@@ -20,10 +21,7 @@ MESHES = {"data": (8, 1), "fsdp": (1, 8), "both": (2, 4)}
 
 def tiny_images(method: str, unet: bool = False):
     """The digits config of a method with a tiny transformer, or a tiny U-Net."""
-    module = {}
-    path = DIGITS.with_name(f"{method}_digits.py")
-    exec(compile(path.read_text(), path, "exec"), module)
-    config = module["smoke"](module["get_config"]())
+    config = smoke(config_io.load(str(DIGITS.with_name(f"{method}_digits.py"))))
     config.batch_size = 16
     if unet:
         config.net.dropout = 0.0
@@ -51,8 +49,8 @@ def loss_and_gradient(exp):
     batch = sharding.put_batch(next(exp.data.train(0)), exp.mesh)
 
     def compute(params, batch):
-        drawn = exp.objective.draw(draw_key(key), batch)
-        mean = lambda p: jnp.mean(exp.objective.loss(p, drawn, dropout_key(key), True)[0])
+        drawn = exp.objective.draw(rng.draw_key(key), batch)
+        mean = lambda p: jnp.mean(exp.objective.loss(p, drawn, rng.dropout_key(key), True)[0])
         return *jax.value_and_grad(mean)(params), drawn.sample
 
     # Zero-initialised layers would hide most of the network: move every parameter a little.
@@ -143,7 +141,7 @@ def test_ema_follows_its_definition(tmp_path, ramp_up, rates):
 def test_schedules_and_their_limits():
     section = configuration.base().optimizer
     section.warmup_steps, section.schedule = 10, "cosine"
-    rate = train._schedule(section, 110)
+    rate = optimizer._schedule(section, 110)
     np.testing.assert_allclose(
         [rate(0), rate(5), rate(10), rate(60), rate(110)],
         np.array([1 / 11, 1 / 11 + 0.5 * 10 / 11, 1, 0.5, 0]) * 1e-3,
@@ -151,7 +149,7 @@ def test_schedules_and_their_limits():
     )
     section.warmup_steps = 200
     with pytest.raises(UserError, match="warmup_steps"):
-        train._schedule(section, 110)
+        optimizer._schedule(section, 110)
 
 
 def test_clipping_bounds_the_update(tmp_path):
@@ -235,9 +233,9 @@ def test_a_run_can_start_from_the_parameters_of_another(tmp_path):
     small = dict(config=EQUILIBRIUM, ema__rate=0.5, net__output="vector")
     assert run(tmp_path / "first", **small) == 0
     fields = dict(energy="squared_norm", initial_parameters=tmp_path / "first", **small)
-    config = configuration.load(str(EQUILIBRIUM))
+    config = config_io.load(str(EQUILIBRIUM))
     argv = arguments(tmp_path / "second", **fields)[3:]
-    exp = experiment.prepare(configuration.override(config, argv), tmp_path / "second")
+    exp = experiment.prepare(config_io.override(config, argv), tmp_path / "second")
     state = exp.init()
     given = checkpoint.load(tmp_path / "first", item="ema")
     chex.assert_trees_all_equal(jax.device_get(state.params), given)

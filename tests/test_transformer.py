@@ -155,7 +155,7 @@ def test_executions_agree():
         apply = variant(causal=True, dropout=0.3, **changes)
 
         def loss(p):
-            output = apply(p, x, t, rngs=jax.random.key(3), train=True)
+            output = apply(p, x, t, key=jax.random.key(3), train=True)
             return (output**2).sum(), output
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -166,11 +166,11 @@ def test_executions_agree():
 def test_dropout():
     params, x, t = inputs()
     apply = jax.jit(variant(dropout=0.5), static_argnames="train")
-    first, other = (apply(params, x, t, rngs=jax.random.key(i), train=True) for i in (0, 1))
+    first, other = (apply(params, x, t, key=jax.random.key(i), train=True) for i in (0, 1))
     assert np.abs(first - other).max() > 0.01
     ignored = jax.make_jaxpr(variant(dropout=0.5))(params, x, t)
     assert str(ignored) == str(jax.make_jaxpr(variant())(params, x, t))
-    with pytest.raises(UserError, match=r"dropout 0\.5 needs rngs"):
+    with pytest.raises(UserError, match=r"with dropout needs key=<a PRNG key>"):
         apply(params, x, t, train=True)
 
 
@@ -199,7 +199,7 @@ def test_initial_values():
         ({"num_heads": 3}, SHAPE, r"width 8 must be divisible by num_heads \(3\) and by 2"),
         ({"width": 9, "num_heads": 3}, SHAPE, "width 9 must be divisible"),
         ({"depth": 0}, SHAPE, "depth, num_heads and mlp_ratio must be at least 1"),
-        ({"dropout": 1.0}, SHAPE, r"dropout must be in \[0, 1\), not 1.0"),
+        ({"dropout": 1.0}, SHAPE, r"dropout must be in \[0, 1\), got 1.0"),
         ({"attention": "cudnn"}, SHAPE, "unknown attention 'cudnn'.*auto, xla"),
         ({"dtype": "float16"}, SHAPE, "unknown dtype 'float16'"),
         ({"casual": True}, SHAPE, "unknown field 'casual'.*did you mean 'causal'"),

@@ -1,33 +1,30 @@
 """Data: `create(config, ...)` gives a `Dataset`, whichever source the config names.
 
 Sources: 2-D problems drawn on the device (`toys`), `images` (folder, tar archive or .npz),
-`digits` (scikit-learn's 8x8), `latents` (arrays on disk), `pairs` (of noise and what became of it),
-`springs` (trajectories of two masses), `cells` (spliced and unspliced counts) and `tfds` (prepared
-TFDS data sets, without TensorFlow).
+`digits` (scikit-learn's 8x8), `latents` (arrays on disk), `arrays` (.npy, .npz), `pairs` (of noise
+and what became of it), `springs` (trajectories of two masses), `cells` (spliced and unspliced
+counts) and `tfds` (prepared TFDS data sets, without TensorFlow). `own` makes one of any object with
+`shape`, `len` and `gather(rows)`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
-from genfield.data import cells, digits, images, latents, pairs, prepared, springs, toys
+from genfield import registry
+from genfield.data.own import open_source
 from genfield.data.pipeline import Dataset, Feed
 from genfield.data.pixels import to_uint8, to_unit
 from genfield.data.toys import DISTRIBUTIONS
-from genfield.errors import UserError, build
+from genfield.errors import UserError
 
-__all__ = ["DISTRIBUTIONS", "SOURCES", "Dataset", "create", "to_uint8", "to_unit"]
+__all__ = ["DISTRIBUTIONS", "Dataset", "create", "known", "to_uint8", "to_unit"]
 
-SOURCES: dict[str, Callable[..., Dataset]] = {
-    **{name: partial(toys.toy, name) for name in DISTRIBUTIONS},
-    "cells": cells.cells,
-    "digits": digits.digits,
-    "images": images.images,
-    "latents": latents.latents,
-    "pairs": pairs.pairs,
-    "springs": springs.springs,
-    "tfds": prepared.tfds,
-}
+
+@functools.cache
+def known() -> Mapping[str, registry.DataSource]:
+    """The sources of the package, by name."""
+    return registry.Methods(registry.find(__name__))[registry.DataSource]
 
 
 def create(
@@ -38,16 +35,18 @@ def create(
     process_index: int = 0,
     process_count: int = 1,
     log: Callable[[str], None] | None = None,
+    table: Mapping[str, registry.DataSource] | None = None,
 ) -> Dataset:
     """The data set of a config section: its `name` picks the source, its fields are passed on.
 
     Args:
-      config: a mapping with `name` (a key of `SOURCES`) and the fields of that source.
+      config: a mapping with `name` and the fields of that source.
       batch_size: the global batch, summed over processes.
       seed: decides the order of the examples and their flips; together with the step, nothing
         else does.
       process_index, process_count: this process yields rows [r B/P, (r+1) B/P) of each batch.
       log: told one line at a time what takes longer than two seconds.
+      table: sources by name; None: those of the package.
     Raises:
       UserError: unknown names or fields, data that is absent or unreadable, a batch that does
         not divide among the processes or exceeds the data.
@@ -59,5 +58,7 @@ def create(
         )
     if seed < 0:
         raise UserError(f"seed {seed} must not be negative")
-    feed = Feed(batch_size, seed, process_index, process_count, log or (lambda line: None))
-    return build("data", SOURCES, config, feed=feed)
+    table = known() if table is None else table
+    told = log or (lambda line: None)
+    feed = Feed(batch_size, seed, process_index, process_count, told, table)
+    return open_source("data", table, config, feed)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genfield import registry
 from genfield.data.pipeline import (
     SPLIT_SEED,
     Dataset,
@@ -20,7 +21,8 @@ from genfield.data.pipeline import (
     short_hash,
     subset,
 )
-from genfield.errors import UserError, choose
+from genfield.errors import UserError
+from genfield.registry import Place, choose
 
 TOP_GENES = 2000  # highly variable genes (Flux Matching, section B.2)
 MIN_SHARED_COUNTS = 20  # spliced and unspliced, for a gene to stay (section B.2)
@@ -31,7 +33,7 @@ FEWEST_CELLS, FEWEST_GENES = 10, 3  # below, neighbours and components mean noth
 
 def cells(
     *,
-    path: str | None = None,
+    path: Place | None = None,
     top_genes: int = TOP_GENES,
     labels: bool = False,
     clusters: str = "clusters",
@@ -206,3 +208,13 @@ def _is_linear(adata) -> bool:
     values = x.data if hasattr(x, "indptr") else np.asarray(x)
     whole = bool(np.all(values == np.round(values)))
     return whole or bool(np.isclose(x.sum(), spliced.sum(), rtol=1e-3))
+
+
+METHOD = registry.DataSource(
+    name="cells",
+    make=cells,
+    holds="points",
+    drawn=False,
+    beside_pairs=False,
+    fed=True,
+)

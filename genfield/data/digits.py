@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from genfield import registry
 from genfield.data.pipeline import SPLIT_SEED, Dataset, Feed, assemble, from_arrays, subset
 from genfield.errors import UserError
 
@@ -39,3 +40,13 @@ def digits(labels: bool = False, classes: tuple[int, ...] | None = None, *, feed
         feed=feed,
         classes=classes,
     )
+
+
+METHOD = registry.DataSource(
+    name="digits",
+    make=digits,
+    holds="images",
+    drawn=False,
+    beside_pairs=True,
+    fed=True,
+)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genfield import registry
 from genfield.data.listing import Listing, file_identity, list_archive, list_folder
 from genfield.data.npz import cached, npz_splits
 from genfield.data.pipeline import (
@@ -19,10 +20,11 @@ from genfield.data.pipeline import (
 from genfield.data.pixels import check_pixels, decode, on_demand
 from genfield.data.splits import Splits
 from genfield.errors import UserError
+from genfield.registry import Place
 
 
 def images(
-    path: str | None = None,
+    path: Place | None = None,
     size: int | None = None,
     channels: int = 3,
     flip: bool = True,
@@ -34,7 +36,7 @@ def images(
     in_memory: bool | str = "auto",
     memory_limit_gb: float = 8.0,
     max_images: int | None = None,
-    cache: str | None = None,
+    cache: Place | None = None,
     *,
     feed: Feed,
 ) -> Dataset:
@@ -159,3 +161,13 @@ def _class_of(name: str, path: Path) -> str:
             f"{name} in {path} lies in no class folder: set data.labels=False and data.classes=None"
         )
     return parts[1]
+
+
+METHOD = registry.DataSource(
+    name="images",
+    make=images,
+    holds="images",
+    drawn=False,
+    beside_pairs=True,
+    fed=True,
+)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genfield import registry
 from genfield.data.pipeline import (
     SPLIT_SEED,
     Dataset,
@@ -17,13 +18,14 @@ from genfield.data.pipeline import (
     subset,
 )
 from genfield.errors import UserError
+from genfield.registry import Place
 
 HELDOUT = 10_000  # at most, and at most a tenth
 
 
 def latents(
     *,
-    path: str | None = None,
+    path: Place | None = None,
     shape: tuple[int, ...] = (32, 32, 4),
     num_classes: int = 1000,
     scale: float = 0.18215,
@@ -83,3 +85,13 @@ def _open(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+METHOD = registry.DataSource(
+    name="latents",
+    make=latents,
+    holds="latents",
+    drawn=False,
+    beside_pairs=False,
+    fed=True,
+)

@@ -6,13 +6,14 @@ says what drew them. The arrays stay on disk and are read by memory map.
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from genfield.data import digits, images, prepared, toys
+from genfield import registry
+from genfield.data import toys
+from genfield.data.own import open_source
 from genfield.data.pipeline import (
     SPLIT_SEED,
     Dataset,
@@ -25,20 +26,17 @@ from genfield.data.pipeline import (
     subset,
 )
 from genfield.data.pixels import to_uint8
-from genfield.errors import UserError, build, choose
-from genfield.shards import FINISHED
+from genfield.errors import UserError
+from genfield.registry import Place, choose
 
 HELDOUT = 1_000  # at most, and at most a tenth
 REAL_POINTS = 50_000  # that stand for a distribution of points
-REAL = {
-    **{name: partial(toys.toy, name) for name in toys.DISTRIBUTIONS},
-    **{"digits": digits.digits, "images": images.images, "tfds": prepared.tfds},
-}
+FINISHED = "manifest.json"  # written last
 SETTINGS = ("num_classes", "class_names", "pixels")
 
 
 def pairs(
-    *, path: str | None = None, labels: bool = True, real: Mapping | None = None, feed: Feed
+    *, path: Place | None = None, labels: bool = True, real: Mapping | None = None, feed: Feed
 ) -> Dataset:
     """Pairs (x0, x1), with labels where the sampler had them.
 
@@ -96,7 +94,10 @@ def pairs(
     if settings["pixels"]:
         shown = {split: _shown(examples) for split, examples in dataset.examples.items()}
         dataset = dataset._replace(pixels=True, examples=shown)
-    return dataset if real is None else _beside(dataset, build("data.real", REAL, real, feed=feed))
+    if real is None:
+        return dataset
+    known = {name: source for name, source in feed.sources.items() if source.beside_pairs}
+    return _beside(dataset, open_source("data.real", known, real, feed))
 
 
 def _shown(examples: Examples) -> Examples:
@@ -156,3 +157,13 @@ def _open(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+METHOD = registry.DataSource(
+    name="pairs",
+    make=pairs,
+    holds="pairs",
+    drawn=False,
+    beside_pairs=False,
+    fed=True,
+)

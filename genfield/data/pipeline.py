@@ -3,8 +3,8 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -54,6 +54,8 @@ class Dataset(NamedTuple):
       fingerprint: changes when other files lie at the same path, and with `data.classes`.
       state: step -> what a checkpoint keeps, {"step", "seed", "fingerprint"}.
       source: the name of what `draw_source` draws.
+      starts: held-out examples with "x0", where a sample begins at the source of a pair (image to
+        image): sample i at the i-th of them, cycling; None: noise.
     """
 
     shape: tuple[int, ...]
@@ -69,16 +71,21 @@ class Dataset(NamedTuple):
     fingerprint: str
     state: Callable[[int], dict]
     source: str = "normal"
+    starts: Examples | None = None
 
 
 class Feed(NamedTuple):
-    """What the program, not the config, tells a source."""
+    """What the program, not the config, tells a source.
+
+    sources: all that are known, by name, for a source that is made of others.
+    """
 
     batch_size: int
     seed: int
     process_index: int
     process_count: int
     log: Callable[[str], None]
+    sources: Mapping[str, Any] = {}
 
 
 def from_arrays(arrays: dict) -> Examples:

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from genfield.data.pipeline import Examples, from_arrays
-from genfield.errors import UserError, choose
+from genfield.errors import UserError
+from genfield.registry import choose
 
 MODES = {1: "L", 3: "RGB"}
 CHUNK = 256  # images a thread decodes between two reports of progress
@@ -22,8 +23,11 @@ DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.Decompres
 
 
 def to_unit(x):
-    """uint8 0..255 -> float32 in [-1, 1] by x / 127.5 - 1; NumPy or JAX arrays."""
-    return x.astype(np.float32) / 127.5 - 1.0
+    """Examples as networks see them: uint8 0..255 becomes float32 in [-1, 1] by x / 127.5 - 1.
+
+    Anything else stays as it is. NumPy or JAX arrays.
+    """
+    return x.astype(np.float32) / 127.5 - 1.0 if x.dtype == np.uint8 else x
 
 
 # How published code turns [-1, 1] into levels; their files differ by one level in places.

@@ -5,15 +5,17 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from genfield import registry
 from genfield.data.pipeline import Dataset, Examples, Feed, assemble, short_hash
 from genfield.data.pixels import DECODE_ERRORS, check_pixels, on_demand, prepare
 from genfield.data.splits import Splits
-from genfield.errors import UserError, choose
+from genfield.errors import UserError
+from genfield.registry import Place, choose
 
 
 def tfds(
     dataset: str | None = None,
-    data_dir: str | None = None,
+    data_dir: Place | None = None,
     split: str = "train",
     heldout_split: str | None = "test",
     heldout_fraction: float = 0.1,
@@ -49,7 +51,7 @@ def tfds(
         raise UserError("data.dataset is None: pass --config.data.dataset=<a TFDS name>")
     builder = _prepared_builder(dataset, data_dir)
     features = builder.info.features
-    for key in (image_key, label_key) if labels else (image_key,):
+    for key in (image_key, *[label_key] * labels):
         choose(f"feature of TFDS {dataset}", key, features)
     class_names = tuple(getattr(features[label_key], "names", None) or ()) if labels else ()
 
@@ -111,3 +113,13 @@ def _prepared_builder(dataset: str, data_dir: str | None):
         f"run tfds.builder({dataset!r}, data_dir=..., file_format='array_record')"
         ".download_and_prepare()"
     )
+
+
+METHOD = registry.DataSource(
+    name="tfds",
+    make=tfds,
+    holds="images",
+    drawn=False,
+    beside_pairs=True,
+    fed=True,
+)

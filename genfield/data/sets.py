@@ -12,7 +12,8 @@ from genfield.data.listing import walk
 from genfield.data.npz import read_npz
 from genfield.data.pipeline import Dataset, short_hash
 from genfield.data.pixels import decode
-from genfield.errors import UserError, choose
+from genfield.errors import UserError
+from genfield.registry import choose
 
 IMAGES = ("arr_0", "images", "samples")  # where an .npz may hold them; arr_0 is the ADM evaluator's
 PROBES = 256  # images read to tell one data set on disk from another

@@ -7,7 +7,8 @@ import numpy as np
 
 from genfield.data.pipeline import SPLIT_SEED, Examples, Feed, check_batch, subset
 from genfield.data.pixels import load, nbytes
-from genfield.errors import UserError, choose
+from genfield.errors import UserError
+from genfield.registry import choose
 
 DEFAULT_HELDOUT = "test"
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genfield import registry
 from genfield.data.pipeline import Dataset, Feed, assemble, from_arrays, short_hash
 from genfield.data.toys import HELDOUT_SEED
 from genfield.errors import UserError
+from genfield.registry import Positive
 
 # Flux Matching, Table 5; the step size is that of the text above eq. 46.
 WALL_STIFFNESS = 1.0
@@ -86,7 +88,7 @@ def draw_trajectories(
 def springs(
     num_trajectories: int = NUM_TRAJECTORIES,
     length: int = LENGTH,
-    step_size: float = STEP_SIZE,
+    step_size: Positive = STEP_SIZE,
     data_seed: int = 0,
     *,
     feed: Feed,
@@ -125,3 +127,13 @@ def springs(
         fingerprint=short_hash("springs", length, float(step_size), data_seed),
         feed=feed,
     )
+
+
+METHOD = registry.DataSource(
+    name="springs",
+    make=springs,
+    holds="sequences",
+    drawn=False,
+    beside_pairs=False,
+    fed=True,
+)

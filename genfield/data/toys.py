@@ -5,13 +5,15 @@ costs compare; checkerboard, rings, pinwheel and spirals are those of FFJORD up 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genfield import registry
 from genfield.data.pipeline import Dataset, Feed, iterator_state, short_hash
-from genfield.errors import choose
+from genfield.registry import choose
 
 # Held-out draws hang on this key and the batch's index: no run, whatever its seed, trains on them.
 HELDOUT_SEED = 0x68656C64
@@ -126,3 +128,16 @@ def toy(name: str, source: str = "normal", *, feed: Feed) -> Dataset:
         state=iterator_state(feed.seed, fingerprint),
         source=source,
     )
+
+
+METHODS = tuple(
+    registry.DataSource(
+        name=name,
+        make=partial(toy, name),
+        holds="points",
+        drawn=True,
+        beside_pairs=True,
+        fed=True,
+    )
+    for name in DISTRIBUTIONS
+)

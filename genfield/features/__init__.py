@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.features import efficientnet, inception, torch_files, vgg, weights
 
 NETWORKS = {"inception_v3": inception, "efficientnet_lite0": efficientnet, "vgg16": vgg}
@@ -56,7 +56,7 @@ def create(
       UserError: unknown name; no weights to be had; a file that is not the network's; a file and
         a seed.
     """
-    network = errors.choose("feature network", name, NETWORKS)
+    network = registry.choose("feature network", name, NETWORKS)
     shapes = network.shapes()
     if seed is None:
         origin = str(weights.find(name, path, sha256))
@@ -84,7 +84,7 @@ def outputs(name: str, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct
     Raises:
       UserError: unknown name. ValueError: a shape that the network does not take.
     """
-    network = errors.choose("feature network", name, NETWORKS)
+    network = registry.choose("feature network", name, NETWORKS)
     zeros = {key: np.broadcast_to(np.float32(0), size) for key, size in network.shapes().items()}
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(lambda x: network.apply(weights.nested(zeros), x), image)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from genfield import errors, features
+from genfield import errors, features, registry
+from genfield.registry import NotNegative, NotNegativeInt, Place
 
 LAYERS = {
     "vgg16": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
@@ -38,10 +39,10 @@ def perceptual(
     layers: tuple[str, ...] | None = None,
     size: int | None = 224,
     unit_vectors: bool = False,
-    pixel_weight: float = 0.0,
-    path: str | None = None,
+    pixel_weight: NotNegative = 0.0,
+    path: Place | None = None,
     sha256: str | None = None,
-    seed: int | None = None,
+    seed: NotNegativeInt | None = None,
 ) -> Callable[[Array, Array], Array]:
     """Σ over layers of the mean squared difference of features: (a, b) [B, H, W, C] -> [B].
 
@@ -57,13 +58,13 @@ def perceptual(
     Raises:
       UserError: unknown network or layer, no size; when it is first taken, no weights.
     """
-    known = errors.choose("network of a perceptual distance", network, LAYERS)
+    known = registry.choose("network of a perceptual distance", network, LAYERS)
     if size is not None and size < 1:
         raise errors.UserError(f"size {size} of a perceptual distance must be positive, or None")
     outputs = features.outputs(network, (1, 224, 224, 3))
     spatial = {name: None for name, a in outputs.items() if a.ndim == 4}
     for layer in layers or ():
-        errors.choose(f"layer of {network}", layer, spatial)
+        registry.choose(f"layer of {network}", layer, spatial)
     chosen = tuple(layers or known)
     load = functools.cache(lambda: features.create(network, path=path, sha256=sha256, seed=seed))
 

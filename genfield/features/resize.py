@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genfield import errors
+from genfield import registry
 
 CUBIC = -0.5  # Pillow's coefficient
 LEVELS = 255.0
@@ -63,7 +63,7 @@ def resize(x: jax.Array, size: int, convention: str) -> jax.Array:
       UserError: unknown convention.
       ValueError: another shape.
     """
-    matrix, clip = errors.choose("resizing convention", convention, CONVENTIONS)
+    matrix, clip = registry.choose("resizing convention", convention, CONVENTIONS)
     if x.ndim != 4 or x.shape[-1] not in (1, 3):
         raise ValueError(f"x is {list(x.shape)}: resize needs [B, H, W, 1 or 3]")
     x = jnp.asarray(x, jnp.float32)

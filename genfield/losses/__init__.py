@@ -1,71 +1,57 @@
 """Losses: each takes a field and a PathSample and returns a loss [B] and its terms.
 
 Only the train step averages over examples; whether features are summed or averaged is said in
-each docstring, since the papers differ.
+each docstring, since the papers differ. A velocity points from source to data, a gradient from the
+data away: a sampler that follows the other one takes `fields.negate`.
 """
 
+from typing import Any, Protocol
+
+from jax import Array
+
+from genfield.fields import Field
+from genfield.losses import decays
 from genfield.losses.action import action_matching
-from genfield.losses.adversarial import adversarial_lines_matching
-from genfield.losses.annealed import annealed_flux_matching, annealed_velocity_flux, flux_roles
+from genfield.losses.adversarial.loss import adversarial_lines_matching
 from genfield.losses.denoising import denoising
 from genfield.losses.distance import distance_marching
-from genfield.losses.equilibrium import (
-    DECAYS,
-    constant,
-    equilibrium_matching,
-    linear,
-    piecewise,
-    truncated,
-)
-from genfield.losses.flow import WEIGHTS, flow_matching, inverse_square
-from genfield.losses.flux import flux_augment, flux_matching
-from genfield.losses.lines import DISTANCES, l2, lines_matching, squared_l2
-from genfield.losses.mixing import mixing_proxy, sinkhorn_divergence
+from genfield.losses.equilibrium import equilibrium_matching
+from genfield.losses.flow import flow_matching, inverse_square
+from genfield.losses.flux.estimator import flux_augment, flux_estimator
+from genfield.losses.flux.levels import flux_matching, flux_roles, velocity_flux_matching
+from genfield.losses.flux.mixing import mixing_proxy, sinkhorn_divergence
+from genfield.losses.lines import l2, lines_matching, squared_l2
+from genfield.paths import PathSample
 
-LOSSES = {
-    "action_matching": action_matching,
-    "flow_matching": flow_matching,
-    "equilibrium_matching": equilibrium_matching,
-    "distance_marching": distance_marching,
-    "denoising": denoising,
-    "lines_matching": lines_matching,
-    "adversarial_lines_matching": adversarial_lines_matching,
-    "flux_matching": annealed_flux_matching,
-    "velocity_flux_matching": annealed_velocity_flux,
-}
-# What a loss trains beside its field: (key, **fields of its section) -> {role: parameters}.
-ROLES = {"flux_matching": flux_roles, "velocity_flux_matching": flux_roles}
-# To losses that name them.
-OFFERED = (
-    *("key", "roles", "label", "null_class"),
-    *("step", "real", "real_label", "last_layer", "adversary"),
-)
+
+class Loss(Protocol):
+    """A loss: the field has its parameters bound, so that the loss is a function of them."""
+
+    def __call__(
+        self, field: Field, sample: PathSample, cond: Any = None, **options
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss [B], and its terms by name, [B] each."""
+        ...
+
 
 __all__ = [
-    "DECAYS",
-    "DISTANCES",
-    "LOSSES",
-    "OFFERED",
-    "ROLES",
-    "WEIGHTS",
+    "Loss",
     "action_matching",
     "adversarial_lines_matching",
-    "annealed_flux_matching",
-    "annealed_velocity_flux",
-    "constant",
+    "decays",
     "denoising",
     "distance_marching",
     "equilibrium_matching",
     "flow_matching",
     "flux_augment",
+    "flux_estimator",
     "flux_matching",
+    "flux_roles",
     "inverse_square",
     "l2",
-    "linear",
     "lines_matching",
     "mixing_proxy",
-    "piecewise",
     "sinkhorn_divergence",
     "squared_l2",
-    "truncated",
+    "velocity_flux_matching",
 ]

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from genfield import registry
 from genfield.fields import Field, Prediction, squared_norm
+from genfield.losses.checks import checks
 from genfield.paths import PathSample
 
 
+@checks
 def action_matching(field: Field, sample: PathSample, cond: Any = None) -> tuple[Array, dict]:
     """s(x0, 0) - s(x1, 1) + |∇s|²/2 + ∂s/∂t at (x_t, t) (eq. 5), norms summed over features.
 
@@ -34,3 +37,20 @@ def action_matching(field: Field, sample: PathSample, cond: Any = None) -> tuple
     kinetic = 0.5 * squared_norm(prediction.direction)
     terms = {"ends": ends, "kinetic": kinetic, "rate": rate.distance}
     return ends + kinetic + rate.distance, terms
+
+
+METHOD = registry.Loss(
+    name="action_matching",
+    function=action_matching,
+    teaches="velocity",
+    outputs=("potential",),
+    scalar="action",
+    clock=lambda bound: True,
+    couples=lambda bound: False,
+    shares_time=False,
+    second_order=True,
+    time_law="uniform",
+    extras=(),
+    roles=None,
+    tables={},
+)

@@ -5,19 +5,23 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from genfield import registry
 from genfield.fields import Field, mean_features, score_to_denoiser
+from genfield.losses.checks import checks
 from genfield.paths import PathSample
+from genfield.registry import Positive, PositiveInt
 from genfield.scores import kde_field
 
 
+@checks
 def denoising(
     field: Field,
     sample: PathSample,
     cond: Any = None,
     *,
-    sigma_data: float = 0.5,
+    sigma_data: Positive = 0.5,
     stable_target: bool = False,
-    group_size: int | None = None,
+    group_size: PositiveInt | None = None,
     label: Array | None = None,
     null_class: int | None = None,
 ) -> tuple[Array, dict]:
@@ -42,3 +46,20 @@ def denoising(
         target = score_to_denoiser(score(sample.x, sigma, cond), sample.x, sigma)
     weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
     return weight * mean_features(jnp.square(field(sample.x, sigma, cond) - target)), {}
+
+
+METHOD = registry.Loss(
+    name="denoising",
+    function=denoising,
+    teaches="denoiser",
+    outputs=("vector",),
+    scalar=None,
+    clock=lambda bound: True,
+    couples=lambda bound: bound["stable_target"],
+    shares_time=False,
+    second_order=False,
+    time_law=None,
+    extras=("label", "null_class", "sigma_data"),
+    roles=None,
+    tables={},
+)

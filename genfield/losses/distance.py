@@ -5,19 +5,23 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from genfield import registry
 from genfield.fields import Field, Prediction, displacement, expand, squared_norm
+from genfield.losses.checks import checks
 from genfield.paths import PathSample
+from genfield.registry import NotNegative
 
 
+@checks
 def distance_marching(
     field: Field,
     sample: PathSample,
     cond: Any = None,
     *,
-    epsilon: float,
-    c0: float,
-    one_step_weight: float = 1.0,
-    eikonal_weight: float = 1.0,
+    epsilon: NotNegative,
+    c0: NotNegative,
+    one_step_weight: NotNegative = 1.0,
+    eikonal_weight: NotNegative = 1.0,
     normalize: bool = True,
 ) -> tuple[Array, dict]:
     """λ1 L_OS + λ2 L_DE (eq. 8), norms summed over features.
@@ -45,3 +49,20 @@ def distance_marching(
     eikonal = squared_norm(prediction.direction - target)
     loss = one_step_weight * one_step + eikonal_weight * eikonal
     return loss, {"one_step": one_step, "eikonal": eikonal}
+
+
+METHOD = registry.Loss(
+    name="distance_marching",
+    function=distance_marching,
+    teaches="gradient",
+    outputs=("predicted", "potential"),
+    scalar="distance",
+    clock=lambda bound: False,
+    couples=lambda bound: False,
+    shares_time=False,
+    second_order=False,
+    time_law=None,
+    extras=(),
+    roles=None,
+    tables={},
+)

@@ -6,7 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from genfield import registry
 from genfield.fields import Field, mean_features
+from genfield.losses.checks import checks
 from genfield.paths import PathSample
 
 
@@ -24,6 +26,7 @@ def inverse_square(cutoff: float = 0.05) -> Callable[[Array], Array]:
 WEIGHTS = {"inverse_square": inverse_square}
 
 
+@checks
 def flow_matching(
     field: Field,
     sample: PathSample,
@@ -44,3 +47,20 @@ def flow_matching(
     v = field(sample.x, sample.t if time_input else None, cond)
     loss = mean_features(jnp.square(v - sample.v))
     return (loss if weight is None else weight(sample.t) * loss), {}
+
+
+METHOD = registry.Loss(
+    name="flow_matching",
+    function=flow_matching,
+    teaches="velocity",
+    outputs=("vector",),
+    scalar=None,
+    clock=lambda bound: bound["time_input"],
+    couples=lambda bound: False,
+    shares_time=False,
+    second_order=False,
+    time_law=None,
+    extras=(),
+    roles=None,
+    tables={"weight": registry.Nested(WEIGHTS, default=None, of_data=False, bare=False)},
+)

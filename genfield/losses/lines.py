@@ -6,7 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from genfield import registry
+from genfield.features.perceptual import perceptual
 from genfield.fields import Field, squared_norm
+from genfield.losses.checks import checks
 from genfield.paths import PathSample
 
 
@@ -21,9 +24,10 @@ def l2(a: Array, b: Array) -> Array:
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
 
 
-DISTANCES = {"squared_l2": squared_l2, "l2": l2}
+DISTANCES = {"squared_l2": lambda: squared_l2, "l2": lambda: l2, "perceptual": perceptual}
 
 
+@checks
 def lines_matching(
     field: Field,
     sample: PathSample,
@@ -44,3 +48,20 @@ def lines_matching(
       The loss [B], and its terms (none).
     """
     return distance(field(sample.x, sample.t, cond), sample.x1), {}
+
+
+METHOD = registry.Loss(
+    name="lines_matching",
+    function=lines_matching,
+    teaches="denoiser",
+    outputs=("vector",),
+    scalar=None,
+    clock=lambda bound: True,
+    couples=lambda bound: False,
+    shares_time=False,
+    second_order=False,
+    time_law=None,
+    extras=(),
+    roles=None,
+    tables={"distance": registry.Nested(DISTANCES, default=None, of_data=False, bare=True)},
+)

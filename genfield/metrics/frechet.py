@@ -9,6 +9,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from genfield import registry
+from genfield.metrics import needs
+
 ROWS = 4096  # converted to float64 at a time
 INDEFINITE = 1e-3  # of the largest eigenvalue: below minus this, rounding is no excuse
 
@@ -180,3 +183,21 @@ def _root(cov: np.ndarray) -> np.ndarray:
     rounding = max(len(cov) * np.finfo(np.float64).eps * values[-1], -values[0])
     kept = values > rounding
     return vectors[:, kept] * np.sqrt(values[kept])[None, :]
+
+
+def _method(name: str, output: str, figure: str) -> registry.Metric:
+    """The distance in one output of a feature network, as a figure."""
+    return registry.Metric(
+        name=name,
+        reads="features",
+        against=needs.images,
+        gaussians=(output,),
+        features=(),
+        of_reference=True,
+        least=2,
+        smaller=(figure,),
+        compute=lambda a, b: {figure: distance(*a.gaussians[output], *b.gaussians[output])},
+    )
+
+
+METHODS = (_method("frechet", "pool", "fid"), _method("sfid", "spatial", "sfid"))

@@ -13,13 +13,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from genfield import features, sharding
+from genfield import features, registry
 from genfield.data.sets import ImageSet
-from genfield.errors import UserError, choose
+from genfield.errors import UserError
 from genfield.features.resize import CONVENTIONS, resize
-from genfield.metrics import frechet, inception_score, kernel, neighbours
+from genfield.machine import sharding
+from genfield.metrics import frechet
+from genfield.registry import choose
 
-KINDS = ("gaussians", "features")  # what a metric reads of an output
+PARTS = ("gaussians", "features")  # what a metric reads of an output
 BUFFER = 2048  # rows of features whose outer products are summed at a time
 
 
@@ -28,7 +30,7 @@ class Judge(NamedTuple):
 
     network: features.FeatureNetwork
     resize: str
-    metrics: tuple[str, ...]
+    metrics: tuple[registry.Metric, ...]
     mesh: Mesh
     batch_size: int  # images a device takes at a time
     dims: dict[str, int]  # of the outputs that the metrics read
@@ -41,51 +43,6 @@ class Statistics(NamedTuple):
     count: int | None  # None: statistics from elsewhere do not say
     gaussians: dict[str, tuple[np.ndarray, np.ndarray]]  # mean [D], covariance [D, D]; float64
     features: dict[str, np.ndarray]  # [N, D] float32, in the order of the images
-
-
-class Metric(NamedTuple):
-    """Outputs whose Gaussians, or whose features, a metric reads; of the reference too or not.
-
-    `least`: how few images it takes.
-    """
-
-    gaussians: tuple[str, ...]
-    features: tuple[str, ...]
-    of_reference: bool
-    least: int
-    compute: Callable[[Statistics, Statistics], dict[str, float]]
-
-
-def _frechet(output: str, name: str) -> Metric:
-    def compute(a: Statistics, b: Statistics) -> dict[str, float]:
-        return {name: frechet.distance(*a.gaussians[output], *b.gaussians[output])}
-
-    return Metric((output,), (), True, 2, compute)
-
-
-def _kid(a: Statistics, b: Statistics) -> dict[str, float]:
-    mean, spread = kernel.kernel_distance(a.features["pool"], b.features["pool"])
-    return {"kid": mean, "kid_subset_std": spread}
-
-
-def _inception_score(a: Statistics, b: Statistics) -> dict[str, float]:
-    mean, spread = inception_score.inception_score(a.features["logits_unbiased"])
-    return {"inception_score": mean, "inception_score_split_std": spread}
-
-
-def _neighbours(a: Statistics, b: Statistics) -> dict[str, float]:
-    return neighbours.precision_recall(a.features["pool"], b.features["pool"], k=3)
-
-
-METRICS = {
-    "frechet": _frechet("pool", "fid"),
-    "sfid": _frechet("spatial", "sfid"),
-    "kid": Metric((), ("pool",), True, 2, _kid),
-    "inception_score": Metric((), ("logits_unbiased",), False, 10, _inception_score),
-    "precision_recall": Metric((), ("pool",), True, 4, _neighbours),
-}
-# The figure of a metric that is one distance: the smaller the better.
-SMALLER = {"frechet": "fid", "sfid": "sfid", "kid": "kid"}
 
 
 def label(network: features.FeatureNetwork) -> str:
@@ -104,8 +61,8 @@ def named(figure: str, network: features.FeatureNetwork) -> str:
     return figure + tail
 
 
-def create_judge(section, mesh: Mesh, metrics: Iterable[str]) -> Judge:
-    """The judge of a config's section `evaluate`.
+def create_judge(section, mesh: Mesh, metrics: Iterable[registry.Metric]) -> Judge:
+    """The judge of a config's section `evaluate`, of metrics that read features.
 
     Raises:
       UserError: unknown network or resize, weights that are not there, a metric that the network
@@ -127,10 +84,10 @@ def create_judge(section, mesh: Mesh, metrics: Iterable[str]) -> Judge:
     outputs = jax.eval_shape(network.apply, network.params, images)
     metrics = tuple(metrics)
     for metric in metrics:
-        lacking = {*METRICS[metric].gaussians, *METRICS[metric].features} - set(outputs)
+        lacking = {*metric.gaussians, *metric.features} - set(outputs)
         if lacking:
             raise UserError(
-                f"metric {metric!r} needs {min(lacking)!r} of a network, and {name} has none: "
+                f"metric {metric.name!r} needs {min(lacking)!r} of a network, and {name} has none: "
                 "set config.evaluate.features='inception_v3', or leave the metric out"
             )
     used = {*outputs_of(metrics, "gaussians"), *outputs_of(metrics, "features")}
@@ -139,10 +96,12 @@ def create_judge(section, mesh: Mesh, metrics: Iterable[str]) -> Judge:
     return Judge(network, section.resize, metrics, mesh, section.batch_size, dims, extract)
 
 
-def outputs_of(metrics: Iterable[str], kind: str, *, reference: bool = False) -> list[str]:
-    """The outputs that metrics read as `kind`: "gaussians" or "features"."""
-    chosen = [METRICS[m] for m in metrics if METRICS[m].of_reference or not reference]
-    return sorted({output for metric in chosen for output in getattr(metric, kind)})
+def outputs_of(
+    metrics: Iterable[registry.Metric], part: str, *, reference: bool = False
+) -> list[str]:
+    """The outputs that metrics read: `part` is "gaussians" or "features"."""
+    chosen = [metric for metric in metrics if metric.of_reference or not reference]
+    return sorted({output for metric in chosen for output in getattr(metric, part)})
 
 
 def make_extract(
@@ -241,7 +200,7 @@ def statistics(
       keep: the rows whose features are kept; None keeps all.
       on_block: told how many images are done after each block; may raise to stop.
     """
-    wanted = {kind: outputs_of(judge.metrics, kind, reference=reference) for kind in KINDS}
+    wanted = {part: outputs_of(judge.metrics, part, reference=reference) for part in PARTS}
     moments = {name: _Sums() for name in wanted["gaussians"]}
     kept = {name: [] for name in wanted["features"]}
     rows_kept, count, running = [], 0, []
@@ -357,9 +316,9 @@ def compare(judge: Judge, generated: Statistics, reference: Statistics) -> dict[
                     stacklevel=2,
                 )
     out = {}
-    for name in judge.metrics:
+    for metric in judge.metrics:
         try:
-            out |= METRICS[name].compute(generated, reference)
+            out |= metric.compute(generated, reference)
         except ValueError as error:  # too few images, mostly
-            raise UserError(f"metric {name!r}: {error}") from error
+            raise UserError(f"metric {metric.name!r}: {error}") from error
     return {named(figure, judge.network): float(value) for figure, value in out.items()}

@@ -6,6 +6,8 @@ Salimans et al. 2016, arXiv:1606.03498 section 4.
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
+from genfield import registry
+from genfield.metrics import needs
 from genfield.metrics.frechet import check_features
 
 
@@ -40,3 +42,21 @@ def _score(logits: np.ndarray) -> float:
     log_marginal = logsumexp(log_conditional, axis=0) - np.log(len(logits))
     divergence = np.exp(log_conditional) * (log_conditional - log_marginal[None, :])
     return np.exp(divergence.sum(axis=1).mean())
+
+
+def _scores(generated, reference) -> dict[str, float]:
+    mean, spread = inception_score(generated.features["logits_unbiased"])
+    return {"inception_score": mean, "inception_score_split_std": spread}
+
+
+METHOD = registry.Metric(
+    name="inception_score",
+    reads="features",
+    against=needs.images,
+    gaussians=(),
+    features=("logits_unbiased",),
+    of_reference=False,
+    least=10,
+    smaller=(),
+    compute=_scores,
+)

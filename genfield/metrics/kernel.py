@@ -5,6 +5,8 @@ Bińkowski et al. 2018, arXiv:1801.01401 section 4 ("KID"). In float64.
 
 import numpy as np
 
+from genfield import registry
+from genfield.metrics import needs
 from genfield.metrics.frechet import check_pair
 
 BLOCK = 1024  # rows of the kernel matrix in memory at a time
@@ -83,3 +85,21 @@ def _sum(a: np.ndarray, b: np.ndarray) -> float:
             np.fill_diagonal(rows[:, start:], 0.0)
         total += np.vdot(rows * rows, rows)
     return total
+
+
+def _kid(generated, reference) -> dict[str, float]:
+    mean, spread = kernel_distance(generated.features["pool"], reference.features["pool"])
+    return {"kid": mean, "kid_subset_std": spread}
+
+
+METHOD = registry.Metric(
+    name="kid",
+    reads="features",
+    against=needs.images,
+    gaussians=(),
+    features=("pool",),
+    of_reference=True,
+    least=2,
+    smaller=("kid",),
+    compute=_kid,
+)

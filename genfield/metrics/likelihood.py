@@ -14,7 +14,7 @@ from jax import Array
 
 from genfield.fields import Field, direction, evaluations, sum_features
 from genfield.fields import divergence as exact_divergence
-from genfield.sampling.core import normal, typed, uniform
+from genfield.rng import normal, typed, uniform
 from genfield.sampling.diffusion import (
     SIGMA_DATA,
     SIGMA_MAX,

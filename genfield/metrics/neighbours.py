@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from genfield import registry
+from genfield.distances import ROUNDING, squared_distances
+from genfield.metrics import needs
 from genfield.metrics.frechet import check_pair
-
-# Squared distances below this share of |a|² + |b|² are float32's rounding: they count as zero, so
-# that copies of a point lie at distance 0.
-ROUNDING = 4e-6
 
 
 def precision_recall(generated, reference, *, k: int = 3, block: int = 1024) -> dict[str, float]:
@@ -63,14 +62,6 @@ def precision_recall(generated, reference, *, k: int = 3, block: int = 1024) -> 
     }
 
 
-def _squared_distances(a, b):
-    """[N, M] of [N, D] and [M, D]."""
-    products = jnp.dot(a, b.T, precision=jax.lax.Precision.HIGHEST)
-    norms = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(b * b, axis=1)[None, :]
-    squared = norms - 2 * products
-    return jnp.where(squared > ROUNDING * norms, squared, 0.0)
-
-
 def _blocks(rows, block: int, fill):
     """[N, ...] -> parts [block, ...], the last one filled up."""
     missing = -len(rows) % block
@@ -89,7 +80,7 @@ def _squared_radii(points, k: int, block: int):
 @jax.jit
 def _to_others(rows, own, points):
     itself = own[:, None] == jnp.arange(len(points))[None, :]
-    return jnp.where(itself, -jnp.inf, -_squared_distances(rows, points))
+    return jnp.where(itself, -jnp.inf, -squared_distances(rows, points, ROUNDING))
 
 
 def _within(generated, reference, generated_radii, reference_radii, block: int):
@@ -106,6 +97,23 @@ def _within(generated, reference, generated_radii, reference_radii, block: int):
 
 @jax.jit
 def _balls(rows, radii, reference, reference_radii):
-    squared = _squared_distances(rows, reference)  # a negative radius: filled up, no point
+    squared = squared_distances(rows, reference, ROUNDING)  # a negative radius: filled up, no point
     inside = (squared <= reference_radii[None, :]) & (radii >= 0)[:, None]
     return inside.sum(axis=1), inside.any(axis=0), (squared <= radii[:, None]).any(axis=0)
+
+
+def _shares(generated, reference) -> dict[str, float]:
+    return precision_recall(generated.features["pool"], reference.features["pool"], k=3)
+
+
+METHOD = registry.Metric(
+    name="precision_recall",
+    reads="features",
+    against=needs.images,
+    gaussians=(),
+    features=("pool",),
+    of_reference=True,
+    least=4,
+    smaller=(),
+    compute=_shares,
+)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from genfield.distances import ROUNDING, squared_distances
+
 BLOCK = 1024  # paths a side
 PARTS = 1000  # t* of all pairs is counted to the nearest thousandth
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-# Squared distances below this share of |a|² + |b|² are float32's rounding: they count as zero.
-ROUNDING = 4e-6
 PARALLEL = 1e-12  # the same in float64, of inputs in float32
 EXACT = 1000  # pairs at a time in float64
 
@@ -143,14 +143,6 @@ class _Found(NamedTuple):
     counts: Array
 
 
-def _squared_distances(a: Array, b: Array) -> Array:
-    """[N, M] of [N, D] and [M, D]."""
-    products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
-    norms = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(b * b, axis=1)[None]
-    squared = norms - 2 * products
-    return jnp.where(squared > ROUNDING * norms, squared, 0.0)
-
-
 @jax.jit
 def _compare(rows, columns, first_row, first_column, n) -> _Found:
     """All pairs of two blocks of paths that start at `first_row` and `first_column`.
@@ -158,7 +150,7 @@ def _compare(rows, columns, first_row, first_column, n) -> _Found:
     V·(V-U) = (‖V‖² + ‖V-U‖² - ‖U‖²) / 2: a pair needs three squared distances, of its samples, of
     its noises and of what leads from one to the other.
     """
-    v, u, w = (_squared_distances(a, b) for a, b in zip(rows, columns, strict=True))
+    v, u, w = (squared_distances(a, b, ROUNDING) for a, b in zip(rows, columns, strict=True))
     twice = v + w - u
     turned = w > ROUNDING * (v + u)  # else the paths run parallel
     t = jnp.where(turned, jnp.clip(twice / jnp.where(turned, 2 * w, 1.0), 0.0, 1.0), 0.0)

@@ -8,6 +8,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from genfield import registry
+from genfield.metrics import needs
+
 ASSIGNMENT_LIMIT = 3_000  # points up to which SciPy's cubic assignment takes seconds
 
 
@@ -63,3 +66,21 @@ def compare(generated: np.ndarray, target: np.ndarray, transport_points: int) ->
         "chamfer": chamfer(generated, target),
         "stray_999": distance_quantile(generated, target),
     }
+
+
+def _compared(samples: np.ndarray, target: np.ndarray, section) -> dict[str, float]:
+    flat = lambda a: np.asarray(a).reshape(len(a), -1)
+    return compare(flat(samples), flat(target), section.transport_points)
+
+
+METHOD = registry.Metric(
+    name="point_cloud",
+    reads="samples",
+    against=needs.points,
+    gaussians=(),
+    features=(),
+    of_reference=True,
+    least=1,
+    smaller=("chamfer", "hausdorff", "w2"),
+    compute=_compared,
+)

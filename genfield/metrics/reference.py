@@ -21,8 +21,8 @@ from genfield.data.pipeline import SPLIT_SEED
 from genfield.data.sets import IMAGES, ImageSet, file_hash, open_images
 from genfield.errors import UserError
 from genfield.features import weights
+from genfield.machine.sharding import agreed
 from genfield.metrics.images import Content, Judge, Statistics, blocks, outputs_of, statistics
-from genfield.sharding import agreed
 
 KEPT = 50_000  # features kept of a reference, for KID and precision/recall
 NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -77,7 +77,7 @@ def open_reference(path: str, judge: Judge) -> Reference:
     needs = outputs_of(judge.metrics, "features", reference=True)
     images = open_images(path) if needs and any(name in stored for name in IMAGES) else None
     if needs and images is None and "features" not in stored:
-        asked = ", ".join(m for m in judge.metrics if m in ("kid", "precision_recall"))
+        asked = ", ".join(m.name for m in judge.metrics if m.of_reference and m.features)
         raise UserError(
             f"{path} holds statistics without images or features, which {asked} need: take the "
             "images as config.evaluate.reference, or leave these out of config.evaluate.metrics"

@@ -1,88 +1,78 @@
-"""Networks by name: `create(config, rngs) -> (apply, params)`, params a plain nested dict.
+"""Networks by name: `create(config, key) -> (apply, params)`, params a plain nested dict."""
 
-The only place that splits or merges a Flax NNX module; the rest of the program sees a function.
-"""
-
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from genfield import errors
-from genfield.nets import initial
-from genfield.nets.edm_unet import ADM, DDPMPP, NCSNPP
+from genfield import registry
+from genfield.errors import UserError
+from genfield.nets.adm import ADM
+from genfield.nets.bind import Built, Pair, built
+from genfield.nets.edm_unet import DDPMPP, NCSNPP
 from genfield.nets.kinetics import RNAKinetics
 from genfield.nets.mlp import MLP
 from genfield.nets.sit import SiT
 from genfield.nets.transformer import Transformer
 from genfield.nets.unet import UNet
 
-NETS = {
-    "mlp": MLP,
-    "unet": UNet,
-    "ddpmpp": DDPMPP,
-    "ncsnpp": NCSNPP,
-    "adm": ADM,
-    "sit": SiT,
-    "transformer": Transformer,
-    "rna_kinetics": RNAKinetics,
-}
+__all__ = [
+    "ADM",
+    "DDPMPP",
+    "MLP",
+    "NCSNPP",
+    "Pair",
+    "RNAKinetics",
+    "SiT",
+    "Transformer",
+    "UNet",
+    "count_parameters",
+    "create",
+    "known",
+]
 
 
-class _OneKey(nnx.Rngs):
-    """One key for all parameters: their values are never computed, and counting keys is slow."""
-
-    def params(self):
-        return self["default"].key[...]
+@functools.cache
+def known() -> Mapping[str, registry.Network]:
+    """The networks of the package, by name."""
+    return registry.Methods(registry.find(__name__))[registry.Network]
 
 
 def create(
     config: Mapping[str, Any],
-    rngs: jax.Array | None,
+    key: jax.Array | None,
     *,
     shape: tuple[int, ...],
     num_classes: int = 0,
+    table: Mapping[str, registry.Network] | None = None,
 ) -> tuple[Callable, dict]:
     """Builds the network of a config section.
 
     Args:
-      config: `name` (a key of NETS) and fields of that network's constructor.
-      rngs: a PRNG key; None returns ShapeDtypeStructs for parameters and computes nothing.
+      config: `name` and fields of that network.
+      key: a PRNG key; None returns ShapeDtypeStructs for parameters and computes nothing.
       shape: of one example, channels last: (2,), (32, 32, 3).
       num_classes: 0 for an unconditional network. Label `num_classes` is the null class.
+      table: networks by name; None: those of the package.
     Returns:
-      apply: `apply(params, x, t=None, cond=None, *, rngs=None, train=False)`, see `_bind`.
-      params: nested dicts of float32 arrays. `jax.jit(lambda key: create(config, key, ...)[1])`
+      apply: `apply(params, x, t=None, cond=None, *, key=None, train=False)`, see `_apply`.
+      params: nested dicts of arrays. `jax.jit(lambda key: create(config, key, ...)[1])`
         works, with `out_shardings` for large networks.
     Raises:
       UserError: unknown network or field, or a network that does not fit the shape.
     """
     shape = tuple(int(side) for side in shape)
-
-    def construct():
-        return errors.build(
-            "net", NETS, config, shape=shape, num_classes=num_classes, rngs=_OneKey(0)
-        )
-
-    network = nnx.eval_shape(construct)  # nothing is computed: `initial.draw` makes the values
-    graph, state = nnx.split(network)
-    apply = _bind(graph, network, shape, num_classes)
-    params = nnx.to_pure_dict(state)
-    if rngs is not None:
-        leaves, tree = jax.tree.flatten(params)
-        initials = nnx.to_pure_dict(state, lambda variable: variable.initial)
-        initials = jax.tree.leaves(initials, is_leaf=lambda a: isinstance(a, initial.Initial))
-        params = tree.unflatten(initial.draw(rngs, leaves, initials))
-    return apply, params
+    record = registry.entry("net", known() if table is None else table, config)
+    network = built(record, config, shape, num_classes)
+    params = network.abstract if key is None else network.init(key)
+    return _apply(record.name, network, shape, num_classes), params
 
 
-def _bind(graph, network, shape: tuple[int, ...], num_classes: int) -> Callable:
-    dropout, augmentation_size = network.dropout, network.augmentation_size
-
-    def apply(params, x, t=None, cond=None, *, rngs=None, train=False):
+def _apply(name: str, network: Built, shape: tuple[int, ...], num_classes: int) -> Callable:
+    def apply(params, x, t=None, cond=None, *, key=None, train=False):
         """The network's output, float32.
 
         Args:
@@ -91,7 +81,7 @@ def _bind(graph, network, shape: tuple[int, ...], num_classes: int) -> Callable:
           t: [B], or None for the time input off: t = 0 (Equilibrium Matching's rule).
           cond: [B] integer labels, or None for the null class; or a mapping with `label` (the
             same) and `augmentation`: [B, augmentation_size] numbers, None for zeros.
-          rngs: a PRNG key for dropout, needed where `train` and the network has dropout.
+          key: a PRNG key for dropout, needed where `train` and the network has dropout.
           train: dropout on.
         Returns:
           [B, *shape]; [B] for a scalar network; a `fields.Prediction` with a distance head.
@@ -100,13 +90,10 @@ def _bind(graph, network, shape: tuple[int, ...], num_classes: int) -> Callable:
         """
         cond, augmentation = _split(cond)
         t, cond = _check_inputs(x, t, cond, shape, num_classes)
-        extra = _check_augmentation(augmentation, x.shape[0], augmentation_size)
-        keys = None
-        if train and dropout > 0:
-            if rngs is None:
-                raise errors.UserError(f"training with dropout {dropout} needs rngs=<a PRNG key>")
-            keys = nnx.Rngs(dropout=rngs)
-        return nnx.merge(graph, params)(x.astype(jnp.float32), t, cond, keys, **extra)
+        extra = _check_augmentation(augmentation, x.shape[0], network.augmentation_size)
+        if train and network.dropout and key is None:
+            raise UserError(f"training net {name!r} with dropout needs key=<a PRNG key>")
+        return network.run(params, x.astype(jnp.float32), t, cond, key, train, extra)
 
     return apply
 
@@ -116,7 +103,7 @@ def _split(cond):
     if not isinstance(cond, Mapping):
         return cond, None
     for name in cond:
-        errors.choose("condition", name, {"label": "[B]", "augmentation": "[B, size]"})
+        registry.choose("condition", name, {"label": "[B]", "augmentation": "[B, size]"})
     return cond.get("label"), cond.get("augmentation")
 
 
@@ -125,9 +112,9 @@ def _check_augmentation(augmentation, batch: int, size: int) -> dict:
     if augmentation is None:
         return {}
     if not size:
-        raise errors.UserError("an augmentation was given to a net built without augmentation_size")
+        raise UserError("an augmentation was given to a net built without augmentation_size")
     if augmentation.shape != (batch, size):
-        raise errors.UserError(
+        raise UserError(
             f"the net takes augmentations of shape {(batch, size)}, not {augmentation.shape}"
         )
     return {"augmentation": augmentation.astype(jnp.float32)}
@@ -136,20 +123,20 @@ def _check_augmentation(augmentation, batch: int, size: int) -> dict:
 def _check_inputs(x, t, cond, shape, num_classes):
     """Times as float32 [B] and labels as int32 [B] (None without classes), defaults filled in."""
     if x.shape[1:] != shape or x.ndim != len(shape) + 1:
-        raise errors.UserError(f"the net takes x of shape [B, *{shape}], not {x.shape}")
+        raise UserError(f"the net takes x of shape [B, *{shape}], not {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise errors.UserError(f"the net takes x as floats, not {x.dtype}")
+        raise UserError(f"the net takes x as floats, not {x.dtype}")
     batch = x.shape[:1]
     t = jnp.zeros(batch, jnp.float32) if t is None else jnp.asarray(t, jnp.float32)
     if t.shape != batch:
-        raise errors.UserError(f"the net takes t of shape {batch}, not {t.shape}")
+        raise UserError(f"the net takes t of shape {batch}, not {t.shape}")
     if not num_classes:
         if cond is not None:
-            raise errors.UserError("labels were given to a net built with num_classes=0")
+            raise UserError("labels were given to a net built with num_classes=0")
         return t, None
     cond = jnp.full(batch, num_classes, jnp.int32) if cond is None else jnp.asarray(cond)
     if cond.shape != batch or not jnp.issubdtype(cond.dtype, jnp.integer):
-        raise errors.UserError(
+        raise UserError(
             f"the net takes integer labels of shape {batch}, not {cond.dtype} {cond.shape}"
         )
     return t, cond

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.nets import layers, unet
-from genfield.nets.initial import Initial, constant, normal, uniform
+from genfield.nets.initial import Initial, constant, uniform
+from genfield.registry import Fraction
 
 SQRT_HALF = math.sqrt(0.5)  # Song et al.: the sum of two branches keeps its variance
 QKV_GAIN = math.sqrt(0.2)  # EDM, on initial weights
@@ -212,10 +213,10 @@ def _check_fields(net, shape, widths, channels, dropout, attention_resolutions, 
     if not 0 <= dropout < 1:
         raise errors.UserError(f"net {net!r}: dropout must be in [0, 1), not {dropout}")
     layers.check_image(net, shape, 2 ** (len(widths) - 1), f"{len(widths)} levels")
-    errors.choose("attention", attention, layers.ATTENTIONS)
+    registry.choose("attention", attention, layers.ATTENTIONS)
     resolutions = [shape[0] >> level for level in range(len(widths))]
     for resolution in attention_resolutions:
-        errors.choose("attention resolution", resolution, dict.fromkeys(resolutions))
+        registry.choose("attention resolution", resolution, dict.fromkeys(resolutions))
     return [resolution in attention_resolutions for resolution in resolutions]
 
 
@@ -248,7 +249,7 @@ class DDPMPP(layers.Network):
         channel_multipliers=(2, 2, 2),
         num_res_blocks=4,
         attention_resolutions=(16,),
-        dropout=0.13,
+        dropout: Fraction = 0.13,
         augmentation_size=0,
         dtype="float32",
         attention="xla",
@@ -280,14 +281,8 @@ class DDPMPP(layers.Network):
             make = lambda width: stage(width, width, resample=resample)
             return nnx.Dict({str(level): make(widths[level]) for level in levels})
 
-        self.embedding = Embedding(
-            self.features,
-            self.feature_multiplier * channels,
-            4 * channels,
-            num_classes,
-            augmentation_size,
-            rngs=rngs,
-        )
+        sizes = self.feature_multiplier * channels, 4 * channels, num_classes, augmentation_size
+        self.embedding = Embedding(self.features, *sizes, rngs=rngs)
         down, up = unet.plan_stages(widths, num_res_blocks, channels)
         self.first = xavier_conv(shape[-1], channels, 3, **options)
         self.down = stages(down, 0)
@@ -344,49 +339,14 @@ class NCSNPP(DDPMPP):
     residual_encoder = True
 
 
-class ADM(unet.UNet):
-    """ADM on [B, H, W, C], by default ImageNet-64's: 295,899,267 parameters with 1000 classes.
-
-    It is the `UNet` that resamples in ResBlocks; the null class adds nothing to the embedding.
-
-    Fields: UNet's of these names.
-    Raises:
-      UserError: as UNet.
-    """
-
-    def __init__(
-        self,
-        *,
-        channels=192,
-        channel_multipliers=(1, 2, 3, 4),
-        num_res_blocks=3,
-        attention_levels=(2, 4, 8),
-        head_channels=64,
-        dropout=0.1,
-        dtype="float32",
-        attention="xla",
-        remat=False,
-        shape,
-        num_classes,
-        rngs,
-    ):
-        super().__init__(
-            channels=channels,
-            channel_multipliers=channel_multipliers,
-            num_res_blocks=num_res_blocks,
-            attention_levels=attention_levels,
-            head_channels=head_channels,
-            resampling="block",
-            dropout=dropout,
-            max_period=MAX_PERIOD,
-            dtype=dtype,
-            attention=attention,
-            remat=remat,
-            shape=shape,
-            num_classes=num_classes,
-            rngs=rngs,
-        )
-
-    @staticmethod
-    def label_rows(num_classes, size, *, rngs):
-        return LabelLinear(num_classes, size, normal(1.0), use_bias=False, rngs=rngs)
+METHODS = tuple(
+    registry.Network(
+        name=network.name,
+        make=network,
+        second_order=lambda bound: layers.against_second_order(bound["attention"]),
+        last_layer=("last", "kernel"),
+        stack=(),
+        augmented=True,
+    )
+    for network in (DDPMPP, NCSNPP)
+)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.fields import Prediction
 from genfield.nets import layers
 
@@ -103,7 +103,7 @@ def create(
                     f"{', '.join(HEADS)}, or drop {field}"
                 )
         return None
-    kind = errors.choose("distance head", name, HEADS)
+    kind = registry.choose("distance head", name, HEADS)
     return Distance(
         kind(channels=channels, num_classes=num_classes, rngs=rngs),
         DIRECTION_SCALE if direction_scale is None else direction_scale,

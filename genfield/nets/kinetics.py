@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.nets import layers
 from genfield.nets.initial import constant
 
@@ -56,3 +56,13 @@ def rates(params: Mapping[str, Array]) -> dict[str, Array]:
 def spliced_velocity(velocity: Array) -> Array:
     """ds/dτ, which is called RNA velocity, of dx/dτ: [B, 2G] -> [B, G]."""
     return velocity[..., velocity.shape[-1] // 2 :]
+
+
+METHOD = registry.Network(
+    name="rna_kinetics",
+    make=RNAKinetics,
+    second_order=lambda bound: None,
+    last_layer=None,
+    stack=(),
+    augmented=False,
+)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.nets.initial import Initial, constant, normal, uniform
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -19,11 +19,12 @@ ATTENTIONS = {"xla": "without fused kernels", "auto": "cuDNN where it can run, e
 
 
 class Network(nnx.Module):
-    """A network that `nets.create` can build: called as `network(x, t, cond, rngs=None)`.
+    """A network of the package, whose parameters say how they start: `network(x, t, cond, rngs)`.
 
     `x` [B, *shape] float32, `t` [B] float32, `cond` [B] int32 or None where there are no classes;
     `rngs` an `nnx.Rngs` for dropout, None for none. `dropout` is the rate it applies. Where
-    `augmentation_size` is not 0 it also takes `augmentation` [B, augmentation_size] or None.
+    `augmentation_size` is not 0 it also takes `augmentation` [B, augmentation_size] or None. Each
+    parameter carries an `Initial` in its metadata, from which `initial.draw` makes its values.
     """
 
     dropout = 0.0
@@ -38,7 +39,12 @@ class Network(nnx.Module):
 
 def compute_dtype(name: str):
     """The dtype of a config's `dtype` field; UserError for an unknown one."""
-    return errors.choose("dtype", name, DTYPES)
+    return registry.choose("dtype", name, DTYPES)
+
+
+def against_second_order(attention: str) -> str | None:
+    """What stands against differentiating a network twice; see `registry.Network`."""
+    return None if attention == "xla" else "fused attention"
 
 
 def check_image(net: str, shape: tuple[int, ...], factor: int, why: str) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.nets import initial, layers
 
 ACTIVATIONS = {
@@ -48,8 +48,8 @@ class MLP(layers.Network):
     ):
         if depth < 1 or width < 1:
             raise errors.UserError(f"net 'mlp' needs depth and width >= 1, not {depth}, {width}")
-        errors.choose("output", output, OUTPUTS)
-        self.activation = errors.choose("activation", activation, ACTIVATIONS)
+        registry.choose("output", output, OUTPUTS)
+        self.activation = registry.choose("activation", activation, ACTIVATIONS)
         self.output, self.time_input, self.depth = output, time_input, depth
         self.compute = layers.compute_dtype(dtype)
         size = math.prod(shape)
@@ -79,3 +79,13 @@ class MLP(layers.Network):
             h = self.hidden[str(i)](self.activation(h))
         y = self.last(self.activation(h).astype(jnp.float32))
         return y[:, 0] if self.output == "scalar" else y.reshape(x.shape)
+
+
+METHOD = registry.Network(
+    name="mlp",
+    make=MLP,
+    second_order=lambda bound: None,
+    last_layer=("last", "kernel"),
+    stack=(),
+    augmented=False,
+)

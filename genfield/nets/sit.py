@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.nets import heads, initial, layers
 
 SIZES = {  # depth, width, heads: DiT, Table 1
@@ -116,7 +116,7 @@ class SiT(layers.Network):
         num_classes,
         rngs,
     ):
-        preset = errors.choose("size", size, SIZES)
+        preset = registry.choose("size", size, SIZES)
         given = (depth, width, num_heads)
         depth, width, num_heads = (
             p if g is None else g for p, g in zip(preset, given, strict=True)
@@ -130,7 +130,7 @@ class SiT(layers.Network):
                 f"net 'sit': width {width} must be divisible by num_heads ({num_heads}) and by 4"
             )
         layers.check_image("sit", shape, patch_size, "patch_size")
-        errors.choose("attention", attention, layers.ATTENTIONS)
+        registry.choose("attention", attention, layers.ATTENTIONS)
         self.depth, self.width, self.patch_size = depth, width, patch_size
         self.scan, self.remat = scan, remat
         self.compute = layers.compute_dtype(dtype)
@@ -151,14 +151,9 @@ class SiT(layers.Network):
         self.norm = plain_norm(width, rngs=rngs)
         self.modulation = dit_linear(width, 2 * width, ZERO, rngs=rngs)
         self.last = dit_linear(width, pixels * self.outputs, ZERO, rngs=rngs)
-        self.distance = heads.create(
-            distance_head,
-            direction_scale,
-            distance_input_scale,
-            channels=shape[-1],
-            num_classes=num_classes,
-            rngs=rngs,
-        )
+        head = distance_head, direction_scale, distance_input_scale
+        sizes = {"channels": shape[-1], "num_classes": num_classes}
+        self.distance = heads.create(*head, **sizes, rngs=rngs)
 
     def embed(self, t, cond):
         """[B] times, [B] labels or None -> [B, width] condition, float32."""
@@ -204,3 +199,13 @@ class SiT(layers.Network):
         shift, scale = jnp.split(self.modulation(jax.nn.silu(condition)), 2, axis=-1)
         y = self.unpatchify(self.last(modulate(self.norm(h), shift, scale)), x.shape)
         return y if self.distance is None else self.distance(x, y, cond)
+
+
+METHOD = registry.Network(
+    name="sit",
+    make=SiT,
+    second_order=lambda bound: layers.against_second_order(bound["attention"]),
+    last_layer=("last", "kernel"),
+    stack=("blocks",),
+    augmented=False,
+)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.nets import initial, layers
 from genfield.nets.sit import MAX_PERIOD, TIME_FREQUENCIES, dit_linear
+from genfield.registry import Fraction
 
 # A time input of ln(sigma) / 4 spans three units; EDM's embeddings of it have frequencies of up
 # to 1 (DDPM++) and of about 100 (NCSN++). These go from 100 down to 0.01.
@@ -83,7 +84,7 @@ class Transformer(layers.Network):
         num_heads=8,
         mlp_ratio=4,
         causal=False,
-        dropout=0.0,
+        dropout: Fraction = 0.0,
         scan=True,
         remat=False,
         dtype="float32",
@@ -93,7 +94,7 @@ class Transformer(layers.Network):
         rngs,
     ):
         _check_fields(shape, width, depth, num_heads, mlp_ratio, dropout)
-        errors.choose("attention", attention, layers.ATTENTIONS)
+        registry.choose("attention", attention, layers.ATTENTIONS)
         self.depth, self.width, self.dropout = depth, width, dropout
         self.scan, self.remat = scan, remat
         self.compute = layers.compute_dtype(dtype)
@@ -160,3 +161,13 @@ def _check_fields(shape, width, depth, num_heads, mlp_ratio, dropout) -> None:
         )
     if not 0 <= dropout < 1:
         raise errors.UserError(f"net 'transformer': dropout must be in [0, 1), not {dropout}")
+
+
+METHOD = registry.Network(
+    name="transformer",
+    make=Transformer,
+    second_order=lambda bound: layers.against_second_order(bound["attention"]),
+    last_layer=("last", "kernel"),
+    stack=("blocks",),
+    augmented=False,
+)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors
+from genfield import errors, registry
 from genfield.nets import heads, layers
 from genfield.nets.initial import constant
+from genfield.registry import Fraction
 
 GROUPS = 32  # ADM: GroupNorm32
 MAX_PERIOD = 1_000_000  # Distance Marching, Table 6
@@ -170,7 +171,9 @@ def _key(stage: StageSize) -> str:
     return f"{stage.level}_{stage.index}"
 
 
-def _check_fields(shape, widths, channels, dropout, attention_levels, attention) -> list[bool]:
+def _check_fields(
+    shape, widths, channels, dropout, attention_levels, attention, resampling
+) -> list[bool]:
     """For each level, whether it attends; UserError for fields that do not fit."""
     if not widths or channels < 1 or channels % 2:
         raise errors.UserError("net 'unet' needs even channels and at least one multiplier")
@@ -178,9 +181,10 @@ def _check_fields(shape, widths, channels, dropout, attention_levels, attention)
         raise errors.UserError(f"net 'unet': dropout must be in [0, 1), not {dropout}")
     factors = [2**level for level in range(len(widths))]
     layers.check_image("unet", shape, factors[-1], f"{len(widths)} levels")
-    errors.choose("attention", attention, layers.ATTENTIONS)
+    registry.choose("attention", attention, layers.ATTENTIONS)
+    registry.choose("resampling", resampling, RESAMPLINGS)
     for factor in attention_levels:
-        errors.choose("attention level", factor, dict.fromkeys(factors))
+        registry.choose("attention level", factor, dict.fromkeys(factors))
     return [factor in attention_levels for factor in factors]
 
 
@@ -228,7 +232,7 @@ class UNet(layers.Network):
         head_channels: int | None = None,
         resampling="pool",
         adaptive_scale=True,
-        dropout=0.3,
+        dropout: Fraction = 0.3,
         max_period=MAX_PERIOD,
         distance_head: str | None = None,
         direction_scale: float | None = None,
@@ -241,12 +245,12 @@ class UNet(layers.Network):
         rngs,
     ):
         widths = tuple(channels * multiplier for multiplier in channel_multipliers)
-        attends = _check_fields(shape, widths, channels, dropout, attention_levels, attention)
+        fields = (channels, dropout, attention_levels, attention, resampling)
+        attends = _check_fields(shape, widths, *fields)
         self.channels, self.num_res_blocks, self.num_levels = channels, num_res_blocks, len(widths)
         self.dropout, self.max_period, self.remat = dropout, max_period, remat
         self.compute = layers.compute_dtype(dtype)
         options = {"rngs": rngs, "dtype": self.compute}
-        errors.choose("resampling", resampling, RESAMPLINGS)
 
         def stage(inputs, outputs, attend=False, resample=None):
             scale = {"adaptive_scale": adaptive_scale, "resample": resample}
@@ -270,20 +274,14 @@ class UNet(layers.Network):
         self.first = layers.torch_conv(shape[-1], widths[0], 3, **options)
         self.down = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in down})
         self.shrink = resizing(range(len(widths) - 1), average_pool)
-        self.middle1 = stage(widths[-1], widths[-1], True)
-        self.middle2 = stage(widths[-1], widths[-1])
+        self.middle1, self.middle2 = (stage(widths[-1], widths[-1], a) for a in (True, False))
         self.up = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in up})
         self.grow = resizing(range(1, len(widths)), upsample_nearest)
         self.norm = group_norm(widths[0], rngs=rngs, dtype=jnp.float32)
         self.last = layers.torch_conv(widths[0], shape[-1], 3, rngs=rngs, zero=True)
-        self.distance = heads.create(
-            distance_head,
-            direction_scale,
-            distance_input_scale,
-            channels=shape[-1],
-            num_classes=num_classes,
-            rngs=rngs,
-        )
+        head = distance_head, direction_scale, distance_input_scale
+        sizes = {"channels": shape[-1], "num_classes": num_classes}
+        self.distance = heads.create(*head, **sizes, rngs=rngs)
 
     def embed(self, t, cond):
         """[B] times, [B] labels or None -> [B, 4 x channels], float32."""
@@ -315,3 +313,13 @@ class UNet(layers.Network):
                 h = run(self.grow[str(level)], h) if self.grow else upsample_nearest(h)
         y = self.last(jax.nn.silu(self.norm(h.astype(jnp.float32))))
         return y if self.distance is None else self.distance(x, y, cond)
+
+
+METHOD = registry.Network(
+    name="unet",
+    make=UNet,
+    second_order=lambda bound: layers.against_second_order(bound["attention"]),
+    last_layer=("last", "kernel"),
+    stack=(),
+    augmented=False,
+)

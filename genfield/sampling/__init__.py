@@ -4,7 +4,8 @@
 
 A sampler's `init(x, num_steps)` makes a State and `step(key, field, state, cond)` advances it;
 `solve_ode` and `probability_flow` integrate adaptively. All report the network evaluations used
-per sample.
+per sample. Gradient samplers step against their field, the others along it: `fields.negate` turns
+the field of one kind into that of the other.
 """
 
 from genfield.sampling.core import Sampler, Samples, State, chain, sample
@@ -19,26 +20,9 @@ from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracin
 from genfield.sampling.mcmc import hamiltonian, langevin
 from genfield.sampling.multistep import multistep, schedule
 from genfield.sampling.ode import SOLVERS, euler, heun, solve_ode
-from genfield.sampling.stopping import RULES, gradient_norm, refill, rising_distance, stopping
-
-SAMPLERS = {
-    "gradient_descent": gradient_descent,
-    "nesterov": nesterov,
-    "sphere_tracing": sphere_tracing,
-    "euler": euler,
-    "heun": heun,
-    "langevin": langevin,
-    "hamiltonian": hamiltonian,
-    "edm_heun": edm_heun,
-    "edm_euler": edm_euler,
-    "reverse_ve": reverse_ve,
-    "predictor_corrector": predictor_corrector,
-    "multistep": multistep,
-}
+from genfield.sampling.stopping import gradient_norm, refill, rising_distance, stopping
 
 __all__ = [
-    "RULES",
-    "SAMPLERS",
     "SOLVERS",
     "Sampler",
     "Samples",

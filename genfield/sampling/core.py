@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from genfield.fields import Field, evaluations, expand
+from genfield.fields import Field, checked, evaluations, expand
+from genfield.rng import fold_in, typed
 
 
 class State(NamedTuple):
@@ -54,41 +55,6 @@ def advance(state: State, x: Array, calls: int, memory: Any = ()) -> State:
     )
 
 
-def fold_in(key: Array, data) -> Array:
-    """jax.random.fold_in, of each key where there is one a sample."""
-    if key.ndim == 0:
-        return jax.random.fold_in(key, data)
-    return jax.vmap(jax.random.fold_in, (0, None))(key, data)
-
-
-def split(key: Array) -> tuple[Array, Array]:
-    """Two keys of a key, or of each sample's key."""
-    return fold_in(key, 0), fold_in(key, 1)
-
-
-def normal(key: Array, like: Array) -> Array:
-    """Standard normal noise in the shape and dtype of `like` [B, *D]."""
-    return _draw(jax.random.normal, key, like)
-
-
-def uniform(key: Array, like: Array) -> Array:
-    """Uniform numbers in [0, 1) in the shape and dtype of `like` [B, *D]."""
-    return _draw(jax.random.uniform, key, like)
-
-
-def typed(key: Array) -> Array:
-    """Raw uint32 keys (jax.random.PRNGKey) as typed ones, whose shape tells how many they are."""
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    return jax.random.wrap_key_data(key)
-
-
-def _draw(draw, key, like):
-    if key.ndim == 0:
-        return draw(key, like.shape, like.dtype)
-    return jax.vmap(lambda k: draw(k, like.shape[1:], like.dtype))(key)
-
-
 def sample(
     key: Array,
     field: Field,
@@ -112,7 +78,7 @@ def sample(
     """
     if num_steps < 1 or (trace is not None and trace < 1):
         raise ValueError(f"num_steps and trace must be positive, got {num_steps} and {trace}")
-    key = typed(key)
+    key, field = typed(key), checked(field)
     if key.shape not in ((), x.shape[:1]):
         raise ValueError(f"key must be one key, or one a sample: {len(x)}, not {key.shape}")
 

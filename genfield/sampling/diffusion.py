@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from genfield import registry
 from genfield.fields import Field, evaluations, expand, squared_norm
-from genfield.sampling.core import Sampler, Samples, State, advance, normal, split, start
+from genfield.registry import Positive, PositiveInt
+from genfield.rng import normal, split
+from genfield.sampling.core import Sampler, Samples, State, advance, start
 from genfield.sampling.ode import solve_ode
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # EDM Table 1; Flux Matching Table 4
@@ -81,9 +84,9 @@ def _evaluate(field: Field, x: Array, sigma: Array, cond: Any) -> Array:
 
 
 def edm_heun(
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    sigma_min: Positive = SIGMA_MIN,
+    sigma_max: Positive = SIGMA_MAX,
+    rho: Positive = RHO,
     churn: float = 0.0,
     churn_min: float = 0.0,
     churn_max: float = math.inf,
@@ -121,9 +124,9 @@ def edm_heun(
 
 
 def edm_euler(
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    sigma_min: Positive = SIGMA_MIN,
+    sigma_max: Positive = SIGMA_MAX,
+    rho: Positive = RHO,
     churn: float = 0.0,
     churn_min: float = 0.0,
     churn_max: float = math.inf,
@@ -174,8 +177,8 @@ REVERSE_NOISES = {
 
 
 def reverse_ve(
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
+    sigma_min: Positive = SIGMA_MIN,
+    sigma_max: Positive = SIGMA_MAX,
     noise: str = "reverse_diffusion",
 ) -> Sampler:
     """The reverse of the variance-exploding SDE, on `log_noise_levels`; for a score.
@@ -214,8 +217,8 @@ def _predict(key, field, state, cond, noise):
 
 
 def predictor_corrector(
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
+    sigma_min: Positive = SIGMA_MIN,
+    sigma_max: Positive = SIGMA_MAX,
     corrector_ratio: float = CORRECTOR_RATIO,
 ) -> Sampler:
     """Flux Matching's Algorithm 3, on `log_noise_levels`; for a score.
@@ -286,12 +289,12 @@ def probability_flow(
     *,
     cond: Any = None,
     method: str = "heun_adaptive",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    sigma_data: float = SIGMA_DATA,
-    max_steps: int = 4096,
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
+    sigma_min: Positive = SIGMA_MIN,
+    sigma_max: Positive = SIGMA_MAX,
+    sigma_data: Positive = SIGMA_DATA,
+    max_steps: PositiveInt = 4096,
     per_sample: bool = True,
     trace: int | None = None,
     reverse: bool = False,
@@ -345,3 +348,49 @@ def probability_flow(
         scale = flow_scale(levels, sigma_data).at[0].divide(unit).at[-1].divide(last_unit)
         out = out._replace(trace=out.trace * scale.reshape(-1, *(1,) * x.ndim))
     return out._replace(x=x)
+
+
+def _edm_grid(bound, num_steps: int) -> Array:
+    return noise_levels(num_steps, bound["sigma_min"], bound["sigma_max"], bound["rho"])
+
+
+def _log_grid(bound, num_steps: int) -> Array:
+    return log_noise_levels(num_steps, bound["sigma_min"], bound["sigma_max"])
+
+
+def _flow_grid(bound, num_steps: int) -> Array:
+    return jnp.geomspace(bound["sigma_max"], bound["sigma_min"], num_steps + 1)
+
+
+def _method(name: str, make, follows: str, noisy, levels, adaptive=False) -> registry.Sampler:
+    """The facts that samplers down noise levels share, and what is each one's own."""
+    return registry.Sampler(
+        name=name,
+        make=make,
+        follows=follows,
+        clock=True,
+        noisy=noisy,
+        needs_output=None,
+        product="direction",
+        step_scales_field=False,
+        levels=levels,
+        steps=None,
+        adaptive=adaptive,
+    )
+
+
+def _always(bound) -> bool:
+    return True
+
+
+def _by_churn(bound) -> bool:
+    return bound["churn"] > 0
+
+
+METHODS = (
+    _method("edm_heun", edm_heun, "denoiser", _by_churn, _edm_grid),
+    _method("edm_euler", edm_euler, "denoiser", _by_churn, _edm_grid),
+    _method("reverse_ve", reverse_ve, "score", _always, _log_grid),
+    _method("predictor_corrector", predictor_corrector, "score", _always, _log_grid),
+    _method("probability_flow", probability_flow, "score", lambda bound: False, _flow_grid, True),
+)

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from genfield import registry
 from genfield.fields import Prediction, direction, expand, squared_norm
-from genfield.sampling.core import Sampler, advance, normal, split, start, uniform
+from genfield.registry import NotNegative, Positive, PositiveInt
+from genfield.rng import normal, split, uniform
+from genfield.sampling.core import Sampler, advance, start
 
 
-def langevin(step_size: float, temperature: float = 1.0) -> Sampler:
+def langevin(step_size: Positive, temperature: NotNegative = 1.0) -> Sampler:
     """Unadjusted Langevin: x <- x - η f(x) + √(2 η T) ξ, f the gradient of an energy.
 
     Its law tends to exp(-E/T) as η -> 0. One evaluation a step.
@@ -23,7 +26,10 @@ def langevin(step_size: float, temperature: float = 1.0) -> Sampler:
 
 
 def hamiltonian(
-    step_size: float = 0.2, num_leapfrog: int = 5, mass: float = 1.0, temperature: float = 0.0625
+    step_size: Positive = 0.2,
+    num_leapfrog: PositiveInt = 5,
+    mass: Positive = 1.0,
+    temperature: NotNegative = 0.0625,
 ) -> Sampler:
     """Metropolis-adjusted HMC on exp(-U/T); each sample accepts or rejects on its own.
 
@@ -73,3 +79,33 @@ def hamiltonian(
         return {"acceptance": accepted / jnp.maximum(proposed, 1)}
 
     return Sampler(init=init, step=step, info=info)
+
+
+METHODS = (
+    registry.Sampler(
+        name="langevin",
+        make=langevin,
+        follows="gradient",
+        clock=False,
+        noisy=lambda bound: True,
+        needs_output=None,
+        product="direction",
+        step_scales_field=False,
+        levels=None,
+        steps=None,
+        adaptive=False,
+    ),
+    registry.Sampler(
+        name="hamiltonian",
+        make=hamiltonian,
+        follows="gradient",
+        clock=False,
+        noisy=lambda bound: True,
+        needs_output=("potential", "energy"),
+        product="direction",
+        step_scales_field=False,
+        levels=None,
+        steps=None,
+        adaptive=False,
+    ),
+)

@@ -2,9 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
+from genfield import registry
 from genfield.paths import TimeSampler
-from genfield.sampling.core import Sampler, advance, normal, start
+from genfield.registry import Positive
+from genfield.rng import normal
+from genfield.sampling.core import Sampler, advance, start
 from genfield.sampling.diffusion import RHO, SIGMA_MAX, SIGMA_MIN, noise_levels
 
 NOISES = ("fresh", "line")
@@ -13,9 +17,9 @@ NOISES = ("fresh", "line")
 def schedule(
     indices: tuple[int, ...] | None = None,
     schedule_steps: int = 18,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    sigma_min: Positive = SIGMA_MIN,
+    sigma_max: Positive = SIGMA_MAX,
+    rho: Positive = RHO,
 ) -> TimeSampler:
     """Noise levels to train on: one of EDM's schedule, each as likely.
 
@@ -41,9 +45,9 @@ def _chosen(indices, schedule_steps: int) -> list[int]:
 def multistep(
     indices: tuple[int, ...] = (0,),
     schedule_steps: int = 18,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    sigma_min: Positive = SIGMA_MIN,
+    sigma_max: Positive = SIGMA_MAX,
+    rho: Positive = RHO,
     noise: str = "fresh",
 ) -> Sampler:
     """x <- N(x, σ) + σ' η over chosen levels of EDM's schedule (LMM appendix E); for a denoiser.
@@ -77,3 +81,27 @@ def multistep(
         return advance(state, end + following * eta, 1, memory=k + 1)
 
     return Sampler(init=init, step=step)
+
+
+def _chosen_levels(bound, num_steps: int) -> Array:
+    names = ("schedule_steps", "sigma_min", "sigma_max", "rho")
+    levels = noise_levels(*(bound[name] for name in names))
+    return levels[jnp.asarray([*bound["indices"], -1])]
+
+
+METHODS = (
+    registry.Sampler(
+        name="multistep",
+        make=multistep,
+        follows="denoiser",
+        clock=True,
+        noisy=lambda b: b["noise"] == "fresh" and len(b["indices"]) > 1,
+        needs_output=None,
+        product="direction",
+        step_scales_field=False,
+        levels=_chosen_levels,
+        steps=lambda bound: len(bound["indices"]),
+        adaptive=False,
+    ),
+    registry.TimeLaw(name="schedule", make=schedule, noise_levels=True, one=None),
+)

@@ -1,5 +1,9 @@
-"""Samplers that integrate a velocity from t = 0 to 1: fixed steps, and adaptive by diffrax."""
+"""Samplers that integrate a velocity from t = 0 to 1: fixed steps, and adaptive by diffrax.
 
+The field is a velocity, which points to the data: `fields.negate` makes one of a gradient.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from genfield import registry
 from genfield.fields import Field, direction, evaluations
+from genfield.registry import Positive, PositiveInt
 from genfield.sampling.core import Sampler, Samples, advance, start
 
 
@@ -62,11 +68,11 @@ def solve_ode(
     *,
     cond: Any = None,
     method: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: Positive = 1e-5,
+    atol: Positive = 1e-5,
     t0: float = 0.0,
     t1: float = 1.0,
-    max_steps: int = 4096,
+    max_steps: PositiveInt = 4096,
     per_sample: bool = True,
     trace: int | None = None,
 ) -> Samples:
@@ -111,3 +117,49 @@ def solve_ode(
         ys, num_steps = solve(x, cond)
     nfe = jnp.broadcast_to(count(num_steps) * evaluations(field), x.shape[:1]).astype(jnp.int32)
     return Samples(x=ys[-1], nfe=nfe, trace=None if trace is None else ys, info={})
+
+
+METHODS = (
+    registry.Sampler(
+        name="euler",
+        make=euler,
+        follows="velocity",
+        clock=True,
+        noisy=lambda bound: False,
+        needs_output=None,
+        product="direction",
+        step_scales_field=True,
+        levels=None,
+        steps=None,
+        adaptive=False,
+    ),
+    registry.Sampler(
+        name="heun",
+        make=heun,
+        follows="velocity",
+        clock=True,
+        noisy=lambda bound: False,
+        needs_output=None,
+        product="direction",
+        step_scales_field=True,
+        levels=None,
+        steps=None,
+        adaptive=False,
+    ),
+    *(
+        registry.Sampler(
+            name=name,
+            make=functools.partial(solve_ode, method=name),
+            follows="velocity",
+            clock=True,
+            noisy=lambda bound: False,
+            needs_output=None,
+            product="direction",
+            step_scales_field=False,
+            levels=None,
+            steps=None,
+            adaptive=True,
+        )
+        for name in SOLVERS
+    ),
+)

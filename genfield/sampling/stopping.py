@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from genfield import registry
 from genfield.fields import Field, Prediction, direction, evaluations, expand, squared_norm
-from genfield.sampling.core import Sampler, Samples, typed
+from genfield.rng import typed
+from genfield.sampling.core import Sampler, Samples
 
 
 class Rule(NamedTuple):
@@ -53,9 +55,6 @@ def rising_distance(patience: int = 10) -> Rule:
         return (output.distance, rises), rises >= patience
 
     return Rule(init, update)
-
-
-RULES = {"gradient_norm": gradient_norm, "rising_distance": rising_distance}
 
 
 def stopping(sampler: Sampler, rule: Rule) -> Sampler:
@@ -137,3 +136,14 @@ def refill(
     start = (jnp.arange(slots), jnp.zeros(slots, jnp.int32), state, jnp.int32(slots), empty)
     *_, (x, nfe, info) = jax.lax.while_loop(lambda carry: jnp.any(carry[0] < n), body, start)
     return Samples(x=x, nfe=nfe * evaluations(field), trace=None, info=info)
+
+
+METHODS = (
+    registry.StopRule(name="gradient_norm", make=gradient_norm, needs_output=None, scales=True),
+    registry.StopRule(
+        name="rising_distance",
+        make=rising_distance,
+        needs_output=("predicted", "potential", "energy"),
+        scales=False,
+    ),
+)

@@ -1,0 +1,176 @@
+"""What pages share: a data set's loader, network, training and evaluation, and one `smoke`.
+
+A page starts from one of these functions and then sets what its paper says.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from genfield import configuration
+from genfield.registry import choose
+
+# Of networks for CIFAR-10: as published, half as wide for one GPU, narrow for a CPU.
+SIZES = {
+    "full": dict(channels=128, channel_multipliers=(2, 2, 2), num_res_blocks=4, dropout=0.3),
+    "medium": dict(channels=64, channel_multipliers=(2, 2, 2), num_res_blocks=4, dropout=0.1),
+    "small": dict(channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, dropout=0.0),
+}
+SIT = {f"{size}/{patch}": (size, patch) for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)}
+
+
+def variant(name: str, table: dict):
+    """A page's entry for the word behind the colon, or an error that lists what is known."""
+    return choose("variant of this config", name, table)
+
+
+def images(every: int, size: int | None = None) -> ConfigDict:
+    """Images that the user brings: a folder or archive of split/class/*.png|jpg, or an .npz.
+
+    `every` so many steps, 1,000 samples choose the best checkpoint by FID; at the end 50,000 count.
+    """
+    config = configuration.base()
+    config.data = dict(name="images", path=config_dict.placeholder(str))
+    if size:
+        config.data.size = size
+    config.train.eval_every = config.checkpoint.every = every
+    config.train.eval_samples, config.checkpoint.best_metric = 1_000, "frechet"
+    config.evaluate.metrics = ("heldout_loss", "frechet", "kid", "precision_recall")
+    config.evaluate.num_samples = config.sample.num = 50_000
+    return config
+
+
+def network(name: str, size: str, **fields) -> dict:
+    """A network for CIFAR-10 in one of SIZES."""
+    return {"name": name, **choose("size of this config", size, SIZES), **fields}
+
+
+def cifar10(size: str) -> ConfigDict:
+    """CIFAR-10 with the U-Net and the training of flow matching's code (Lipman et al., 2024).
+
+    As Distance Marching lists them (arXiv:2602.02928, Table 6), but for the average, which is ours.
+    """
+    config = images(every=5_000)
+    config.net = network("unet", size, attention_levels=(2,))
+    config.batch_size = 512
+    config.optimizer.update(name="adamw", learning_rate=1e-4, b2=0.95, weight_decay=0.01)
+    config.ema.rate = 0.9999
+    config.train.steps = 293_000  # 3,000 epochs of 50,000 images
+    return reduced(config, size)
+
+
+def reduced(config: ConfigDict, size: str) -> ConfigDict:
+    """The training of a smaller network: `medium` for one GPU, `small` for a CPU, some minutes."""
+    if size == "medium":
+        config.net.dtype = "bfloat16"
+        config.batch_size = 256
+        config.optimizer.update(learning_rate=4e-4, warmup_steps=500)
+        config.ema.update(rate=0.999, half_life=0.0, ramp_up=0.0)
+        config.train.update(steps=20_000, eval_every=2_000, eval_samples=1_000)
+        config.checkpoint.every = 2_000
+        config.evaluate.num_samples = config.sample.num = 10_000
+    if size == "small":
+        config.batch_size = config.sample.batch_size = config.sample.num = 64
+        config.optimizer.update(learning_rate=1e-3, warmup_steps=0)
+        config.ema.update(rate=0.99, half_life=0.0, ramp_up=0.0)
+        config.train.update(steps=600, log_every=50, eval_every=150, eval_samples=0)
+        config.checkpoint.update(every=150, best_metric="loss")
+        config.evaluate.metrics = ("heldout_loss",)  # features of 50,000 images take long on a CPU
+        config.evaluate.num_samples = 2_000
+    return config
+
+
+def imagenet256(name: str) -> ConfigDict:
+    """Latents of ImageNet 256x256 with classes, and SiT with its training (Ma et al., 2024).
+
+    As EqM and DM list it (Table 7 of either), but for the average, which is ours. The data are a
+    folder with latents.npy, of Stable Diffusion's autoencoder, and labels.npy.
+    """
+    size, patch = variant(name, SIT)
+    config = configuration.base()
+    config.data = dict(name="latents", path=config_dict.placeholder(str))
+    config.data.update(shape=(32, 32, 4), num_classes=1000)
+    config.net = dict(name="sit", size=size, patch_size=patch, remat=False, dtype="float32")
+    config.label_dropout = 0.1
+    config.batch_size = 256
+    config.optimizer.update(name="adamw", learning_rate=1e-4)
+    config.ema.rate = 0.9999
+    config.train.steps = 400_000  # 80 epochs of 1,281,167 images
+    config.train.eval_every = config.checkpoint.every = 10_000
+    return config
+
+
+def digits() -> ConfigDict:
+    """scikit-learn's 8x8 digits with classes, and a small U-Net; all settings are ours."""
+    config = configuration.base()
+    config.data = dict(name="digits", labels=True)
+    config.net = dict(name="unet", channels=32, channel_multipliers=(1, 2), num_res_blocks=1)
+    config.net.update(attention_levels=(2,), dropout=0.1)
+    config.label_dropout = 0.1
+    config.batch_size = 128
+    config.optimizer.learning_rate = 1e-3
+    config.ema.rate = 0.995
+    config.train.update(steps=1_500, log_every=50)
+    config.train.eval_every = config.checkpoint.every = 500
+    config.train.eval_samples = 64  # a picture at each evaluation
+    return config
+
+
+def eight_gaussians() -> ConfigDict:
+    """8 Gaussians to two moons (DM, arXiv:2602.02928, C.1): TorchCFM's network, our training."""
+    config = configuration.base()
+    config.data = dict(name="two_moons", source="eight_gaussians")
+    config.net = dict(name="mlp", width=64, depth=3, activation="selu")
+    config.train.steps, config.checkpoint.every = 20_000, 5_000
+    config.sampler = dict(name="euler", num_steps=100)
+    config.sample.num = config.sample.batch_size = 10_000
+    config.evaluate.metrics = ("point_cloud", "heldout_loss")
+    config.evaluate.repeats = 5
+    return config
+
+
+def two_moons() -> ConfigDict:
+    """Two moons, and an MLP that EDM's preconditioning makes a denoiser; all settings are ours."""
+    config = configuration.base()
+    config.data = dict(name="two_moons")
+    config.net = dict(name="mlp", width=128, depth=3, activation="silu", time_input=True)
+    config.path = "variance_exploding"
+    config.preconditioning, config.sigma_data = "edm", 1.8
+    config.optimizer.schedule = "cosine"
+    config.evaluate.metrics = ("point_cloud", "heldout_loss")
+    config.evaluate.repeats = 3
+    return config
+
+
+# For `smoke`: the largest that numbers may be, wherever they stand, and what becomes of sections.
+AT_MOST = dict(batch_size=8, match_size=16, group_size=8, size=16, num_steps=2, steps=2)
+AT_MOST |= dict(warmup_steps=0, log_every=1, eval_every=0, eval_batches=1, eval_samples=0)
+AT_MOST |= dict(num=16, num_samples=16, transport_points=16, repeats=1)
+ONE_LEVEL = dict(channel_multipliers=(1,), num_res_blocks=1)
+TINY = {
+    "unet": dict(channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_levels=(2,)),
+    "ddpmpp": ONE_LEVEL | dict(channels=8, attention_resolutions=()),
+    "adm": ONE_LEVEL | dict(channels=16, attention_levels=(1,), head_channels=8, dtype="float32"),
+    "sit": dict(depth=2, width=32, num_heads=2, patch_size=4),
+    "mlp": dict(width=16, depth=2),
+    "transformer": dict(width=16, depth=2, num_heads=2),
+    "springs": dict(num_trajectories=32, length=6),
+    "cells": dict(top_genes=10),
+    "perceptual": dict(size=32, seed=0),  # random weights
+    "projected": dict(size=32, random_features=0, width=8),
+    "probability_flow": dict(rtol=1e-2, atol=1e-2),
+}
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Shrinks any config to two steps of a tiny network on 8 examples, for tests."""
+    sections = [config]
+    for section in sections:  # and those below it, which are added as it goes
+        sections += [value for value in section.values() if isinstance(value, ConfigDict)]
+        for field, most in AT_MOST.items():
+            if isinstance(section.get(field), int):
+                section[field] = min(section[field], most)
+        section.update(TINY.get(section.get("name"), {}))
+    if config.loss.get("distance", {}).get("network") == "vgg16":
+        config.loss.distance.layers = ("relu1_2",)
+    config.checkpoint.best_metric = "loss"
+    config.evaluate.metrics = ("heldout_loss",)
+    return config

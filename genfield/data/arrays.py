@@ -1,0 +1,86 @@
+"""Arrays on disk: points, tables, series or images in an .npy or .npz file, used as they are."""
+
+from pathlib import Path
+
+import numpy as np
+
+from genfield import registry
+from genfield.data.npz import read_npz
+from genfield.data.own import own
+from genfield.data.pipeline import Dataset, Feed
+from genfield.errors import UserError
+from genfield.registry import Place
+
+
+class Arrays:
+    """Examples in memory, or on disk by memory map."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
+        self.shape = arrays["x1"].shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.arrays["x1"])
+
+    def gather(self, rows: np.ndarray) -> dict:
+        """{"x1": [n, *shape], …}."""
+        return {key: values[rows] for key, values in self.arrays.items()}
+
+
+def arrays(
+    path: Place | None = None, labels: bool = False, scale: float = 1.0, *, feed: Feed
+) -> Dataset:
+    """The examples of a file; a tenth is held out, by a fixed permutation.
+
+    Args:
+      path: an .npy file, [N, *shape], read by memory map; or an .npz file with `x1` (or its only
+        array of examples), perhaps `x0` of the same shape (a source of one's own, paired with
+        `x1`), perhaps `labels` or `label` [N]. uint8 of shape [H, W, C] are images; floats are used
+        as they are, times `scale`.
+      labels: class conditioning.
+    Raises:
+      UserError: no such file, arrays that do not belong together, entries that are not finite.
+    """
+    if path is None:
+        raise UserError("data.path is not set: pass --config.data.path=…, an .npy or .npz file")
+    place = Path(path).expanduser()
+    if not place.is_file():
+        raise UserError(f"data.path {path} is no file: expected an .npy or .npz file")
+    found = _read(place)
+    if labels and "label" not in found:
+        raise UserError(f"no labels in {place}: set data.labels=False")
+    if not labels:
+        found.pop("label", None)
+    for key in ("x0", "x1"):
+        if key in found and scale != 1 and found[key].dtype != np.uint8:
+            found[key] = found[key] * np.float32(scale)
+    return own("arrays", Arrays(found), feed)
+
+
+def _read(place: Path) -> dict[str, np.ndarray]:
+    if place.suffix == ".npy":
+        try:
+            found = {"x1": np.load(place, mmap_mode="r", allow_pickle=False)}
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read {place}: {str(error).splitlines()[0]}") from error
+    else:
+        stored = read_npz(place, f"{place} is not a readable .npz file")
+        found = {key: stored[key] for key in ("x0", "x1") if key in stored}
+        for key in ("label", "labels"):
+            if key in stored:
+                found["label"] = stored[key]
+        rest = [key for key in stored if key not in ("x0", "x1", "label", "labels")]
+        if "x1" not in found and len(rest) == 1:
+            found["x1"] = stored[rest[0]]
+    if "x1" not in found or found["x1"].ndim < 2:
+        raise UserError(f"{place} holds no examples: expected x1 of shape [N, *shape]")
+    lengths = {key: len(values) for key, values in found.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise UserError(f"{place} holds arrays of several lengths: {told}")
+    return found
+
+
+METHOD = registry.DataSource(
+    name="arrays", make=arrays, holds="points", drawn=False, beside_pairs=True, fed=True
+)

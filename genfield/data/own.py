@@ -1,0 +1,125 @@
+"""Data of one's own: an object with `shape`, a length and `gather(rows)`, made into a `Dataset`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from genfield import registry
+from genfield.data.pipeline import SPLIT_SEED, Dataset, Examples, Feed, assemble, short_hash, subset
+from genfield.errors import UserError
+
+HELDOUT = 10_000  # at most, and at most a tenth
+KEYS = ("x1", "x0", "label")
+PROBES = 64  # examples that a fingerprint looks at
+
+
+def open_source(
+    where: str, table: Mapping[str, registry.DataSource], section: Mapping, feed: Feed
+) -> Dataset:
+    """The data set of a section; `where` names the section in messages."""
+    source = registry.entry(where, table, section)
+    if source.fed:
+        return registry.build(where, table, section, feed=feed)
+    return own(source.name, registry.build(where, table, section), feed)
+
+
+def own(name: str, data: Any, feed: Feed) -> Dataset:
+    """A data set of an object with these attributes.
+
+    Args:
+      data: `shape`, of one example, channels last; `len(data)`; `gather(rows)` -> {"x1":
+        [n, *shape], uint8 or floats; "label": [n] integers, if there are classes; "x0":
+        [n, *shape] floats, of pairs with a source of their own}; and perhaps `num_classes` (else
+        one more than the largest label), `class_names`, `heldout` (another such object; else a
+        tenth of the examples, by a fixed permutation, is held out).
+    Raises:
+      UserError: an attribute is missing, or what `gather` gives does not fit.
+    """
+    check(name, data)
+    everything = _examples(name, data)
+    held = getattr(data, "heldout", None)
+    if held is not None:
+        check(name, held)
+        train, heldout = everything, _examples(name, held)
+    else:
+        rows = np.random.default_rng(SPLIT_SEED).permutation(everything.size)
+        count = max(1, min(HELDOUT, everything.size // 10))
+        train, heldout = subset(everything, rows[count:]), subset(everything, rows[:count])
+    names = _class_names(name, data, everything)
+    dataset = assemble(
+        train,
+        heldout,
+        class_names=names,
+        labels=bool(names),
+        flip=False,
+        fingerprint=short_hash("own", name, everything.size, _content(everything)),
+        feed=feed,
+    )
+    paired = "x0" in everything.gather(np.arange(1))
+    return dataset._replace(starts=heldout, source="own") if paired else dataset
+
+
+def check(name: str, data: Any) -> None:
+    """Raises UserError unless an object can be a source of data."""
+    for attribute in ("shape", "__len__", "gather"):
+        if not hasattr(data, attribute):
+            raise UserError(
+                f"data {name!r}: {type(data).__name__} has no {attribute!r}: a source has shape, "
+                "len and gather(rows) -> {'x1': [n, *shape]}"
+            )
+    if len(data) < 2:
+        raise UserError(f"data {name!r} has {len(data)} examples: some train, some are held out")
+    batch = data.gather(np.arange(1))
+    shape = tuple(data.shape)
+    if "x1" not in batch or any(key not in KEYS for key in batch):
+        raise UserError(
+            f"data {name!r}: gather gives {', '.join(batch) or 'nothing'}, not x1 and perhaps "
+            "x0 and label"
+        )
+    for key in [key for key in ("x1", "x0") if key in batch]:
+        found = np.asarray(batch[key])
+        if found.shape != (1, *shape) or not (found.dtype == np.uint8 or found.dtype.kind == "f"):
+            raise UserError(
+                f"data {name!r}: {key} of one row is {found.dtype} {list(found.shape)}, not uint8 "
+                f"or floats of shape {[1, *shape]}"
+            )
+
+
+def _examples(name: str, data: Any) -> Examples:
+    def gather(rows: np.ndarray) -> dict:
+        batch = {key: np.asarray(values) for key, values in data.gather(rows).items()}
+        floats = {key: a for key, a in batch.items() if key != "label" and a.dtype != np.uint8}
+        for key, values in floats.items():
+            bad = rows[~np.isfinite(values.reshape(len(values), -1)).all(1)]
+            if len(bad):
+                raise UserError(f"data {name!r}: {key} of row {bad[0]} is not finite")
+        batch |= {key: np.asarray(values, np.float32) for key, values in floats.items()}
+        if "label" in batch:
+            batch["label"] = batch["label"].astype(np.int32)
+        return batch
+
+    size = len(data)
+    has_labels = "label" in data.gather(np.arange(1))
+    labels = gather(np.arange(size))["label"] if has_labels and size <= 1 << 16 else None
+    return Examples(size, gather, labels=labels)
+
+
+def _class_names(name: str, data: Any, examples: Examples) -> tuple[str, ...]:
+    given = getattr(data, "class_names", None)
+    if given is not None:
+        return tuple(map(str, given))
+    if "label" not in examples.gather(np.arange(1)):
+        return ()
+    count = getattr(data, "num_classes", None)
+    if count is None and examples.labels is None:
+        raise UserError(f"data {name!r} has labels, and must say num_classes or class_names")
+    count = int(examples.labels.max()) + 1 if count is None else int(count)
+    return tuple(map(str, range(count)))
+
+
+def _content(examples: Examples) -> str:
+    """A hash of some examples: others under the same name are noticed."""
+    rows = np.unique(np.linspace(0, examples.size - 1, PROBES).astype(int))
+    batch = examples.gather(rows)
+    return short_hash(*(np.ascontiguousarray(batch[key]).tobytes() for key in sorted(batch)))

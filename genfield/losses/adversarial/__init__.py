@@ -1,0 +1,1 @@
+"""Lines Matching against a discriminator: the loss, the game, the discriminator, DiffAugment."""

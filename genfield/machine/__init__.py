@@ -1,0 +1,1 @@
+"""What any training run needs: a mesh, checkpoints, signals, a logbook, tables."""

@@ -1,0 +1,243 @@
+"""Checkpoints by orbax: asynchronous, on any mesh, and checked against their own digests.
+
+Orbax restores a file with a flipped byte without a word, so that each checkpoint carries a digest
+of every array, taken on the devices before the save and compared after each restore. To read one
+in any program:
+
+    params = genfield.checkpoint.load("runs/two_moons")
+"""
+
+import json
+import math
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from genfield.errors import UserError
+from genfield.machine.sharding import agreed
+
+FOLDER = "checkpoints"
+DAMAGED = "damaged_checkpoints"
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+
+
+def _digest(x, numpy) -> Any:
+    """Σ bits_i · m_i mod 2^32 with odd m_i: any change of a single element changes it.
+
+    Integer sums do not depend on their order, so every mesh and numpy agree to the bit.
+    """
+    if x.dtype == bool:
+        x = x.astype(np.uint8)
+    bits = x.view(_UNSIGNED[x.dtype.itemsize]).astype(np.uint32)
+    index = numpy.zeros(x.shape, np.uint32)
+    for axis, size in enumerate(x.shape):
+        position = numpy.arange(size, dtype=np.uint32).reshape((-1,) + (1,) * (x.ndim - axis - 1))
+        index = index * np.uint32(size & 0xFFFFFFFF) + numpy.broadcast_to(position, x.shape)
+    factor = (index * np.uint32(2654435761)) * np.uint32(2) + np.uint32(1)
+    return numpy.sum(bits * factor, dtype=np.uint32)
+
+
+@jax.jit
+def _device_digests(tree):
+    return jax.tree.map(lambda x: _digest(x, jnp), tree)
+
+
+def digests(tree) -> dict[str, int]:
+    """A digest of each leaf, by its path in the tree; for jax or numpy arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if any(isinstance(leaf, jax.Array) for _, leaf in leaves):
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_device_digests(tree)))
+        return {_name(path): int(leaf) for path, leaf in leaves}
+    return {_name(path): int(_digest(np.asarray(leaf), np)) for path, leaf in leaves}
+
+
+def named_leaves(tree) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+
+def _policy(keep: int, keep_best: int, metric: str):
+    latest = checkpoint_managers.LatestN(keep)
+    if not keep_best:
+        return latest
+    best = checkpoint_managers.BestN(
+        get_metric_fn=lambda metrics: metrics.get(metric, math.inf),
+        reverse=True,  # the smallest is the best
+        n=keep_best,
+        keep_checkpoints_without_metrics=False,
+    )
+    return checkpoint_managers.AnyPreservationPolicy([latest, best])
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: `save`, `restore` the newest that is whole, `close`."""
+
+    def __init__(self, workdir, *, keep: int = 2, keep_best: int = 0, best_metric: str = "loss"):
+        # Orbax loses checkpoints silently under a relative path.
+        self.folder = Path(workdir).resolve() / FOLDER
+        for file in self.folder.glob("*/metrics/metrics"):  # for one damaged, orbax opens none
+            try:
+                json.loads(file.read_text())
+            except ValueError:
+                file.rename(file.with_name("metrics.damaged"))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_policy(keep, keep_best, best_metric),
+            # Without it orbax does not write the metrics down, and a resumed run forgets its best.
+            best_fn=lambda metrics: metrics.get(best_metric, math.inf),
+            best_mode="min",
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self.best_metric = best_metric
+
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, ascending; damaged ones are not known as such."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the smallest metric among those kept; None if none has one."""
+        found = {}  # by the figure's name: a metric of samples has one for all it depends on
+        for step in self.steps():
+            for name, value in (self._manager.metrics(step) or {}).items():
+                if name == self.best_metric or name.startswith(f"{self.best_metric}@"):
+                    found.setdefault(name, []).append((value, step))
+        latest = max(found.values(), key=lambda pairs: max(step for _, step in pairs), default=None)
+        return min(latest)[1] if latest else None
+
+    def save(self, step: int, state: dict, meta: dict, metrics: dict | None = None) -> None:
+        """Starts an asynchronous save of `state`, a dict of trees (params, ema, optimizer, …).
+
+        Args:
+          meta: JSON types; what is needed beside the arrays to go on.
+          metrics: held-out figures of this very step, for `keep_best`.
+        Raises:
+          Whatever an earlier asynchronous save failed with.
+        """
+        self._manager.check_for_errors()
+        if step in self._manager.all_steps():
+            return
+        meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
+        self._manager.save(
+            step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), metrics=metrics
+        )
+
+    def restore(self, abstract: dict, step: int | None = None) -> tuple[dict, dict] | None:
+        """The newest whole checkpoint as (state, meta), or None where there is none.
+
+        A damaged one is moved aside, with a warning, and the one before it is tried.
+
+        Args:
+          abstract: a dict of trees of ShapeDtypeStruct with shardings; only these items are read.
+          step: this step and no other.
+        Raises:
+          UserError: checkpoints exist but none is whole, or `step` is not there or not whole.
+        """
+        known = self.steps()
+        if step is not None and step not in known:
+            raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {known}")
+        damaged = {}
+        for candidate in [step] if step is not None else known[::-1]:
+            problem, result = self._try_restore(candidate, abstract)
+            if agreed(problem is None):
+                self._set_aside(damaged)
+                return result
+            damaged[candidate] = problem or "another process could not read it"
+        if damaged:
+            problems = "; ".join(f"{step}: {problem}" for step, problem in damaged.items())
+            raise UserError(
+                f"no checkpoint asked for in {self.folder} is whole ({problems}). They are left "
+                "as they are; move them away to start from step 0, or pass another --step"
+            )
+        return None
+
+    def _try_restore(self, step: int, abstract: dict):
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if tree}
+        try:
+            out = self._manager.restore(
+                step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
+            )
+            state = {name: out[name] if tree else tree for name, tree in abstract.items()}
+            expected = out["meta"]["digests"]
+            for name, tree in state.items():
+                wrong = [k for k, v in digests(tree).items() if expected[name].get(k) != v]
+                if wrong:
+                    return f"{name}/{wrong[0]} does not match its digest", None
+            return None, (state, out["meta"])
+        except Exception as error:  # anything can come out of a damaged file
+            return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", None
+
+    def _set_aside(self, damaged: dict[int, str]) -> None:
+        """Moves damaged checkpoints out of the way of the steps that will be saved again."""
+        target = self.folder.parent / DAMAGED
+        for step, problem in damaged.items():
+            warnings.warn(
+                f"checkpoint {self.folder / str(step)} is damaged ({problem}); "
+                f"moved to {target}, falling back to the one before",
+                stacklevel=3,
+            )
+            if jax.process_index() == 0:
+                target.mkdir(exist_ok=True)
+                shutil.rmtree(target / str(step), ignore_errors=True)
+                shutil.move(self.folder / str(step), target / str(step))
+        if damaged and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        if damaged:
+            self._manager.reload()
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk; raises what it failed with."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for the last save and frees the manager."""
+        self.wait()
+        self._manager.close()
+
+
+def load(workdir, *, step: int | None = None, item: str | None = None) -> dict:
+    """Reads a checkpoint as plain nested dicts of numpy arrays, on any machine.
+
+    Args:
+      workdir: of a run. step: None is the newest.
+      item: "params", "ema" or "optimizer"; None is the EMA where there is one, else the params.
+    Returns:
+      e.g. {"field": {...}}, ready for the `apply` of `nets.create`.
+    Raises:
+      UserError: no such checkpoint or item, or it does not match its digests.
+    """
+    folder = Path(workdir).resolve() / FOLDER
+    known = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+    if not known or (step is not None and step not in known):
+        raise UserError(f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}")
+    where = folder / str(known[-1] if step is None else step)
+    if item is None:
+        item = "ema" if (where / "ema").exists() else "params"
+    if not (where / item).exists():
+        raise UserError(f"{where} has no item {item!r}")
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            expected = reader.restore(where / "meta")["digests"][item]
+        with ocp.PyTreeCheckpointer() as reader:
+            metadata = reader.metadata(where / item).item_metadata.tree
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+            tree = reader.restore(where / item, restore_args=arguments)
+    except Exception as error:
+        first = str(error).splitlines()[0][:120]
+        raise UserError(f"{where} is damaged: {type(error).__name__}: {first}") from error
+    wrong = [name for name, value in digests(tree).items() if expected.get(name) != value]
+    if wrong:
+        raise UserError(f"{where} is damaged: {item}/{wrong[0]} does not match its digest")
+    return tree

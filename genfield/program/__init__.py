@@ -1,0 +1,1 @@
+"""What turns a configuration into a run, and a run into figures and files."""

@@ -1,0 +1,155 @@
+"""What can be said of a configuration before anything is built: fields, types, numbers, fit."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from genfield import registry
+from genfield.errors import UserError
+from genfield.machine.tables import differences
+from genfield.program import config_io
+from genfield.program.defaults import (
+    FILE_PLACES,
+    FORMATS,
+    GUIDANCE,
+    LIMITS,
+    MAY_CHANGE,
+    OPEN,
+    ROUNDINGS,
+    base,
+)
+from genfield.program.methods import package
+from genfield.registry import Methods, check_range, check_type, choose
+
+LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for fields, types and numbers that cannot work; within milliseconds."""
+    check_fields(config)
+    check_numbers(config)
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Raises UserError for sections, fields and types that `base()` does not know."""
+    known = base()
+    for section in config:
+        choose("config section", section, known)
+    missing = [name for name in known if name not in config]
+    if missing:
+        raise UserError(
+            f"config lacks the section {missing[0]!r}: start it from genfield.configuration.base()"
+        )
+    for section, default in known.items():
+        value = config[section]
+        if not isinstance(default, ConfigDict):
+            wanted = known.get_type(section)
+            check_type(section, value, wanted | None if default is None else wanted)
+            continue
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"config.{section} is a section, not a value: {value!r}")
+        for field in value if section not in OPEN else ():
+            choose(f"field of config.{section}", field, default)
+            wanted = default.get_type(field)
+            optional = wanted | None if default[field] is None else wanted
+            check_type(f"{section}.{field}", value[field], optional)
+        lost = [field for field in default if field not in value] if section not in OPEN else []
+        if lost:
+            raise UserError(f"config.{section} lacks the field {lost[0]!r}")
+
+
+def _numbers(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a section and those below it, by dotted name."""
+    for field, value in section.items():
+        if isinstance(value, ConfigDict):
+            yield from _numbers(value, f"{prefix}{field}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{field}", value
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UserError for values that cannot work, before anything is compiled."""
+    for name, value in _numbers(config):
+        if not math.isfinite(value):
+            raise UserError(f"config.{name} must be finite, got {value}")
+        if name in LIMITS:
+            check_range(name, value, LIMITS[name])
+    last = config.seed + config.sample.seed + config.evaluate.repeats
+    if last > LARGEST_SEED:
+        raise UserError(
+            f"config.seed + config.sample.seed must be at most {LARGEST_SEED} less the repeats"
+        )
+    name = config.sample.name
+    if name is not None and not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise UserError(
+            f"config.sample.name {name!r} must be a file's name, of letters, digits, . - and _"
+        )
+    choose("config.sample.guidance_on", config.sample.guidance_on, GUIDANCE)
+    choose("config.sample.rounding", config.sample.rounding, ROUNDINGS)
+    for name in config.sample.formats:
+        choose("config.sample.formats", name, FORMATS)
+    if not config.sample.formats:
+        raise UserError(f"config.sample.formats is empty: name some of {', '.join(FORMATS)}")
+    _check_batch(config)
+
+
+def _check_batch(config: ConfigDict) -> None:
+    """Raises UserError unless groups, match sets and microbatches divide or fill batches."""
+    parts = {"config.optimizer.accumulate": config.optimizer.accumulate}
+    for section in ("rematching", "loss"):
+        parts[f"config.{section}.group_size"] = config[section].get("group_size") or 1
+    if 0 < config.match_size < config.batch_size:
+        parts["config.match_size"] = config.match_size
+    elif config.match_size % config.batch_size:
+        raise UserError(
+            f"config.match_size {config.match_size} is not a multiple of config.batch_size "
+            f"{config.batch_size}"
+        )
+    for name, size in parts.items():
+        if isinstance(size, int) and size > 0 and config.batch_size % size:
+            raise UserError(
+                f"config.batch_size {config.batch_size} is not a multiple of {name} {size}"
+            )
+
+
+def check_same_run(config: ConfigDict, workdir: Path, methods: Methods | None = None) -> None:
+    """Raises UserError if `workdir` holds another run than `config` describes."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    old, new = (config_io.to_dict(c) for c in (config_io.from_file(path), config))
+    found = differences(old, new, missing=None, items=False)
+    changed = sorted((name for name, *_ in found), key=lambda name: name.split("."))
+    changed = [name for name in changed if name.split(".")[0] not in MAY_CHANGE]
+    moved = {*FILE_PLACES, *file_places(config, methods or package())}
+    changed = [name for name in changed if name not in moved]
+    if changed:
+        shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+        raise UserError(
+            f"{workdir} holds a different run: it differs in {shown}. "
+            f"Choose another --workdir, or set these fields as {path} has them"
+        )
+
+
+def file_places(config: ConfigDict, methods: Methods) -> Iterator[str]:
+    """Dotted names of fields that are paths of files, which may have moved since."""
+    sources, losses = methods[registry.DataSource], methods[registry.Loss]
+    yield from _places("data", sources, config.data)
+    if isinstance(config.data.get("real"), ConfigDict):
+        yield from _places("data.real", sources, config.data.real)
+    loss = losses.get(config.loss.get("name"))
+    for name, nested in loss.tables.items() if loss else ():
+        if isinstance(config.loss.get(name), ConfigDict):
+            yield from _places(f"loss.{name}", nested.table, config.loss[name])
+
+
+def _places(where: str, table, section: ConfigDict) -> Iterator[str]:
+    entry = table.get(section.get("name"))
+    if entry is None:
+        return
+    for name, parameter in registry.parameters(registry.parts(entry)[0]).items():
+        if any(isinstance(m, registry.FilePlace) for m in registry.marks(parameter.annotation)):
+            yield f"{where}.{name}"

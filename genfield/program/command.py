@@ -1,0 +1,184 @@
+"""The command line: flags, the configuration they name, processes and devices, exit codes.
+
+Nothing slow is imported here before the simple mistakes are told.
+"""
+
+import functools
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from genfield import errors
+from genfield.errors import UserError
+from genfield.machine import preemption
+from genfield.program import checks, config_io, defaults, own_files
+from genfield.registry import choose
+
+MODES = ("train", "evaluate", "sample", "pairs")
+
+
+def parse(argv: list[str]):
+    """The flags of a command line, and the arguments that override fields of the config.
+
+    Raises:
+      UserError: unknown flags, values of the wrong type.
+    """
+    values = flags.FlagValues()
+    define = functools.partial(flags.DEFINE_string, flag_values=values)
+    define(
+        "config",
+        None,
+        "Configuration file, with an argument after a colon where it takes one; --config.a.b=… "
+        "sets a field. Left out: the one in the workdir.",
+    )
+    define("workdir", None, "Folder of the run: checkpoints, metrics, samples, figures.")
+    define("mode", "train", f"One of {', '.join(MODES)}.")
+    define("coordinator", None, "host:port of process 0, for several processes.")
+    flags.DEFINE_integer("process_id", None, "Of several processes.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
+    flags.DEFINE_bool(
+        "distributed", False, "Find the other processes (Slurm, TPU pods).", flag_values=values
+    )
+    flags.DEFINE_integer("step", None, "Checkpoint to evaluate or sample.", flag_values=values)
+    flags.DEFINE_bool("best", False, "Evaluate or sample the best one.", flag_values=values)
+    define("samples", None, "Evaluate these images instead: a folder, or an .npz file.")
+    flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
+    try:
+        overrides = values(argv, known_only=True)[1:]
+    except flags.IllegalFlagValueError as error:
+        raise UserError(config_io.problem(str(error))) from error
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    for argument in overrides:
+        name = re.match(r"--?(?:no)?([a-z_]\w*)(?!\w|\.)", argument)
+        if name:
+            choose("flag", name[1], dict.fromkeys([*values, "config.<section>.<field>"]))
+    return values, overrides
+
+
+def load_config(values, overrides: list[str], workdir: Path) -> config_io.Loaded:
+    """The config of the command line, or the one that the workdir holds, with its overrides."""
+    methods = None
+    if values.config is not None:
+        config, methods = config_io.read(values.config)
+    elif (workdir / "config.json").exists():
+        config = config_io.from_file(workdir / "config.json")
+        methods = own_files.methods_of(workdir)
+    elif values.samples is not None:
+        config = defaults.base()
+    else:
+        raise UserError(
+            f"--config is missing, and {workdir} holds no run to take it from: "
+            "pass --config=configs/….py"
+        )
+    config = config_io.override(config, overrides)
+    checks.check(config)
+    own_files.tell_changes(workdir, methods)
+    return config_io.Loaded(config, methods)
+
+
+def check_flags(values, workdir: Path) -> None:
+    """Raises UserError for an unknown mode, or a workdir that cannot serve it."""
+    if values.mode not in MODES:
+        raise UserError(f"unknown mode {values.mode!r}. Known: {', '.join(MODES)}")
+    if values.mode == "train" and (values.best or values.step is not None):
+        raise UserError("--step and --best choose what --mode=evaluate or sample reads")
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file, not a folder")
+    if values.samples is not None and values.mode != "evaluate":
+        raise UserError("--samples names images to evaluate: add --mode=evaluate")
+    if values.samples is not None and (values.best or values.step is not None):
+        raise UserError("--samples needs no checkpoint: leave out --step and --best")
+    if values.mode != "train" and not values.samples and not (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds no checkpoints to {values.mode}: train first")
+    there = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"--workdir {workdir}: cannot write in {there}; choose another folder")
+
+
+def start_distributed(values) -> None:
+    """Joins the other processes, if there are any."""
+    import jax
+
+    given = [values.coordinator, values.process_id, values.num_processes]
+    if not values.distributed and given == [None] * 3:
+        return
+    if not values.distributed:
+        if None in given:
+            raise UserError("--coordinator, --process_id and --num_processes go together")
+        if not 0 <= values.process_id < values.num_processes:
+            raise UserError(
+                f"--process_id {values.process_id} must be one of 0 to --num_processes - 1"
+            )
+    try:
+        if values.distributed:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
+    preemption.install_distributed()
+
+
+def check_devices() -> None:
+    """Raises UserError where JAX finds no device, as with JAX_PLATFORMS=cuda on a CPU."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device (JAX_PLATFORMS={asked!r}) {error}".rstrip()
+            + ": python -m genfield.doctor shows what is here"
+        ) from error
+
+
+def describe(exp) -> None:
+    """The head of a run's output: processes, devices, mesh, batch, parameters."""
+    import jax
+
+    from genfield.machine.logbook import say
+    from genfield.nets import count_parameters
+
+    mesh = ", ".join(f"{axis} {size}" for axis, size in exp.mesh.shape.items())
+    batch, count = exp.config.batch_size, jax.process_count()
+    kind = jax.devices()[0].device_kind
+    total = count_parameters(exp.abstract.params)
+    say(
+        f"process {jax.process_index()}/{count}  {jax.device_count()} x {kind}  mesh ({mesh})\n"
+        f"batch {batch} ({batch // count} a process)  "
+        f"{total:,} parameters  data {exp.config.data.name} {exp.data.sizes}"
+    )
+
+
+def main(argv: list[str], command: Callable) -> int:
+    """Runs a command line; returns the exit code."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        return errors.told(lambda: command(argv))
+    except preemption.Preempted:
+        return preemption.EXIT_CODE
+
+
+def leave(argv: list[str], command: Callable) -> None:
+    """Runs a command line as the whole of a process."""
+    warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
+    try:
+        code = main(argv, command)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    jax = sys.modules.get("jax")
+    if code in (0, preemption.EXIT_CODE) and jax is not None and jax.process_count() > 1:
+        jax.distributed.shutdown()  # together with the others; after an error at once
+    os._exit(code)  # threads of a peer that died may never end

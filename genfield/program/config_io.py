@@ -1,0 +1,156 @@
+"""Reading configurations: a config file, the command line's overrides, the file in a workdir."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from genfield.errors import UserError
+from genfield.program import own_files
+from genfield.program.defaults import OPEN, base
+from genfield.registry import Methods, choose
+
+
+class Loaded(NamedTuple):
+    """A configuration, and the methods that it can name; None: the package's alone."""
+
+    config: ConfigDict
+    methods: Methods | None
+
+
+def load(name: str) -> ConfigDict:
+    """What `get_config` of a config file returns; see `read`."""
+    return read(name).config
+
+
+def read(name: str) -> Loaded:
+    """What `get_config` of a config file returns, and the methods declared there.
+
+    An argument for it may follow a colon. The file may import files beside it.
+    Raises:
+      UserError: no such file, anything that it raises, or not a ConfigDict.
+    """
+    name, colon, argument = name.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        choose(f"config file in {folder}", path.name, config_files(folder))
+    module = {"__name__": path.stem, "__file__": str(path)}
+    arguments = [argument] if colon else []
+    with own_files.beside(path.parent) as modules:
+        own_files.blame(path, lambda: exec(compile(path.read_bytes(), path, "exec"), module))
+        if "get_config" not in module:
+            raise UserError(f"{path} has no function get_config() that returns the configuration")
+        try:
+            inspect.signature(module["get_config"]).bind(*arguments)
+        except TypeError as error:
+            wanted = "takes no argument" if colon else "needs an argument"
+            raise UserError(f"{path} {wanted} after a colon: {error}") from error
+        config = own_files.blame(path, lambda: module["get_config"](*arguments))
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() of {path} returns {type(config).__name__}, not a ConfigDict: "
+            "start it from genfield.configuration.base()"
+        )
+    return Loaded(config, own_files.methods_in(path, module, modules))
+
+
+def config_files(folder: Path) -> list[str]:
+    """Names of the config files in a folder; the files that they import are none."""
+    files = [file for file in folder.glob("*.py") if file.is_file()]
+    return sorted(file.name for file in files if b"def get_config" in file.read_bytes())
+
+
+def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """`config` with --config.section.field=value of a command line applied.
+
+    Sections nested in the open ones are made as they are named: --config.loss.weight.name=…
+
+    Raises:
+      UserError: unknown sections, values of the wrong type.
+    """
+    for argument in arguments:
+        names = argument.split("=")[0].split(".")[1:-1]
+        section = config
+        for depth, name in enumerate(names):
+            if name not in section:
+                if names[0] not in OPEN or depth == 0:
+                    choose(f"section in {argument}:", name, section)
+                section[name] = ConfigDict()
+            section = section[name]
+            if not isinstance(section, ConfigDict):
+                raise UserError(f"{argument}: {name} is {section!r}, not a section")
+    values, argv = flags.FlagValues(), ["", *arguments]
+    try:
+        config_flags.DEFINE_config_dict(
+            "config",
+            config,
+            lock_config=False,
+            flag_values=values,
+            accept_new_attributes=True,
+            sys_argv=argv,
+        )
+        rest = values(argv)
+    except (flags.Error, ValueError, TypeError, AttributeError) as error:
+        raise UserError(problem(str(error))) from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+    return config
+
+
+def problem(text: str) -> str:
+    """What absl and ml_collections say of a flag's value, in the words of `errors.TYPES`."""
+    text = text.splitlines()[0]
+    flag, _, reason = text.removeprefix("flag ").partition(": ")
+    for sign, mend in (
+        ("for int()", "must be a whole number"),
+        ("to float", "must be a number"),
+        ("Non-boolean", "must be True or False"),
+        ("as a ConfigDict", "is a section: set its fields, as --config.net.name=mlp"),
+    ):
+        if sign in reason:
+            return f"{flag} {mend}"
+    return text
+
+
+def to_dict(config: ConfigDict) -> dict:
+    """Plain JSON types: what `config.json` holds."""
+    try:
+        return json.loads(json.dumps(config.to_dict()))
+    except TypeError as error:
+        raise UserError(f"a config holds numbers, strings, tuples and sections: {error}") from error
+
+
+def from_file(path: Path) -> ConfigDict:
+    """The configuration that a run left in its workdir."""
+
+    def restored(value):  # JSON has lists where a config has tuples
+        if isinstance(value, list):
+            return tuple(map(restored, value))
+        return {k: restored(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    try:
+        stored = json.loads(path.read_text())
+        if not isinstance(stored, dict):
+            raise ValueError(f"a {type(stored).__name__}, not a section")
+        config = ConfigDict(restored(stored))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as a configuration ({error}): put back a whole one, or delete "
+            "it and pass --config"
+        ) from error
+    _fill(config, base())  # a run of an older version lacks what is new
+    return config
+
+
+def _fill(config: ConfigDict, default: ConfigDict) -> None:
+    """Adds fields, no sections, that are missing or None, with their types."""
+    for field, value in default.items():
+        if isinstance(value, ConfigDict):
+            if field not in OPEN and isinstance(config.get(field), ConfigDict):
+                _fill(config[field], value)
+        elif config.get(field) is None:
+            config[field] = default.get_ref(field)

@@ -1,0 +1,199 @@
+"""The training loop: restore, step, log, evaluate, save, stop when told to."""
+
+import time
+from collections import deque
+from typing import Any
+
+import jax
+import numpy as np
+
+from genfield import rng
+from genfield.errors import UserError
+from genfield.figures import run as figures
+from genfield.machine import logbook, preemption, sharding
+from genfield.machine.logbook import say
+from genfield.program import evaluate, experiment, generate, match_sets, train_step
+from genfield.program.experiment import Experiment
+from genfield.program.open_run import held, open_checkpoints, restore
+
+LAG = 2  # steps dispatched before a step's figures are read: the device never waits for them
+
+
+class Loop:
+    """One training run in one process; what it changes is here, the rest is in `Experiment`."""
+
+    def __init__(self, exp: Experiment, evaluator: evaluate.Evaluator):
+        self.exp, self.config, self.evaluator = exp, exp.config, evaluator
+        self.best_key = evaluator.best_key()
+        self.checkpoints = open_checkpoints(exp, self.best_key)
+        found = restore(exp, self.checkpoints)
+        self.state, meta = found if found else (exp.init(), {})
+        self.step = meta.get("step", 0)
+        if self.step > self.config.train.steps:
+            raise UserError(
+                f"{exp.workdir} is at step {self.step}, beyond config.train.steps "
+                f"{self.config.train.steps}: set at least {self.step}, or choose another --workdir"
+            )
+        self.window = meta.get("window", {})  # sums of the figures since the last line
+        self.counted = meta.get("counted", 0)
+        self.spent = meta.get("wall_time_s", 0.0)
+        self.begun = time.monotonic()
+        self.metrics = logbook.Metrics(exp.workdir, self.step)
+        self.pending: deque[tuple[int, Any, Any]] = deque()  # (step, metrics, batch), unread
+        self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
+        self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
+        self.progress = None
+        if self.step:
+            say(f"resuming at step {self.step}")
+
+    def run(self) -> None:
+        """Trains to `train.steps`; raises preemption.Preempted after saving."""
+        config, steps = self.config, self.config.train.steps
+        if self.step < steps:
+            say("compiling the train step …")
+        step = experiment.jit_train_step(self.exp)
+        self.progress = logbook.Progress("step", steps, self.step, config.batch_size)
+        batches = match_sets.batches(self.exp, self.step)
+        every = config.train.eval_every
+        due = every and 0 < self.step < steps and self.step % every == 0
+        if due and self.evaluated != self.step:
+            self._evaluate()
+        while self.step < steps:
+            if preemption.reached():
+                self._stop()
+            batch = {"step": np.int32(self.step)} | self._next(batches)
+            self.state, metrics = step(self.state, batch)
+            self.pending.append((self.step, metrics, batch))
+            self.step += 1
+            self._settle(LAG)
+            if every and self.step % every == 0 and self.step < steps:
+                self._evaluate()
+            if self.step % config.checkpoint.every == 0 and self.step < steps:
+                self._save()
+        self._settle(0)
+        if self.last_eval[0] != self.step:
+            self._evaluate()
+        self._save()
+        self.checkpoints.wait()
+
+    def _next(self, batches) -> dict:
+        """The next batch; data that cannot be read end the run, not what it has learned."""
+        try:
+            return next(batches)
+        except UserError:
+            if jax.process_count() == 1:  # one process alone cannot save what all hold
+                self._save()
+                self.checkpoints.wait()
+            raise
+
+    def _stop(self):
+        self._save()
+        self.checkpoints.wait()
+        say(f"saved step {self.step} of {self.config.train.steps}; the same command goes on")
+        raise preemption.Preempted
+
+    def _settle(self, leave: int) -> None:
+        """Reads the figures of all but the last `leave` steps."""
+        while len(self.pending) > leave:
+            step, metrics, batch = self.pending.popleft()
+            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            try:
+                train_step.check_finite(step, values)
+            except FloatingPointError as error:
+                self._dump(step, batch, error)
+            del values["finite"]
+            for name, value in values.items():
+                self.window[name] = self.window.get(name, 0.0) + value
+            self.counted += 1
+            if (step + 1) % self.config.train.log_every == 0:
+                self._log(step + 1)
+            self.progress.update(step + 1, f"loss {values['loss']:.4g}")
+
+    def _log(self, step: int) -> None:
+        means = {name: total / self.counted for name, total in self.window.items()}
+        rate = self.progress.rate(step)
+        self.metrics.write(step, "train", {**means, "examples_per_second": round(rate, 1)})
+        self.window, self.counted = {}, 0
+
+    def _evaluate(self) -> None:
+        self._settle(0)
+        params, num = generate.parameters(self.exp, self.state), self.config.train.eval_samples
+        held = self.evaluator.heldout(params)
+        drawn = self._measure(params, num) if num else {}
+        self.metrics.write(self.step, "eval", held | drawn)
+        self.last_eval = (self.step, held, drawn)
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in (held | drawn).items())
+        line = "\n" if self.progress.terminal else ""
+        say(f"{line}held-out at step {self.step}: {shown}")
+
+    def _measure(self, params, num: int) -> dict[str, float]:
+        """The figures of a few samples, and a picture of them; a signal meanwhile is obeyed."""
+        poll = lambda done: preemption.poll()
+        try:
+            out = self.evaluator.samples(params, num, 1, poll)
+            pictures = out.images
+            if pictures is None and len(self.exp.data.shape) == 3:
+                pictures = self.evaluator.draw(params, evaluate.GRID, out.seeds[0], poll).x
+        except preemption.Preempted:
+            self.last_eval = (-1, {}, {})
+            self._stop()
+        except UserError as error:  # samples that diverged: no reason to end a training
+            say(f"not measured at step {self.step}: {error}")
+            return {}
+        if pictures is not None and jax.process_index() == 0:
+            figures.image_grid(self.exp.workdir / "samples" / f"step_{self.step}.png", pictures)
+        return out.results
+
+    def _save(self) -> None:
+        self._settle(0)
+        meta = {
+            "data": self.exp.data.state(self.step),
+            "window": self.window,
+            "counted": self.counted,
+            "wall_time_s": self.wall_time(),
+            "evaluated": self.last_eval[0],
+        }
+        metrics = None
+        if self.last_eval[0] == self.step:
+            metrics = self.last_eval[1] | self.last_eval[2]
+            best = self.config.checkpoint.best_metric
+            best = metrics.get(self.evaluator.aliases().get(best, best))
+            metrics = None if best is None else metrics | {self.best_key: best}
+        self.checkpoints.save(self.step, held(self.state), meta, metrics)
+
+    def wall_time(self) -> float:
+        """Seconds spent on this run so far, earlier starts included."""
+        return self.spent + time.monotonic() - self.begun
+
+    def _dump(self, step: int, batch: dict, error: FloatingPointError):
+        """Writes what reproduces a non-finite step, and raises.
+
+        The state stayed as it was before that step: it is saved as its checkpoint, so running the
+        same command again meets the same step.
+        """
+        self.pending.clear()
+        exp, self.step = self.exp, step
+        key = jax.random.fold_in(rng.stream(self.config.seed, "train"), step)
+
+        def replay(params, batch):
+            data = train_step.batch_at(key, batch, experiment.draw_batch(exp)) | {"step": step}
+            drawn = exp.objective.draw(rng.draw_key(key), data)
+            loss, terms = exp.objective.loss(params, drawn, rng.dropout_key(key), True)
+            return {**data, **drawn.sample._asdict(), "loss": loss, **terms}
+
+        arrays = sharding.to_host(jax.jit(replay)(self.state.params, batch))
+        path = exp.workdir / f"nonfinite_step_{step}.npz"
+        if jax.process_index() == 0:
+            np.savez(path, key=np.asarray(jax.random.key_data(key)), **arrays)
+        self._save()
+        self.checkpoints.wait()
+        raise UserError(
+            f"{error}. Its batch, draws and losses are in {path}, the state before it in "
+            f"checkpoints/{step}; try a smaller learning rate or optimizer.clip_norm, in a new "
+            "workdir"
+        ) from error
+
+    def close(self) -> None:
+        """Ends the run's files."""
+        self.metrics.close()
+        self.checkpoints.close()

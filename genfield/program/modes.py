@@ -1,0 +1,392 @@
+"""The modes of the program: train, evaluate, sample, pairs."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genfield import data, registry, rng
+from genfield.data import sets
+from genfield.errors import UserError
+from genfield.figures import run as figures
+from genfield.machine import logbook, preemption, sharding
+from genfield.machine.logbook import say
+from genfield.metrics import images
+from genfield.program import card, config_io, generate, own_files, pictures, sampler
+from genfield.program import evaluate as evaluation
+from genfield.program.evaluate import Evaluation, Evaluator
+from genfield.program.experiment import Experiment
+from genfield.program.loop import Loop
+from genfield.program.methods import package
+from genfield.program.open_run import load_state
+from genfield.program.sample_files import Shards
+from genfield.program.train_step import TrainState
+from genfield.registry import Methods, Metric, choose
+
+
+def check(exp: Experiment, mode: str = "train") -> None:
+    """Raises UserError for what a mode needs and the config does not have."""
+    if mode not in ("sample", "pairs"):
+        evaluation.check_metrics(exp)
+    config, data = exp.config, exp.data
+    if config.sample.guidance_scale != 1 and not data.num_classes:
+        raise UserError("config.sample.guidance_scale needs labels: set config.data.labels=True")
+    if config.sample.guidance_channels > data.shape[-1]:
+        raise UserError(
+            f"config.sample.guidance_channels {config.sample.guidance_channels} is more than the "
+            f"{data.shape[-1]} channels of {config.data.name!r}"
+        )
+    batch = {"x1": jax.ShapeDtypeStruct((config.batch_size, *data.shape), jnp.float32)}
+    if config.data.get("real") is not None:
+        batch["real"] = batch["x1"]
+    key = rng.stream(config.seed, "check")
+    try:
+        drawn = jax.eval_shape(exp.objective.draw, key, batch)
+    except ValueError as error:
+        raise UserError(f"config.coupling, rematching or time: {error}") from error
+    if mode == "train":
+        check_best(exp, _terms(exp, drawn, key))
+
+
+def _terms(exp: Experiment, drawn, key) -> Callable[[], dict]:
+    """The terms of the loss when called; now, where feature networks may be missing or not fit."""
+    terms = lambda: jax.eval_shape(exp.objective.loss, exp.abstract.params, drawn, key)[1]
+    sections = {name for name in exp.objective.method.tables if name in exp.config.loss}
+    if not sections:
+        return terms
+    try:
+        found = terms()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.loss: {str(error).splitlines()[0]}") from error
+    return lambda: found
+
+
+def check_best(exp: Experiment, terms: Callable[[], dict]) -> None:
+    """Raises UserError unless the evaluations of a run give what its best is best in."""
+    config = exp.config
+    metric = config.checkpoint.best_metric
+    metrics = evaluation.metrics_of(config.evaluate.metrics, exp.methods)
+    figures_of_samples = evaluation.best_names(metrics)
+    if metric in figures_of_samples and not config.train.eval_samples:
+        raise UserError(
+            f"config.checkpoint.best_metric {metric!r} is of samples: set "
+            "config.train.eval_samples, how many are drawn at each evaluation"
+        )
+    if metric not in ("loss", *figures_of_samples):
+        known = {"loss": None, **terms(), **dict.fromkeys(figures_of_samples)}
+        choose("config.checkpoint.best_metric", metric, known)
+
+
+def write_config(exp: Experiment) -> None:
+    """config.json: the resolved configuration; one that a continued run changed is kept beside."""
+    path = exp.workdir / "config.json"
+    new = config_io.to_dict(exp.config)
+    if jax.process_index() == 0 and path.exists():
+        if config_io.to_dict(config_io.from_file(path)) != new:
+            logbook.keep_older(path)
+    logbook.write_json(path, new)
+    own_files.keep(exp.workdir, exp.methods)
+
+
+def train(exp: Experiment, **_) -> None:
+    """Trains (or goes on), evaluates, draws the pictures, prints the table."""
+    evaluator = Evaluator(exp)
+    make_folder(exp.workdir)
+    loop = Loop(exp, evaluator)
+    write_config(exp)
+    loop.run()
+    rate = loop.progress.rate(loop.step)
+    known = loop.last_eval[1]
+    out, made, drawn = finish(exp, evaluator, loop.state, loop.step, loop.metrics, known)
+    summary = {
+        "metrics": out.results,
+        "steps": loop.step,
+        "wall_time_s": round(loop.wall_time(), 2),
+        "examples_per_second": round(rate, 1),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+        "versions": logbook.versions(),
+        "seed": exp.config.seed,
+    }
+    logbook.write_json(exp.workdir / "summary.json", summary)
+    loop.close()
+    report(exp, out, made, drawn)
+    say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}")
+
+
+def make_folder(folder) -> None:
+    """Makes the workdir; raises UserError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make --workdir {folder}: {error.strerror}; choose another folder"
+        ) from error
+
+
+def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
+    """The metrics, pictures and table of a checkpoint; rewrites nothing of the training."""
+    evaluator = Evaluator(exp)
+    state, step = load_state(exp, step, best)
+    newest = max((row["step"] for row in logbook.read_metrics(exp.workdir)), default=step)
+    metrics = logbook.Metrics(exp.workdir, newest)
+    out, made, drawn = finish(exp, evaluator, state, step, metrics)
+    metrics.close()
+    report(exp, out, made, drawn)
+
+
+def report(exp: Experiment, out: Evaluation, made: dict, drawn: list) -> None:
+    """The closing table, what made its figures, and where card and pictures are."""
+    say("\n" + evaluation.table(out, exp.config.evaluate.paper))
+    points = exp.config.evaluate.transport_points
+    notes = [f"(W2 on {points:,} points)"] if "w2" in out.results else []
+    notes += [line for line in (card.headline(made),) if line]
+    say("\n".join([*notes, f"card: {exp.workdir / card.FILE}"]))
+    say("\n".join(f"picture: {path}" for path in drawn))
+
+
+def finish(
+    exp: Experiment,
+    evaluator: Evaluator,
+    state: TrainState,
+    step: int,
+    metrics: logbook.Metrics,
+    known=None,
+) -> tuple[Evaluation, dict, list]:
+    """Metrics, card and pictures of a state; `known` as the evaluator takes it."""
+    started, section = time.monotonic(), exp.config.evaluate
+    say("evaluating …")
+    params = generate.parameters(exp, state)
+    progress = logbook.Progress("samples", section.num_samples * section.repeats, unit="samples")
+    out = evaluator(params, told(progress), known)
+    preemption.poll()
+    metrics.write(step, "sample", out.results)
+    made = card.make(
+        out,
+        evaluator.judge,
+        evaluator.reference,
+        config_io.to_dict(exp.config),
+        training=card.of_training(exp, step, params),
+        sampling=card.of_sampling(exp, out),
+    )
+    card.write(exp.workdir, made)
+    drawn = pictures.draw(exp, params, step, out.images) if section.figures else []
+    say(f"evaluated in {logbook.duration(time.monotonic() - started)}")
+    return out, made, drawn
+
+
+def told(progress: logbook.Progress):
+    """An `on_batch` that shows progress, and stops at a signal."""
+
+    def on_batch(done: int) -> None:
+        progress.update(done)
+        preemption.poll()
+
+    return on_batch
+
+
+def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
+    """Draws `sample.num` samples of a checkpoint into samples/, going on where a kill left off."""
+    try:
+        _sample(exp, step, best)
+    except preemption.Preempted:
+        say("stopped; the same command goes on with the shards that are missing")
+        raise
+
+
+def _sample(exp: Experiment, step: int | None, best: bool) -> None:
+    state, step = load_state(exp, step, best)
+    config, params = exp.config, generate.parameters(exp, state)
+    settings = sample_settings(exp, step, params)
+    name = config.sample.name or f"step_{step}"
+    formats = tuple(config.sample.formats)
+    if "png" in formats and not exp.data.pixels:
+        raise UserError("config.sample.formats='png' needs image data: set it to ('npz',)")
+    shards = Shards(exp.workdir / "samples", name, settings, formats)
+    index = np.empty(0, int)
+    if jax.process_index() == 0 and not shards.finished():  # its disk counts, on all processes
+        shards.begin()
+        index = shards.missing()
+    index = sharding.from_first(index)
+    if jax.process_index() == 0 and shards.finished():
+        say(f"already drawn: {', '.join(map(str, shards.files()))}")
+        return
+    if len(index) < settings["num"]:
+        say(f"{settings['num'] - len(index):,} of {settings['num']:,} samples are there already")
+    say("compiling the sampler …")
+    draw_shards(exp, params, settings["seed"], index, shards)
+    if jax.process_index() != 0:
+        return
+    files = shards.finish()
+    say(
+        "\n".join(
+            f"samples: {file}  {settings['num']:,} of shape {exp.data.shape}" for file in files
+        )
+    )
+    if len(exp.data.shape) == 3 and "npz" in formats:
+        with np.load(files[0]) as file:
+            first = file["arr_0"][: evaluation.GRID]
+        path = exp.workdir / "samples" / f"{name}_grid.png"
+        say(f"picture: {figures.image_grid(path, first)}")
+
+
+def pairs(exp: Experiment, *, step: int | None, best: bool) -> None:
+    """Draws `sample.num` pairs of noise and sample into pairs/, going on where a kill left off.
+
+    Raises:
+      UserError: a sampler that draws noise of its own.
+    """
+    sampler.check_deterministic(exp.config.sampler, exp.methods)
+    try:
+        _pairs(exp, step, best)
+    except preemption.Preempted:
+        say("stopped; the same command goes on with the shards that are missing")
+        raise
+
+
+def _pairs(exp: Experiment, step: int | None, best: bool) -> None:
+    state, step = load_state(exp, step, best)
+    config, params = exp.config, generate.parameters(exp, state)
+    settings = sample_settings(exp, step, params) | {
+        "num_classes": exp.data.num_classes,
+        "class_names": list(exp.data.class_names),
+        "pixels": bool(exp.data.pixels),
+        "source": exp.data.source,
+        "sampler": card.resolved_sampler(config_io.to_dict(config.sampler), exp.methods),
+    }
+    shards = Shards(exp.workdir / "pairs", config.sample.name or f"step_{step}", settings, ("npy",))
+    index = np.empty(0, int)
+    if jax.process_index() == 0 and not shards.finished():
+        shards.begin()
+        index = shards.missing()
+    index = sharding.from_first(index)
+    if jax.process_index() == 0 and shards.finished():
+        say(f"already drawn: {shards.images}")
+        return
+    if len(index) < settings["num"]:
+        say(f"{settings['num'] - len(index):,} of {settings['num']:,} pairs are there already")
+    say("compiling the sampler …")
+    draw_shards(exp, params, settings["seed"], index, shards, paired=True)
+    if jax.process_index() == 0:
+        [folder] = shards.finish()
+        say(f"pairs: {folder}  {settings['num']:,} of shape {exp.data.shape}")
+
+
+def sample_settings(exp: Experiment, step: int, params) -> dict:
+    """All that decides the samples of a state, as JSON types."""
+    section = config_io.to_dict(exp.config.sample)
+    kept = ("num", "guidance_scale", "rounding", "shard_size")
+    new = {name: section[name] for name in ("guidance_interval", "guidance_channels")}
+    return (
+        {name: section[name] for name in kept}
+        | {k: v for k, v in new.items() if v}
+        | {
+            "step": step,
+            "guidance_on": sampler.guided_product(exp.config, exp.methods),
+            "seed": exp.config.seed + exp.config.sample.seed,
+            "parameters": "ema" if generate.averaged(exp) else "raw",
+            "parameters_digest": card.parameters_digest(params),
+            "sampler": config_io.to_dict(exp.config.sampler),
+        }
+    )
+
+
+def draw_shards(
+    exp: Experiment, params, seed: int, index: np.ndarray, shards: Shards, paired: bool = False
+) -> None:
+    """Draws the samples of these indices; a shard is written when its last one is drawn.
+
+    Batches are those of all samples, whichever are missing: drawn again, a sample has the same
+    place in the same batch, and so the same bits. paired: with the noise of each, and as floats.
+    """
+    run = generate.make_generator(exp, levels=not paired, starts=paired)
+    size = generate.batch_size(exp, shards.num, fixed=True)
+    progress = logbook.Progress(
+        "sample", len(index), unit="images" if exp.data.pixels else "samples"
+    )
+    waiting, done = [], 0  # (index, arrays) of shards that are not whole
+    for part, count in generate.batches(np.arange(shards.num), size):
+        wanted = np.flatnonzero(np.isin(part[:count], index))
+        if not len(wanted):
+            continue
+        out, finite = run(params, seed, part)
+        generate.check_finite(finite, part[:count], seed)
+        names = ("x1", "labels") if paired else ("arr_0", "arr_1")
+        arrays = {names[0]: out.x, "nfe": out.nfe}
+        if paired:
+            arrays["x0"] = out.info["x0"]
+        if exp.data.num_classes:
+            arrays[names[1]] = part % exp.data.num_classes
+        if jax.process_index() == 0:
+            drawn = {k: np.asarray(v)[wanted] for k, v in arrays.items()}
+            waiting = write_whole(shards, [*waiting, {"index": part[wanted]} | drawn])
+        done += len(wanted)
+        told(progress)(done)
+
+
+def write_whole(shards: Shards, waiting: list[dict]) -> list[dict]:
+    """Writes the shards that are whole; what is left waits for the rest of its shard."""
+    held = {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]}
+    while len(held["index"]):
+        number = int(held["index"][0]) // shards.size
+        first, last = shards.bounds(number)
+        if len(held["index"]) < last - first:
+            break
+        cut = {name: values[: last - first] for name, values in held.items()}
+        shards.write(number, {name: values for name, values in cut.items() if name != "index"})
+        held = {name: values[last - first :] for name, values in held.items()}
+    return [held]
+
+
+def evaluate_images(config, workdir, samples: str, methods: Methods | None = None) -> None:
+    """The metrics of images on disk against a reference, with a card; no checkpoint is read."""
+    methods = methods or package()
+    judged = evaluation.metrics_of(config.evaluate.metrics, methods, "features")
+    if not judged:
+        known = [m.name for m in methods[Metric].values() if m.reads == "features"]
+        raise UserError(
+            "--samples needs image metrics: set config.evaluate.metrics, as "
+            "--config.evaluate.metrics=\"('frechet','kid')\". Known: " + ", ".join(known)
+        )
+    mesh = sharding.make_mesh(config.mesh)
+    of = sets.open_images(samples)
+    for metric in judged:
+        if of.size < metric.least:
+            raise UserError(
+                f"metric {metric.name!r} takes {metric.least} images or more: {samples} has "
+                f"{of.size}"
+            )
+    judge = images.create_judge(config.evaluate, mesh, judged)
+    opened = open_data_reference(config, judge, methods)
+    make_folder(workdir)
+    preemption.begin()
+    statistics = evaluation.load_reference(opened, judge)
+    progress = told(logbook.Progress("samples", of.size, unit="images"))
+    blocks = images.blocks(of, mesh, judge.batch_size)
+    measured = images.statistics(judge, blocks, on_block=progress)
+    results = images.compare(judge, measured, statistics)
+    out = Evaluation(results, [results], [], {}, None)
+    facts = {"source": of.name, "identity": of.identity, "count": of.size, "dtype": "uint8"}
+    made = card.make(out, judge, opened, config_io.to_dict(config), samples=facts)
+    card.write(workdir, made)
+    say("\n" + evaluation.table(out, config.evaluate.paper))
+    say(f"{card.headline(made)}\ncard: {workdir / card.FILE}")
+
+
+def open_data_reference(config, judge, methods: Methods):
+    """The config's reference; its data are read where it names none."""
+    parts = [images.outputs_of(judge.metrics, part, reference=True) for part in images.PARTS]
+    if config.evaluate.reference is not None or not any(parts):
+        return evaluation.open_reference(config.evaluate, judge)
+    sources = methods[registry.DataSource]
+    source = sources.get(config.data.name)
+    if source is not None and source.drawn:
+        raise UserError(
+            "--samples needs something to compare with: set config.evaluate.reference to a folder "
+            "or an .npz file, or pass a --config with image data"
+        )
+    dataset = data.create(config.data, batch_size=1, seed=config.seed, log=say, table=sources)
+    return evaluation.open_reference(config.evaluate, judge, config, dataset)

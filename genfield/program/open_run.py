@@ -1,0 +1,137 @@
+"""From a workdir to a trained run: its checkpoints, its state, and `open_run`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genfield.errors import UserError
+from genfield.fields import Field
+from genfield.machine import checkpoint
+from genfield.machine.checkpoint import Checkpoints
+from genfield.machine.logbook import say
+from genfield.program import config_io, experiment, generate, own_files
+from genfield.program.experiment import Experiment
+from genfield.program.train_step import TrainState
+from genfield.sampling import Samples
+
+
+def open_checkpoints(exp: Experiment, best_key: str | None = None) -> Checkpoints:
+    """The checkpoints of the run's workdir, kept as the config says; see `Evaluator.best_key`."""
+    c = exp.config.checkpoint
+    best = best_key or c.best_metric
+    return Checkpoints(exp.workdir, keep=c.keep, keep_best=c.keep_best, best_metric=best)
+
+
+def held(state: TrainState) -> dict:
+    """What a checkpoint holds of a state, by name."""
+    return {"params": state.params, "ema": state.ema, "optimizer": state.optimizer}
+
+
+def restore(
+    exp: Experiment, checkpoints: Checkpoints, step: int | None = None
+) -> tuple[TrainState, dict] | None:
+    """The newest whole checkpoint (or that of `step`) as (state, meta); None if there is none.
+
+    Raises:
+      UserError: nothing whole, or the run was trained on other data than the config points to.
+    """
+    found = checkpoints.restore(held(exp.abstract), step)
+    if found is None:
+        return None
+    items, meta = found
+    here, there = exp.data.fingerprint, meta["data"].get("fingerprint")
+    if here != there:
+        raise UserError(
+            f"the data differ from what the run was trained on (fingerprint {here}, not {there}): "
+            "point config.data.path to the same files"
+        )
+    put = jax.jit(lambda: jnp.int32(meta["step"]), out_shardings=exp.abstract.step.sharding)
+    return TrainState(step=put(), **items), meta
+
+
+def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainState, int]:
+    """The state of a checkpoint: of `step`, the best, or the newest whole one."""
+    checkpoints = open_checkpoints(exp)
+    if best:
+        step = checkpoints.best_step()
+        if step is None:
+            raise UserError(
+                f"no checkpoint in {exp.workdir} has a {exp.config.checkpoint.best_metric!r} to be "
+                "best in"
+            )
+    found = restore(exp, checkpoints, step)
+    if found is None:
+        raise UserError(f"{exp.workdir} holds no finished checkpoint: train first")
+    checkpoints.close()
+    state, meta = found
+    say(f"checkpoint of step {meta['step']}")
+    return state, meta["step"]
+
+
+class Run(NamedTuple):
+    """A trained run, opened.
+
+    Attributes:
+      experiment: its configuration, data, network, objective and sampler.
+      params: by role, the average where the run keeps one. step: of the checkpoint.
+    """
+
+    experiment: Experiment
+    params: dict
+    step: int
+
+    @property
+    def field(self) -> Field:
+        """The trained field, called with x [B, *D], t [B] where it has a clock, labels [B]."""
+        return self.experiment.objective.field(self.params)
+
+    def sample(self, num: int, *, labels: Any = None, key: jax.Array | None = None) -> Samples:
+        """`num` samples by the run's sampler, on the host.
+
+        Args:
+          labels: one for all, or [num]; None: sample i has label i modulo the number of classes.
+          key: of the noise; None: that of the run's config, as `--mode=sample` draws them.
+        Raises:
+          UserError: labels that the run does not know, samples that are not finite.
+        """
+        config, classes = self.experiment.config, self.experiment.data.num_classes
+        if labels is not None:
+            labels = np.broadcast_to(np.asarray(labels, np.int32), (num,))
+            if not classes or labels.min() < 0 or labels.max() > classes:
+                raise UserError(f"labels are 0 to {classes - 1}" if classes else "no classes here")
+        seed = config.seed + config.sample.seed if key is None else key
+        return generate.make_drawer(self.experiment)(self.params, num, seed, labels=labels)
+
+
+def open_run(workdir: str | Path, step: int | None = None, *, best: bool = False) -> Run:
+    """A trained run, from its workdir alone.
+
+        run = genfield.open_run("runs/digits")
+        run.sample(16, labels=3).x
+        run.field(x)
+
+    Args:
+      step: of a checkpoint; None: the newest whole one. best: the best one.
+    Raises:
+      UserError: no run there, no whole checkpoint, or its data are not where its config says.
+    """
+    folder = Path(workdir).expanduser().resolve()
+    if not (folder / "checkpoints").exists() or not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no checkpoints: name the workdir of a trained run")
+    methods = own_files.methods_of(folder)
+    exp = experiment.prepare(config_io.from_file(folder / "config.json"), folder, methods)
+    state, found = load_state(exp, step, best)
+    return Run(exp, generate.parameters(exp, state), found)
+
+
+def load_parameters(workdir: str | Path, *, step: int | None = None, item: str | None = None):
+    """A run's parameters as nested dicts of numpy arrays, by role, on any machine; verified.
+
+    Args:
+      step: of a checkpoint; None: the newest.
+      item: "params", "ema" or "optimizer"; None: the average where there is one, else the params.
+    """
+    return checkpoint.load(workdir, step=step, item=item)

@@ -1,0 +1,178 @@
+"""Samples on disk: written shard by shard, so that a kill costs one; then one file, or PNGs.
+
+`samples/NAME.json` says what was drawn; `samples/NAME_shards/` holds finished shards until all are
+there; then `samples/NAME.npz` has them in the ADM evaluator's format: `arr_0` uint8 [N, H, W, C]
+(float32 for what are no images) and `arr_1`, the labels, where there are classes; and `nfe`. Pairs
+become a folder of .npy files instead, which can be read by memory map.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+from genfield.data.pairs import FINISHED
+from genfield.errors import UserError
+from genfield.machine import logbook
+from genfield.machine.tables import differences
+
+
+class Shards:
+    """The samples of one name; only process 0 writes.
+
+    Args:
+      folder: `samples/` of a workdir. name: of the samples.
+      settings: JSON types; all that decides the samples, with "num" and "shard_size".
+      formats: of `defaults.FORMATS`, or "npy": a folder NAME with a file an array.
+    Raises:
+      UserError: samples of this name were drawn with other settings.
+    """
+
+    def __init__(self, folder: Path, name: str, settings: dict, formats: tuple[str, ...]):
+        self.path, self.shards = folder / f"{name}.npz", folder / f"{name}_shards"
+        self.images, self.manifest = folder / name, folder / f"{name}.json"
+        self.settings, self.formats = settings, formats
+        self.num, self.size = settings["num"], settings["shard_size"]
+        for path in (self.path, self.manifest):
+            if path.is_dir():
+                raise UserError(f"{path} is a folder: choose another --config.sample.name")
+        self.done = self._done()
+
+    def _done(self) -> list[str]:
+        """The formats that are finished."""
+        if not self.manifest.exists():
+            return []
+        try:
+            old = json.loads(self.manifest.read_text())
+            if not isinstance(old["settings"], dict):
+                raise TypeError("settings are a section")
+            found = differences(old["settings"], self.settings, missing=None, items=False)
+            changed, done = sorted(name for name, *_ in found), list(old["finished"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.manifest} is damaged: delete it and its samples") from error
+        if changed:
+            raise UserError(
+                f"{self.manifest} tells of samples that differ in {', '.join(changed[:5])}: choose "
+                "another --config.sample.name, or delete these"
+            )
+        there = {
+            "npz": self.path.exists(),
+            "png": len(self._pictures()) == self.num,
+            "npy": (self.images / FINISHED).exists(),
+        }
+        return [name for name in done if there.get(name)]
+
+    def _pictures(self) -> list[Path]:
+        return list(self.images.glob("*.png"))
+
+    def finished(self) -> bool:
+        """Whether every format that is asked for is there; PNGs are made of an .npz that is."""
+        if "npz" in self.done and "png" in self.formats and "png" not in self.done:
+            with np.load(self.path) as file:
+                self._save_pictures(0, file["arr_0"])
+            self.done.append("png")
+            self._tell()
+        return set(self.formats) <= set(self.done)
+
+    def begin(self) -> None:
+        """Makes the folders and writes down what will be drawn.
+
+        Raises:
+          UserError: a folder cannot be made.
+        """
+        try:
+            self.shards.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {error.filename}: {error.strerror}") from error
+        self._tell()
+
+    def _tell(self) -> None:
+        logbook.write_json(self.manifest, {"settings": self.settings, "finished": self.done})
+
+    def missing(self) -> np.ndarray:
+        """The sample indices whose shard is not finished; a damaged shard is drawn again."""
+        shard = np.arange(self.num) // self.size
+        files = [p for p in self.shards.glob("*.npz") if p.stem.isdigit()]
+        return np.flatnonzero(~np.isin(shard, [int(p.stem) for p in files if _whole(p)]))
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """First and one past the last sample index of a shard."""
+        return number * self.size, min((number + 1) * self.size, self.num)
+
+    def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
+        """A finished shard: all of it or nothing."""
+        unfinished = self.shards / f"unfinished_{number}.npz"
+        np.savez(unfinished, **arrays)
+        os.replace(unfinished, self.shards / f"{number:06}.npz")
+
+    def finish(self) -> list[Path]:
+        """Joins the shards into the files asked for, and removes them."""
+        if "npz" in self.formats:
+            unfinished = self.path.with_suffix(".unfinished")
+            with zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
+                for name in self._load(0):
+                    self._join(archive, name)
+            os.replace(unfinished, self.path)
+        if "npy" in self.formats:
+            self.images.mkdir(exist_ok=True)
+            for name in self._load(0):
+                with (self.images / f"{name}.npy").open("wb") as file:
+                    self._join_into(file, name)
+            nfe = float(np.mean(np.load(self.images / "nfe.npy")))
+            found = {"num": self.num, "nfe": nfe, "settings": self.settings}
+            logbook.write_json(self.images / FINISHED, found)
+        if "png" in self.formats:
+            for number in range(-(-self.num // self.size)):
+                self._save_pictures(self.bounds(number)[0], self._load(number)["arr_0"])
+        self.done = sorted({*self.done, *self.formats})
+        self._tell()
+        shutil.rmtree(self.shards)
+        return self.files()
+
+    def _save_pictures(self, first: int, levels: np.ndarray) -> None:
+        """`first`.png and so on; those of an earlier try are written over."""
+        self.images.mkdir(exist_ok=True)
+        for index, image in enumerate(levels, first):
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            picture.save(self.images / f"{index:06}.png")
+
+    def files(self) -> list[Path]:
+        """Where the samples are."""
+        there = {"npz": self.path, "png": self.images, "npy": self.images}
+        return [there[name] for name in self.formats]
+
+    def _load(self, number: int):
+        with np.load(self.shards / f"{number:06}.npz") as file:
+            return {name: file[name] for name in file.files}
+
+    def _parts(self, name: str) -> Iterator[np.ndarray]:
+        for number in range(-(-self.num // self.size)):
+            yield np.ascontiguousarray(self._load(number)[name])
+
+    def _join(self, archive: zipfile.ZipFile, name: str) -> None:
+        """One array of all shards into the archive, a shard at a time: it may exceed the memory."""
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            self._join_into(file, name)
+
+    def _join_into(self, file, name: str) -> None:
+        for number, part in enumerate(self._parts(name)):
+            if number == 0:
+                header = npy.header_data_from_array_1_0(part)
+                npy.write_array_header_1_0(file, header | {"shape": (self.num, *part.shape[1:])})
+            file.write(part.data)
+
+
+def _whole(path: Path) -> bool:
+    """Whether a shard can be read: every array has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False

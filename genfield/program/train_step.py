@@ -1,0 +1,130 @@
+"""The train state and the step that changes it."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from genfield import rng
+from genfield.program.objective import Objective
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes; float32 but for the step."""
+
+    step: Array  # int32, optimiser steps taken
+    params: dict  # by role: {"field": …}
+    ema: dict  # as params; {} where no average is kept
+    optimizer: Any  # optax state
+
+
+def create_state(params: dict, tx: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state at step 0; call it under jit with `out_shardings`."""
+    average = jax.tree.map(jnp.copy, params) if ema else {}
+    return TrainState(jnp.int32(0), params, average, tx.init(params))
+
+
+def with_parameters(state: TrainState, params: dict, shardings: TrainState) -> TrainState:
+    """`state` with these parameters, by role, in place of those drawn and of their average."""
+    put = lambda a, place: jax.make_array_from_callback(a.shape, place, lambda index: a[index])
+    placed = lambda places: jax.tree.map(put, params, {role: places[role] for role in params})
+    average = state.ema | placed(shardings.ema) if state.ema else {}
+    return state._replace(params=state.params | placed(shardings.params), ema=average)
+
+
+def make_train_step(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    key: Array,
+    *,
+    ema_rate: float = 0.0,
+    ema_ramp_up: float = 0.0,
+    accumulate: int = 1,
+    draw_batch: Callable[[Array], dict] | None = None,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """A pure step(state, batch) -> (state, metrics), to be jitted.
+
+    Args:
+      ema_rate: of the average, a step. ema_ramp_up: > 0: its half-life is at most this share of
+        the steps so far (EDM's implementation has 0.05), so that early weights are soon forgotten.
+      key: of the run; step k draws from fold_in(key, k) and from nothing else.
+      accumulate: microbatches; what is drawn does not depend on it, only dropout does.
+      draw_batch: key -> batch, for problems drawn on the device; then `batch` holds no data.
+    Returns:
+      A step whose batch may carry "step", the step it belongs to. A step whose loss or gradient is
+      not finite changes nothing, and neither does a batch of another step: so the state stays as
+      it was before the first non-finite step, however late the loop notices. metrics: scalars
+      "loss", "grad_norm", "finite" and the loss's terms.
+    """
+
+    def mean_loss(params, drawn, key):
+        loss, terms = objective.loss(params, drawn, key, True)
+        return jnp.mean(loss), jax.tree.map(jnp.mean, terms)
+
+    gradient = jax.value_and_grad(mean_loss, has_aux=True)
+
+    def accumulated(params, drawn, key):
+        if accumulate == 1:
+            return gradient(params, drawn, key)
+
+        # Every k-th group, so that each device keeps its share of each microbatch.
+        group = objective.group_size
+
+        def split(a):
+            parts = a.reshape(-1, accumulate, group, *a.shape[1:])
+            return jnp.swapaxes(parts, 0, 1).reshape(accumulate, -1, *a.shape[1:])
+
+        def one(total, part):
+            index, drawn = part
+            out = gradient(params, drawn, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, total, out), None
+
+        parts = (jnp.arange(accumulate), jax.tree.map(split, drawn))
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[0], parts[1]), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(one, zeros, parts)
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        step_key = jax.random.fold_in(key, state.step)
+        data = batch_at(step_key, batch, draw_batch) | {"step": state.step}
+        drawn = objective.draw(rng.draw_key(step_key), data)
+        (loss, terms), grads = accumulated(state.params, drawn, rng.dropout_key(step_key))
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        apply = finite & (batch.get("step", state.step) == state.step)
+
+        updates, optimizer = tx.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        rate = _ramped(ema_rate, ema_ramp_up, state.step + 1)
+        ema = optax.incremental_update(params, state.ema, 1 - rate) if state.ema else {}
+        new = TrainState(state.step + 1, params, ema, optimizer)
+        new = jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, state)
+        return new, {"loss": loss, "grad_norm": norm, "finite": finite, **terms}
+
+    return step
+
+
+def _ramped(rate: float, ramp_up: float, steps: Array) -> Array | float:
+    """The decay of an average after so many steps."""
+    if not (rate and ramp_up):
+        return rate
+    return 0.5 ** (1 / jnp.minimum(math.log(0.5) / math.log(rate), ramp_up * steps))
+
+
+def batch_at(step_key: Array, batch: dict, draw_batch: Callable | None) -> dict:
+    """The data of a step: what the batch holds, or what the device draws for it."""
+    if draw_batch is None or "x1" in batch:
+        return {k: v for k, v in batch.items() if k != "step"}
+    return draw_batch(rng.data_key(step_key))
+
+
+def check_finite(step: int, metrics: dict) -> None:
+    """Raises FloatingPointError naming the step and the offending figures."""
+    if not metrics["finite"]:
+        bad = {k: float(v) for k, v in metrics.items() if not math.isfinite(v)}
+        raise FloatingPointError(f"step {step}: {bad} is not finite")
