@@ -29,8 +29,21 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+TESTS = Path(__file__).parent
+CORE = ("couplings", "losses", "sampling", "test_fields.py", "test_core_imports.py")
+PROCESSES = ("test_signals.py", "test_distributed.py", "test_core_imports.py")
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 30_000  # of the 65,530 memory maps that Linux gives a process
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what lies in the core's folders, and what starts processes."""
+    for item in items:
+        place = item.path.relative_to(TESTS)
+        if place.parts[0] in CORE:
+            item.add_marker(pytest.mark.core)
+        if place.name in PROCESSES:
+            item.add_marker(pytest.mark.process)
 
 
 @pytest.fixture(scope="session")

@@ -49,5 +49,5 @@ METHOD = registry.Loss(
     time_law=None,
     extras=(),
     roles=None,
-    tables={"decay": registry.Nested(DECAYS, default=None, of_data=False, bare=False)},
+    tables={"decay": registry.Nested(DECAYS, default=None, of_data=False, bare=False, loads=False)},
 )

@@ -62,5 +62,7 @@ METHOD = registry.Loss(
     time_law=None,
     extras=(),
     roles=None,
-    tables={"weight": registry.Nested(WEIGHTS, default=None, of_data=False, bare=False)},
+    tables={
+        "weight": registry.Nested(WEIGHTS, default=None, of_data=False, bare=False, loads=False)
+    },
 )

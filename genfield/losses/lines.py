@@ -63,5 +63,7 @@ METHOD = registry.Loss(
     time_law=None,
     extras=(),
     roles=None,
-    tables={"distance": registry.Nested(DISTANCES, default=None, of_data=False, bare=True)},
+    tables={
+        "distance": registry.Nested(DISTANCES, default=None, of_data=False, bare=True, loads=True)
+    },
 )

@@ -53,8 +53,8 @@ def check(exp: Experiment, mode: str = "train") -> None:
 def _terms(exp: Experiment, drawn, key) -> Callable[[], dict]:
     """The terms of the loss when called; now, where feature networks may be missing or not fit."""
     terms = lambda: jax.eval_shape(exp.objective.loss, exp.abstract.params, drawn, key)[1]
-    sections = {name for name in exp.objective.method.tables if name in exp.config.loss}
-    if not sections:
+    tables = exp.objective.method.tables.items()
+    if not any(n.loads and (n.default or name in exp.config.loss) for name, n in tables):
         return terms
     try:
         found = terms()

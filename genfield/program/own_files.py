@@ -114,7 +114,8 @@ def methods_in(
     records = dict.fromkeys(r for m in sources.values() for r in registry.declared(m))
     if not records:
         return None
-    files = {file.name: file.absolute() for file in sources if file.is_file()}
+    place = lambda file: file.absolute().relative_to(config_file.parent.absolute()).as_posix()
+    files = {place(file): file.absolute() for file in sources if file.is_file()}
     return package().with_own(records, files)
 
 
@@ -133,8 +134,8 @@ def keep(workdir: Path, methods: Methods) -> None:
         folder.rename(aside)
         told = ", ".join(changed)
         logbook.say(f"{told} changed since this run began: the old copy is in {aside}")
-    folder.mkdir(parents=True, exist_ok=True)
     for name, file in methods.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
     logbook.write_json(folder / MANIFEST, facts)
 
@@ -174,20 +175,9 @@ def methods_of(workdir: Path) -> Methods | None:
             logbook.say(f"{origin} has changed since this run: its own copy {file} is used")
     with beside(folder):
         for name in facts:
-            module = ModuleType(Path(name).stem)
-            module.__file__ = str(folder / name)
-            code = (folder / name).read_bytes()
-            run = lambda code=code, module=module: exec(
-                compile(code, module.__file__, "exec"), module.__dict__
-            )
-            if Path(name).stem in sys.modules:  # imported by one before
-                module = sys.modules[Path(name).stem]
-            else:
-                sys.modules[module.__name__] = module
-                blame(folder / name, run)
-            modules.append(module)
-        for module in modules:
-            sys.modules.pop(module.__name__, None)
+            dotted = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            load = lambda dotted=dotted: importlib.import_module(dotted)
+            modules.append(blame(folder / name, load))
     records = dict.fromkeys(r for module in modules for r in registry.declared(module))
     return package().with_own(records, {name: folder / name for name in facts})
 

@@ -40,8 +40,7 @@ def create(config, methods: Methods | None = None) -> Parts:
       UserError: unknown names or fields, parts that do not fit each other.
     """
     methods = methods or package()
-    known = {name: record for name, record in methods[registry.Path].items()}
-    path = choose("path", config.path, known)
+    path = choose("path", config.path, methods[registry.Path])
     method = loss_of(config, methods)
     _check_path(config, method, path, methods)
     _check_levels(config, method)

@@ -23,12 +23,14 @@ class Nested(NamedTuple):
       default: the name that is taken where a config leaves the section out; None: the method's own.
       of_data: whether it is built for the data: the functions take `shape` and `num_classes` too.
       bare: whether a name alone will do for the section.
+      loads: whether what it makes reads files when it is first used.
     """
 
     table: Mapping[str, Callable]
     default: str | None
     of_data: bool
     bare: bool
+    loads: bool
 
 
 class Roles(NamedTuple):

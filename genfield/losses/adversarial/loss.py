@@ -123,7 +123,9 @@ METHOD = registry.Loss(
         optimizers={"discriminator": _optimizer, "spectral": lambda section: optax.sgd(1.0)},
     ),
     tables={
-        "distance": registry.Nested(DISTANCES, default=None, of_data=False, bare=True),
-        "adversary": registry.Nested(ADVERSARIES, default="projected", of_data=True, bare=False),
+        "distance": registry.Nested(DISTANCES, default=None, of_data=False, bare=True, loads=True),
+        "adversary": registry.Nested(
+            ADVERSARIES, default="projected", of_data=True, bare=False, loads=True
+        ),
     },
 )

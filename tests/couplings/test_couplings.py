@@ -378,3 +378,17 @@ def test_rematchings_by_name():
     }
     assert known["none"].function(paths.linear, sample) is sample
     assert known["nearest"].function is couplings.nearest_target
+
+
+def test_a_permutation_is_the_likeliest_of_the_plans_rows():
+    """At a regularisation where rows and columns of the plan are not alike."""
+    x0, x1 = (jax.random.normal(jax.random.key(k), (24, 2)) for k in (0, 1))
+    epsilon = 1.5
+    found = couplings.sinkhorn(x0, x1, regularization=epsilon, rounding="permutation")
+    cost = np.square(np.asarray(x1)[:, None] - np.asarray(x0)[None]).sum(-1)
+    plan = np.exp(-cost / epsilon)
+    for _ in range(5_000):
+        plan /= plan.sum(1, keepdims=True)
+        plan /= plan.sum(0, keepdims=True)
+    columns = linear_sum_assignment(-plan / plan.sum(1, keepdims=True))[1]
+    np.testing.assert_array_equal(found, np.asarray(x0)[columns])

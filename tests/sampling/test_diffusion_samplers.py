@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
 import chex
@@ -483,3 +484,18 @@ def test_edm_and_the_probability_flow_arrive_together():
         )
     )
     np.testing.assert_allclose(run(starts()).x, mixture_flow(starts()).x, atol=0.01)
+
+
+@pytest.mark.parametrize("churn, num_steps", [(3.0, 10), (20.0, 4)])
+def test_churn_raises_the_noise_by_its_share_of_the_steps(churn, num_steps):
+    seen = []
+
+    def denoiser(x, t=None, cond=None):
+        jax.debug.callback(lambda level: seen.append(float(level)), t[0], ordered=True)
+        return 0 * x
+
+    sampler = sampling.edm_euler(churn=churn)
+    sampling.sample(jax.random.key(0), denoiser, jnp.ones((2, 3)), sampler, num_steps=num_steps)
+    factor = 1 + min(churn / num_steps, math.sqrt(2) - 1)
+    levels = diffusion.noise_levels(num_steps)[:-1]
+    np.testing.assert_allclose(seen, factor * levels, rtol=1e-5)

@@ -349,3 +349,24 @@ def test_what_cannot_be_played_is_one_line(tmp_path, pairs, capsys, fields, mess
         adversarial_run(tmp_path / "run", *pairs, 2, **fields)
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
+
+
+def test_real_examples_are_judged_under_their_own_labels():
+    """Logits that are the labels: hinge gives relu(1 - real) + relu(1 + fake) of them."""
+    logits = lambda roles, images, label: label[:, None].astype(jnp.float32)
+    adversary = Adversary(init=lambda key: {}, logits=logits)
+    x, t, field = jnp.ones((2, 4, 4, 1)), jnp.ones(2), lambda x, t=None, cond=None: x
+    sample = paths.interpolate(paths.variance_exploding, x, x, t)
+    _, terms = losses.adversarial_lines_matching(
+        field,
+        sample,
+        key=jax.random.split(jax.random.key(0), 2),
+        roles={},
+        real=x,
+        adversary=adversary,
+        last_layer=(jnp.ones(()), lambda w: lambda x, t=None, cond=None: w * x),
+        label=jnp.zeros(2),
+        real_label=jnp.full(2, 0.25),
+        policy=(),
+    )
+    np.testing.assert_allclose(terms["discriminator"], 0.75 + 1.0)

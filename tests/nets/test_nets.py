@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from genfield import nets
 from genfield.errors import UserError
 from genfield.fields import Prediction
-from genfield.nets import sit, unet
+from genfield.nets import initial, sit, unet
 
 UNET = {
     "name": "unet",
@@ -551,3 +551,13 @@ def test_config_dicts_are_accepted():
     config = UNET | {"channel_multipliers": [1, 2], "attention_levels": [2]}
     _, params = nets.create(ConfigDict(config), None, shape=IMAGE)
     assert params == nets.create(UNET, None, shape=IMAGE)[1]
+
+
+def test_large_and_small_parameters_are_drawn_apart():
+    shapes = [(8,), (initial.SMALL,), (initial.SMALL, 2)]
+    leaves = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    drawn = initial.draw(jax.random.key(0), leaves, [initial.uniform(1.0)] * 3)
+    few = [np.asarray(a).reshape(-1)[:8] for a in drawn]
+    for i in range(3):
+        for j in range(i):
+            assert not np.isin(few[i], np.asarray(drawn[j])).all()

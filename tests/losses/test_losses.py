@@ -433,3 +433,9 @@ def test_distance_marching_is_finite_on_the_data():
 def test_distance_marching_needs_a_prediction():
     with pytest.raises(TypeError, match=r"fields\.Prediction"):
         losses.distance_marching(affine, SAMPLE, **DM)
+
+
+def test_l2_has_a_gradient_of_zero_where_both_are_equal():
+    a = jnp.ones((3, 4))
+    np.testing.assert_array_equal(jax.grad(lambda x: losses.l2(x, a).sum())(a), 0)
+    np.testing.assert_allclose(losses.l2(a + 2, a), 4.0)

@@ -313,3 +313,11 @@ def test_velocity_flux_vanishes_at_the_density_s_own_velocity_and_beside_it():
     preserved = np.abs(excess(turned))  # rounding of float32 second derivatives, at a few points
     assert np.median(preserved) < 1e-4 and preserved.max() < 2e-2
     assert excess(lambda g: g).mean() > 0.5
+
+
+def test_a_mixing_step_has_the_noise_of_langevin(monkeypatch):
+    """The kick has the variance 2 h σ² (eq. 43): a variance in the divergence's place shows it."""
+    monkeypatch.setattr(mixing, "sinkhorn_divergence", lambda x, y, *options: jnp.var(x))
+    still, n = lambda x, t=None, cond=None: jnp.zeros_like(x), 20_000
+    ratio = mixing.mixing_proxy(jax.random.key(0), still, jnp.zeros((n, 2)), sigma=jnp.full(n, 0.5))
+    np.testing.assert_allclose(ratio, 1 + 2 * mixing.STEP, rtol=0.03)

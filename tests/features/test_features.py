@@ -27,7 +27,7 @@ from genfield.errors import UserError
 from genfield.features import inception, torch_files, weights
 from genfield.features.resize import CONVENTIONS, resize
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SAMPLES = 256
 FORMATS = ("zip", "legacy", "safetensors")
 PACKAGE = weights.SOURCES["efficientnet_lite0"].package

@@ -1,5 +1,6 @@
 """The studies end to end on tiny runs, and what they say of mistakes."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -237,7 +238,9 @@ def test_a_run_with_itself_is_itself(moons, findings):
 def test_a_sweep_compiles_once_and_agrees_with_configured_steps(moons, findings, monkeypatch):
     arguments = ("--step_sizes=0.05,0.2", "--num_steps=2,3", "--num=64")
     once = findings("sweep", moons, DESCENT, *arguments)
-    monkeypatch.setattr(sweep, "LINEAR", ())
+    stages, other = sweep.sampler.stages, dict(step_scales_field=False)
+    nonlinear = lambda s: s._replace(method=dataclasses.replace(s.method, **other))
+    monkeypatch.setattr(sweep.sampler, "stages", lambda *a: [nonlinear(s) for s in stages(*a)])
     each = findings("sweep", moons, DESCENT, *arguments)
     assert len(once["figures"]["rows"]) == 4 and once["figures"]["plotted"] == "chamfer"
     for a, b in zip(once["figures"]["rows"], each["figures"]["rows"], strict=True):

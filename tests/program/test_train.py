@@ -12,7 +12,7 @@ from programs import DIGITS, MOONS, arguments, losses, run, smoke
 from genfield import configuration, rng
 from genfield.errors import UserError
 from genfield.machine import checkpoint, sharding
-from genfield.program import config_io, experiment, optimizer
+from genfield.program import config_io, experiment, optimizer, train_step
 
 METHODS = ["flow_matching", "equilibrium_matching", "distance_marching"]
 EQUILIBRIUM = MOONS.with_name("equilibrium_matching_two_moons.py")
@@ -254,3 +254,17 @@ def test_parameters_of_another_network_are_one_line(tmp_path, capsys):
     assert "is of another network: it differs in field/" in capsys.readouterr().err
     assert run(tmp_path / "third", initial_parameters=tmp_path / "nowhere") == 2
     assert "has no checkpoint" in capsys.readouterr().err
+
+
+def test_an_infinite_gradient_of_a_finite_loss_changes_nothing():
+    class Objective:
+        group_size = 1
+        draw = staticmethod(lambda key, data: data["x1"])
+        loss = staticmethod(lambda params, drawn, key, train: (jnp.sqrt(params["w"]) + drawn, {}))
+
+    tx = optax.sgd(0.1)
+    state = train_step.create_state({"w": jnp.zeros(())}, tx, ema=False)
+    step = train_step.make_train_step(Objective, tx, jax.random.key(0))
+    after, metrics = step(state, {"x1": jnp.ones(4)})
+    assert np.isfinite(metrics["loss"]) and not metrics["finite"]
+    assert after.params["w"] == 0 and after.step == 0
