@@ -47,8 +47,6 @@ def tfds(
     check_pixels(size, channels)
     splits = Splits(split, heldout_split, heldout_fraction, in_memory, memory_limit_gb, max_images)
     splits.check()
-    if dataset is None:
-        raise UserError("data.dataset is None: pass --config.data.dataset=<a TFDS name>")
     builder = _prepared_builder(dataset, data_dir)
     features = builder.info.features
     for key in (image_key, *[label_key] * labels):
@@ -89,7 +87,9 @@ def tfds(
     )
 
 
-def _prepared_builder(dataset: str, data_dir: str | None):
+def _prepared_builder(dataset: str | None, data_dir: str | None):
+    if dataset is None:
+        raise UserError("data.dataset is None: pass --config.data.dataset=<a TFDS name>")
     try:
         import tensorflow_datasets
     except ImportError as error:

@@ -8,15 +8,23 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import jax
-
 INTERVAL = {True: 0.2, False: 5.0}  # seconds between updates on a terminal, and elsewhere
 PACKAGES = ("genfield", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+def first_process() -> bool:
+    """Whether this process is the one that prints and writes.
+
+    JAX is imported here, not above, so that a command line's mistakes are told without it.
+    """
+    import jax
+
+    return jax.process_index() == 0
+
+
 def say(text: str) -> None:
     """Prints on process 0 only, at once."""
-    if jax.process_index() == 0:
+    if first_process():
         print(text, flush=True)
 
 
@@ -74,7 +82,7 @@ class Progress:
             else "compiled"
         )
         text = f"{self.what} {step}/{self.total}  {note}  {tail}"
-        if jax.process_index() != 0:
+        if not first_process():
             return
         if self.terminal:
             filled = round(24 * step / self.total)
@@ -91,7 +99,7 @@ class Metrics:
     def __init__(self, workdir: Path, step: int = 0):
         """Appends to the file; lines beyond `step`, of a run that was killed later, go."""
         self.path = workdir / "metrics.jsonl"
-        self.active = jax.process_index() == 0
+        self.active = first_process()
         self.board = None
         if not self.active:
             return
@@ -155,5 +163,5 @@ def keep_older(path: Path) -> None:
 
 def write_json(path: Path, value) -> None:
     """A JSON file, by process 0, never a part of it."""
-    if jax.process_index() == 0:
+    if first_process():
         replace_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -48,7 +48,7 @@ PROBES: dict[str, Callable[[Array, Array], Array]] = {
     "normal": normal,
 }
 DIVERGENCES = ("hutchinson", "exact")
-KINDS = ("score", "velocity")
+FOLLOWS = ("score", "velocity")
 
 
 def log_prob(
@@ -56,7 +56,7 @@ def log_prob(
     field: Field,
     x: Array,
     *,
-    kind: str,
+    follows: str,
     cond: Any = None,
     divergence: str = "hutchinson",
     num_probes: int = 1,
@@ -72,10 +72,9 @@ def log_prob(
 ) -> LogProb:
     """log p(x) under the ODE of a score or a velocity, with each sample's own steps.
 
-    kind "score": f(x, σ) is followed along its probability flow (`sampling.probability_flow`) from
+    A score f(x, σ) is followed along its probability flow (`sampling.probability_flow`) from
     sigma_min to sigma_max. x is taken as a sample of the law at sigma_min, and p is that law: the
-    data smoothed by N(0, sigma_min²).
-    kind "velocity": v(x, t) is followed from t = 1 to 0.
+    data smoothed by N(0, sigma_min²). A velocity v(x, t) is followed from t = 1 to 0.
 
     Hutchinson's estimate draws its probes once a trajectory and integrates εᵀ(∂v/∂x)ε for each, so
     each is an unbiased estimate of log p(x), up to the solver's error: `value` is their mean.
@@ -84,6 +83,7 @@ def log_prob(
       key: draws the probes: one key, or keys [B], one a sample, whose likelihood then does not
         depend on its batch. None will do for the exact divergence.
       field: the score, or the generative field in its place, or the velocity.
+      follows: "score" or "velocity": which of the two the field is.
       x: [B, *D], float32. cond: conditions, a pytree of [B, ...].
       divergence: "hutchinson", or "exact": one derivative a dimension at each evaluation.
       num_probes: one derivative each at each evaluation. probe: "rademacher" or "normal".
@@ -92,10 +92,10 @@ def log_prob(
       prior: the law at the trajectory's end: by default N(0, I), and N(0, sigma_max² I) of a score,
         for which N(mean, variance + sigma_max²) with the data's moments is closer.
     Raises:
-      ValueError: unknown kind, divergence, probe or method, num_probes not positive, keys of
+      ValueError: unknown follows, divergence, probe or method, num_probes not positive, keys of
         another number than the samples, or not 0 < sigma_min < sigma_max.
     """
-    _check(kind, divergence, probe, num_probes)
+    _check(follows, divergence, probe, num_probes)
     probes = None
     if divergence == "hutchinson":
         key = typed(key)
@@ -103,7 +103,7 @@ def log_prob(
             raise ValueError(f"key must be one key, or one a sample: {len(x)}, not {key.shape}")
         probes = PROBES[probe](key, jnp.zeros((len(x), num_probes, *x.shape[1:]), x.dtype))
     options = {"method": method, "rtol": rtol, "atol": atol, "max_steps": max_steps}
-    if kind == "velocity":
+    if follows == "velocity":
         prior = Gaussian() if prior is None else prior
         end, change, nfe = _follow(field, x, probes, cond, t0=1.0, t1=0.0, **options)
         value = _log_normal(end, prior)[:, None] + change
@@ -119,9 +119,9 @@ def log_prob(
     return LogProb(jnp.mean(value, axis=1), _standard_error(value, divergence), nfe)
 
 
-def _check(kind, divergence, probe, num_probes):
+def _check(follows, divergence, probe, num_probes):
     given = {
-        "kind": (kind, KINDS),
+        "follows": (follows, FOLLOWS),
         "divergence": (divergence, DIVERGENCES),
         "probe": (probe, PROBES),
     }

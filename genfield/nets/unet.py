@@ -280,8 +280,7 @@ class UNet(layers.Network):
         self.norm = group_norm(widths[0], rngs=rngs, dtype=jnp.float32)
         self.last = layers.torch_conv(widths[0], shape[-1], 3, rngs=rngs, zero=True)
         head = distance_head, direction_scale, distance_input_scale
-        sizes = {"channels": shape[-1], "num_classes": num_classes}
-        self.distance = heads.create(*head, **sizes, rngs=rngs)
+        self.distance = heads.create(*head, channels=shape[-1], num_classes=num_classes, rngs=rngs)
 
     def embed(self, t, cond):
         """[B] times, [B] labels or None -> [B, 4 x channels], float32."""

@@ -221,7 +221,7 @@ class Evaluator:
             field = self.exp.objective.field(params)
             field = score_field(field) if teaches == "denoiser" else field
             found = likelihood.log_prob(
-                rng.fold_in(keys, 1), field, x, kind=LIKELIHOOD_FIELDS[teaches], **options
+                rng.fold_in(keys, 1), field, x, follows=LIKELIHOOD_FIELDS[teaches], **options
             )
             return likelihood.bits_per_dim(found.value, x[0].size)
 

@@ -18,8 +18,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
-
 from genfield import registry
 from genfield.errors import UserError
 from genfield.machine import logbook
@@ -121,7 +119,7 @@ def methods_in(
 
 def keep(workdir: Path, methods: Methods) -> None:
     """Copies one's own files into the run folder; others that were there are kept beside."""
-    if not methods.files or jax.process_index() != 0:
+    if not methods.files or not logbook.first_process():
         return
     folder, facts = workdir / FOLDER, described(methods)
     old = _manifest(folder) if (folder / MANIFEST).exists() else None

@@ -57,14 +57,6 @@ def config(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module", autouse=True)
-def everything_cached():
-    """The processes share what they compile, small as it is: each would spend seconds on it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
-
-
 @pytest.fixture
 def launch(config):
     """launch(workdir, …) -> (exit code, output) of the program, struck if a moment is given."""

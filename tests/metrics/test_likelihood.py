@@ -57,28 +57,30 @@ FIELDS = {"score": gaussian_score, "velocity": gaussian_velocity}
 
 
 @functools.cache
-def compiled(kind, divergence="exact", **options):
-    if kind == "score":
+def compiled(follows, divergence="exact", **options):
+    if follows == "score":
         options = {"prior": prior()} | options
     return quick(
-        lambda key, x: log_prob(key, FIELDS[kind], x, kind=kind, divergence=divergence, **options)
+        lambda key, x: log_prob(
+            key, FIELDS[follows], x, follows=follows, divergence=divergence, **options
+        )
     )
 
 
-def truth(kind, x):
-    return log_density(x, SIGMA_MIN if kind == "score" else 0.0)
+def truth(follows, x):
+    return log_density(x, SIGMA_MIN if follows == "score" else 0.0)
 
 
-kinds = pytest.mark.parametrize("kind", FIELDS)
+kinds = pytest.mark.parametrize("follows", FIELDS)
 
 
 # Against closed forms.
 
 
 @kinds
-def test_the_log_density_of_a_gaussian(kind):
-    out = compiled(kind)(None, points())
-    np.testing.assert_allclose(out.value, truth(kind, points()), atol=1e-4)
+def test_the_log_density_of_a_gaussian(follows):
+    out = compiled(follows)(None, points())
+    np.testing.assert_allclose(out.value, truth(follows, points()), atol=1e-4)
     np.testing.assert_array_equal(out.standard_error, np.zeros(BATCH))
     chex.assert_type([out.value, out.standard_error], jnp.float32)
     chex.assert_type(out.nfe, jnp.int32)
@@ -86,9 +88,9 @@ def test_the_log_density_of_a_gaussian(kind):
 
 
 @kinds
-def test_hutchinson_is_within_its_standard_error(kind):
-    out = compiled(kind, "hutchinson", num_probes=32)(jax.random.key(1), points())
-    off = (out.value - truth(kind, points())) / out.standard_error
+def test_hutchinson_is_within_its_standard_error(follows):
+    out = compiled(follows, "hutchinson", num_probes=32)(jax.random.key(1), points())
+    off = (out.value - truth(follows, points())) / out.standard_error
     assert np.all(np.abs(off) < 4) and np.all(np.abs(off) > 1e-3)
     # A Rademacher probe's estimates differ by the covariances alone: |sum| <= 0.6 in all.
     assert np.all(out.standard_error > 0.005) and np.all(out.standard_error < 0.4)
@@ -108,7 +110,7 @@ def test_one_rademacher_probe_is_exact_on_a_diagonal_jacobian():
     """The default; it cannot tell how wrong it is elsewhere."""
     field = lambda x, s, cond=None: -x / (0.25 + fields.expand(s, x) ** 2)
     law = Gaussian(variance=0.25 + 80.0**2)
-    run = quick(lambda key, x: log_prob(key, field, x, kind="score", prior=law))
+    run = quick(lambda key, x: log_prob(key, field, x, follows="score", prior=law))
     out = run(jax.random.key(0), points())
     exact = scipy.stats.norm(0, np.hypot(0.5, SIGMA_MIN))
     expected = exact.logpdf(np.asarray(points(), np.float64)).sum(1)
@@ -132,7 +134,7 @@ def test_the_log_density_of_a_mixture():
     mean = SHARES @ CENTRES
     law = Gaussian(mean, 0.09 + SHARES @ (CENTRES - mean[None]) ** 2 + 80.0**2)
     run = quick(
-        lambda x: log_prob(None, mixture_score, x, kind="score", divergence="exact", prior=law)
+        lambda x: log_prob(None, mixture_score, x, follows="score", divergence="exact", prior=law)
     )
     std = jnp.full(3, np.sqrt(0.09 + SIGMA_MIN**2))
     expected = scores.gaussian_mixture_log_density(x, CENTRES, std, SHARES)
@@ -154,7 +156,7 @@ def test_densities_integrate_to_one():
             None,
             swirl,
             x,
-            kind="score",
+            follows="score",
             divergence="exact",
             sigma_min=0.1,
             sigma_max=3.0,
@@ -194,15 +196,15 @@ def test_conditions_stay_with_their_samples():
     """And the default prior is N(0, sigma_max²)."""
     cond = jnp.arange(BATCH)
     out = quick(
-        lambda x: log_prob(None, gaussian_score, x, kind="score", cond=cond, divergence="exact")
+        lambda x: log_prob(None, gaussian_score, x, follows="score", cond=cond, divergence="exact")
     )(points() + cond[:, None])
     expected = assumed(points() + cond[:, None], SIGMA_MIN, 80.0, 80.0**2, np.arange(BATCH))
     np.testing.assert_allclose(out.value, expected, atol=3e-4)
 
 
 @kinds
-def test_with_a_key_each_a_likelihood_does_not_depend_on_its_batch(kind):
-    run = compiled(kind, "hutchinson", num_probes=32)
+def test_with_a_key_each_a_likelihood_does_not_depend_on_its_batch(follows):
+    run = compiled(follows, "hutchinson", num_probes=32)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(BATCH))
     x = jnp.concatenate([points()[:3], 30 * points()[3:]])  # the latter need other steps
     others = np.array([4, 1, 4, 4, 1, 0])
@@ -225,7 +227,12 @@ def test_images_are_flattened_and_evaluations_counted():
     guided = guidance.classifier_free(field, 2.0, 0)
     out = quick(
         lambda x: log_prob(
-            jax.random.key(1), guided, x, kind="velocity", cond=jnp.ones(1, jnp.int32), num_probes=3
+            jax.random.key(1),
+            guided,
+            x,
+            follows="velocity",
+            cond=jnp.ones(1, jnp.int32),
+            num_probes=3,
         )
     )(x)
     jax.block_until_ready(out)
@@ -235,27 +242,27 @@ def test_images_are_flattened_and_evaluations_counted():
     np.testing.assert_allclose(out.value, scipy.stats.norm.logpdf(end).sum() - 0.5 * 4, rtol=1e-4)
     np.testing.assert_allclose(out.standard_error, [0.0], atol=1e-5)
     pull = lambda x, sigma, cond=None: -x / (1 + fields.expand(sigma, x) ** 2)
-    run = lambda x: log_prob(jax.random.key(1), pull, x, kind="score")
+    run = lambda x: log_prob(jax.random.key(1), pull, x, follows="score")
     assert jax.eval_shape(run, jnp.ones((5, 2, 2, 1))).value.shape == (5,)
 
 
 def test_what_is_wrong_is_said():
     run = functools.partial(log_prob, jax.random.key(0), gaussian_score, points())
-    with pytest.raises(ValueError, match="unknown kind 'denoiser'; known: score, velocity"):
-        run(kind="denoiser")
+    with pytest.raises(ValueError, match="unknown follows 'denoiser'; known: score, velocity"):
+        run(follows="denoiser")
     with pytest.raises(ValueError, match="unknown divergence 'skilling'; known: hutchinson, exact"):
-        run(kind="score", divergence="skilling")
+        run(follows="score", divergence="skilling")
     with pytest.raises(ValueError, match="unknown probe 'sparse'; known: rademacher, normal"):
-        run(kind="score", probe="sparse")
+        run(follows="score", probe="sparse")
     with pytest.raises(ValueError, match="num_probes must be positive"):
-        run(kind="score", num_probes=0)
+        run(follows="score", num_probes=0)
     with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
-        run(kind="score", sigma_min=90.0)
+        run(follows="score", sigma_min=90.0)
     with pytest.raises(ValueError, match="known: dopri5, heun_adaptive"):
-        run(kind="score", method="rk45")
+        run(follows="score", method="rk45")
     keys = jax.random.split(jax.random.key(0), BATCH + 1)
     with pytest.raises(ValueError, match=f"one key, or one a sample: {BATCH}"):
-        log_prob(keys, gaussian_score, points(), kind="score")
+        log_prob(keys, gaussian_score, points(), follows="score")
 
 
 # Bits a dimension.
