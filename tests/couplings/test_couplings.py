@@ -14,9 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from genfield import couplings, data, paths, registry
-from genfield.configuration import base
 from genfield.distances import squared_distances
-from genfield.program import parts
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BACKENDS = ["host", "device"]
@@ -258,16 +256,6 @@ def test_coupling_errors():
         couplings.sinkhorn(x0, x1, regularization=1.0)
     with pytest.raises(ValueError, match="known are 'permutation', 'sample'"):
         couplings.sinkhorn(x0, x1, regularization=1.0, rounding="best")
-
-
-def test_couplings_are_offered_what_they_take():
-    x0, x1 = pair(8, 2)
-    key, label = jax.random.key(0), jnp.arange(8) % 2
-    config = base()
-    assert parts.create_coupling(config)(x0, x1, key, label) is x0
-    config.coupling = {"name": "greedy", "within_classes": True}
-    found = parts.create_coupling(config)(x0, x1, key, label)
-    np.testing.assert_array_equal(found, couplings.greedy(x0, x1, label=label, within_classes=True))
 
 
 def entropic_plan(cost, epsilon):

@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 from programs import TINY_DIGITS
 
-from genfield import configuration, data
+from genfield import configuration, couplings, data
 from genfield.errors import UserError
 from genfield.fields import Prediction
-from genfield.program import config_io
+from genfield.program import config_io, parts
 from genfield.program import objective as objectives
 from genfield.program.experiment import check_names
 from genfield.program.methods import package
@@ -38,6 +38,17 @@ def drawn(config):
     _, objective, _ = make(config)
     batch = {"x1": jnp.zeros((8, 2))}
     return jax.jit(objective.draw)(jax.random.key(5), batch).sample
+
+
+def test_couplings_are_given_labels_where_they_match_by_them():
+    x0, x1 = np.random.default_rng(0).standard_normal((2, 8, 2)).astype(np.float32)
+    key, label = jax.random.key(0), jnp.arange(8) % 2
+    config = configuration.base()
+    assert parts.create_coupling(config)(x0, x1, key, label) is x0
+    config.coupling = {"name": "greedy", "within_classes": True}
+    found = parts.create_coupling(config)(x0, x1, key, label)
+    expected = couplings.greedy(jnp.asarray(x0), jnp.asarray(x1), label=label, within_classes=True)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_bridge_and_a_sinkhorn_coupling_leave_other_noise_alone():
