@@ -196,7 +196,7 @@ MUTANTS = [
         "generate_label",
         "cond = index % data.num_classes if data.num_classes else None",
         "cond = jnp.arange(len(index)) % data.num_classes if data.num_classes else None",
-        "image_evaluation evaluate",
+        "generate",
     ),
     Mutant(
         "points_median",
