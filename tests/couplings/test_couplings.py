@@ -298,6 +298,22 @@ def test_sinkhorn_rounded_to_a_permutation():
         couplings.sinkhorn(x0, x1[:5], regularization=1.0)
 
 
+def test_a_plan_that_has_not_converged_is_rounded_to_the_largest_sum_too():
+    x0, x1 = pair(64, 3)
+    x1 = 3 * x1 + 2
+    cost = cdist(x1, x0, "sqeuclidean")
+    f, epsilon, level = np.zeros(64), 0.5, -np.log(64)
+    for _ in range(10):  # ends with the rows, those of x1: their sums are 1/64, the columns' not
+        g = epsilon * (level - scipy.special.logsumexp((f[:, None] - cost) / epsilon, axis=0))
+        f = epsilon * (level - scipy.special.logsumexp((g[None] - cost) / epsilon, axis=1))
+    plan = np.exp((f[:, None] + g[None] - cost) / epsilon)
+    assert plan.sum(0).max() > 2 / 64
+    options = dict(regularization=epsilon, rounding="permutation", max_iterations=10)
+    found = order(quick(functools.partial(couplings.sinkhorn, **options))(x0, x1), x0)
+    best = linear_sum_assignment(-plan)
+    np.testing.assert_allclose(plan[np.arange(64), found].sum(), plan[best].sum(), rtol=1e-5)
+
+
 def test_sinkhorn_on_eight_devices():
     x0, x1 = pair(64, 2)
     run = quick(functools.partial(couplings.sinkhorn, regularization=0.5, group_size=8))
