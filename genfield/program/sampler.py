@@ -177,20 +177,17 @@ def _conversion(config, sampler: registry.Sampler, methods: Methods) -> Callable
     level = one_level(config, methods)
     if loss.at_levels and wanted == "gradient" and level is not None:
         return _at_one_level(loss.teaches, level)
+    others = [
+        m.name
+        for m in methods[registry.Sampler].values()
+        if m.follows != "gradient" and (m.follows in registry.AT_LEVELS) == loss.at_levels
+    ]
+    mend = f"set config.sampler.name to one of {', '.join(sorted(others))}"
     if loss.at_levels != (wanted in registry.AT_LEVELS):
-        table = methods[registry.Sampler].values()
-        known = [
-            m.name
-            for m in table
-            if m.follows != "gradient" and (m.follows in registry.AT_LEVELS) == loss.at_levels
-        ]
-        raise UserError(
-            f"sampler {sampler.name!r} does not follow a field of {loss.name}: set "
-            f"config.sampler.name to one of {', '.join(sorted(known))}"
-        )
+        raise UserError(f"sampler {sampler.name!r} does not follow a field of {loss.name}: {mend}")
     if not sampler.clock and has_clock(config, methods):
         raise UserError(
-            f"sampler {sampler.name!r} has no clock, but the field was trained with one"
+            f"sampler {sampler.name!r} has no clock, but the field was trained with one: {mend}"
         )
     if loss.teaches == wanted:
         return lambda field: field
