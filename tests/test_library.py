@@ -15,6 +15,7 @@ from programs import ROOT
 import genfield
 from genfield import guidance, losses, paths, sampling
 from genfield.fields import Prediction
+from genfield.program import experiment
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (6, 4))
@@ -165,6 +166,24 @@ def test_a_run_gives_samples_of_labels_and_of_keys(tmp_path):
     assert (one != opened.sample(4, labels=3).x).any()
     with pytest.raises(genfield.errors.UserError, match="labels are 0 to 9"):
         opened.sample(2, labels=11)
+
+
+def test_a_run_that_samples_twice_traces_its_sampler_once(tmp_path, monkeypatch):
+    traced, prepare = [], experiment.prepare
+
+    def counted(*arguments):
+        exp = prepare(*arguments)
+
+        def sampler(*given):
+            traced.append(given)
+            return exp.sampler(*given)
+
+        return exp._replace(sampler=sampler)
+
+    monkeypatch.setattr(experiment, "prepare", counted)
+    opened = genfield.open_run(shutil.copytree(RUNS / "digits", tmp_path / "digits"))
+    assert (opened.sample(4).x == opened.sample(4).x).all()
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize("name", ["jobs", "checkpoint"])

@@ -170,8 +170,8 @@ def _check_output(method: registry.Loss, output: str) -> None:
     if output == "predicted":
         raise UserError(f"{name} trains no distance: leave out net.distance_head")
     raise UserError(
-        f"{name} needs a distance: set config.net.output='scalar' (mlp) or "
-        "config.net.distance_head='cifar' or 'imagenet' (unet, sit)"
+        f"{name} needs a distance: set config.net.output='scalar', or of networks that have one "
+        "config.net.distance_head"
     )
 
 

@@ -1,5 +1,7 @@
 """From a workdir to a trained run: its checkpoints, its state, and `open_run`."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +73,13 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
     return state, meta["step"]
 
 
-class Run(NamedTuple):
+class _Opened(NamedTuple):
+    experiment: Experiment
+    params: dict
+    step: int
+
+
+class Run(_Opened):
     """A trained run, opened.
 
     Attributes:
@@ -79,9 +87,9 @@ class Run(NamedTuple):
       params: by role, the average where the run keeps one. step: of the checkpoint.
     """
 
-    experiment: Experiment
-    params: dict
-    step: int
+    @functools.cached_property
+    def _draw(self) -> Callable:
+        return generate.make_drawer(self.experiment)  # kept, so that it is compiled once
 
     @property
     def field(self) -> Field:
@@ -103,7 +111,7 @@ class Run(NamedTuple):
             if not classes or labels.min() < 0 or labels.max() > classes:
                 raise UserError(f"labels are 0 to {classes - 1}" if classes else "no classes here")
         seed = config.seed + config.sample.seed if key is None else key
-        return generate.make_drawer(self.experiment)(self.params, num, seed, labels=labels)
+        return self._draw(self.params, num, seed, labels=labels)
 
 
 def open_run(workdir: str | Path, step: int | None = None, *, best: bool = False) -> Run:

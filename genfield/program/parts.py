@@ -110,7 +110,10 @@ def create_coupling(config, methods: Methods | None = None) -> Callable:
     table = (methods or package())[registry.Coupling]
     couple, record = bind("coupling", table, config.coupling), table[config.coupling.name]
     if config.match_size and not record.groups:
-        raise UserError("config.match_size needs a coupling: set config.coupling.name='greedy'")
+        able = ", ".join(sorted(name for name, known in table.items() if known.groups))
+        raise UserError(
+            f"config.match_size needs a coupling: set config.coupling.name to one of {able}"
+        )
     if 0 < config.match_size < config.batch_size:
         couple = functools.partial(couple, group_size=config.match_size)
 

@@ -80,7 +80,7 @@ def create_sampler(
     """
     methods = methods or package()
     chain = stages(config.sampler, methods)
-    _check_chain(config, chain, output)
+    _check_chain(config, chain, output, methods[registry.StopRule])
     convert = _conversion(config, chain[0].method, methods)
     guide, slots = _guidance(config, chain[0], num_classes, methods), config.sample.slots
 
@@ -129,7 +129,7 @@ def _guidance(config, first: Stage, num_classes: int, methods: Methods) -> Calla
     return guide
 
 
-def _check_chain(config, chain: list[Stage], output: str) -> None:
+def _check_chain(config, chain: list[Stage], output: str, rules) -> None:
     """Raises UserError where stages, outputs and slots do not fit each other."""
     names = [stage.method.name for stage in chain]
     if len({stage.method.follows for stage in chain}) > 1:
@@ -142,11 +142,12 @@ def _check_chain(config, chain: list[Stage], output: str) -> None:
                 f"sampler {stage.method.name!r} needs a network with an energy: "
                 f"config.net.output='scalar' or {other}"
             )
+    free = [repr(rule.name) for rule in rules.values() if rule.needs_output is None]
     for rule in filter(None, [stage.rule for stage in chain]):
         if rule.needs_output is not None and output not in rule.needs_output:
             raise UserError(
                 f"config.sampler.stop {rule.name!r} needs a network with a distance: set "
-                "config.net.distance_head, or stop by 'gradient_norm'"
+                f"config.net.distance_head, or stop by {' or '.join(free)}"
             )
     first = chain[0]
     if config.sample.slots and (len(chain) > 1 or first.method.adaptive or not first.sampler.stops):
@@ -167,7 +168,7 @@ def check_deterministic(section, methods: Methods | None = None) -> None:
         if method.noisy(bound(method, part)):
             raise UserError(
                 f"pairs need a deterministic sampler, and {method.name!r} draws noise of its own: "
-                "set config.sampler.name to edm_heun, without churn, or to another ODE solver"
+                "set config.sampler.name to an ODE solver, without churn"
             )
 
 

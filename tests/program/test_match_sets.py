@@ -115,7 +115,10 @@ def test_resumed_inside_a_match_set_to_the_bit(coupling, tmp_path):
     [
         ({"match_size": 12}, "match_size 12 is not a multiple of config.batch_size 8"),
         ({"match_size": 3}, "not a multiple of config.match_size 3"),
-        ({"coupling": {"name": "independent"}}, "config.coupling.name='greedy'"),
+        (
+            {"coupling": {"name": "independent"}},
+            "config.coupling.name to one of exact_assignment, greedy, nearest_source, sinkhorn",
+        ),
         ({"coupling": {"name": "greedy", "group_size": 4}}, "unknown field 'group_size'"),
     ],
     ids=str,
