@@ -5,14 +5,13 @@ Lists the leaves of their repro cards that differ: figures first, then what may 
 
 import json
 import math
-import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from genfield import errors
-from genfield.errors import UserError
+from genfield.errors import UserError, tell
 from genfield.machine import tables
 from genfield.machine.tables import MISSING, columns
 
@@ -111,10 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     def compared() -> None:
         places = parser.parse_args(argv)
         leaves = differences(load(places.a), load(places.b))
-        try:
-            print(table(leaves) if leaves else "no differences", flush=True)
-        except BrokenPipeError:  # a pager that was closed
-            sys.stdout = open(os.devnull, "w")
+        tell(table(leaves) if leaves else "no differences")
 
     return errors.told(compared)
 

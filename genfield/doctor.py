@@ -7,6 +7,8 @@ import shutil
 import sys
 from importlib import metadata
 
+from genfield.errors import tell
+
 CORE = ("jax", "optax", "diffrax", "numpy", "scipy")
 PROGRAM = ("flax", "orbax-checkpoint", "grain", "ml_collections", "clu", "chex", "pillow")
 # Module, what it is for, the extra that brings it.
@@ -82,16 +84,16 @@ def check_devices() -> list[tuple[bool | None, str]]:
 
 def main() -> int:
     """Prints the verdicts; 0 if everything needed is here, else 2."""
-    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, "
-          f"{os.cpu_count()} cores")  # fmt: skip
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    tell(f"python {platform.python_version()} on {machine}")
     rows = [(sys.version_info >= (3, 11), "Python 3.11 or newer"), *check_packages()]
     if all(ok for ok, _ in rows):
         rows += check_devices() + check_weights()
     rows += check_extras()
     for ok, text in rows:
-        print({True: "ok      ", None: "optional", False: "MISSING "}[ok], text)
+        tell({True: "ok      ", None: "optional", False: "MISSING "}[ok] + f" {text}")
     healthy = not any(ok is False for ok, _ in rows)
-    print("verdict: ready" if healthy else "verdict: not ready, see MISSING above")
+    tell("verdict: ready" if healthy else "verdict: not ready, see MISSING above")
     return 0 if healthy else 2
 
 

@@ -1,7 +1,11 @@
-"""The one error that a user can mend, and how a command line tells it: one line, exit code 2."""
+"""The one error that a user can mend, and how a command line tells it: one line, exit code 2.
+
+`tell` prints all that the commands say: no terminal, pipe or encoding can end a run.
+"""
 
 import argparse
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -19,6 +23,29 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(f"{message}: {self.mend}")
+
+
+def tell(text: str, *, end: str = "\n", error: bool = False) -> None:
+    """Prints, on stderr where it is an error; what cannot be printed is let go.
+
+    A letter that the terminal's encoding lacks becomes a question mark. A pipe whose reader has
+    left, a disk that is full under a redirected output, or no terminal at all, lose the text and
+    nothing else.
+    """
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        tell(text.encode(encoding, "replace").decode(encoding), end=end, error=error)
+    except (OSError, ValueError, AttributeError):  # closed, broken, or None
+        _silence(error)
+
+
+def _silence(error: bool) -> None:
+    """A stream that cannot be written any more is replaced by one that swallows everything."""
+    name = "stderr" if error else "stdout"
+    setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
 class UserError(ValueError):
@@ -50,5 +77,5 @@ def told(command: Callable[[], object]) -> int:
         if message is None:
             raise
         message = re.sub(r"\s*\n\s*", " ", message)
-        print(f"genfield: error: {message}", file=sys.stderr, flush=True)
+        tell(f"genfield: error: {message}", error=True)
         return EXIT_CODE

@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from genfield.errors import UserError
+from genfield.errors import UserError, tell
 from genfield.program import command
 
 
@@ -22,7 +22,7 @@ def run(argv: list[str]) -> None:
     """Runs a command line to its end."""
     values, overrides = command.parse(argv)
     if values.help:
-        print(__doc__, values.get_help(include_special_flags=False), sep="\n")
+        tell(f"{__doc__}\n{values.get_help(include_special_flags=False)}")
         return
     if not values.workdir:
         raise UserError(
@@ -33,7 +33,7 @@ def run(argv: list[str]) -> None:
     config, methods = command.load_config(values, overrides, workdir)
     what = values.samples or config.loss.name
     if not values.process_id:
-        print(f"genfield: {values.mode} {what} in {workdir}", flush=True)
+        tell(f"genfield: {values.mode} {what} in {workdir}")
     command.start_distributed(values)
     command.check_devices()
     # Only now, with the simple mistakes told within a second, the slow imports.

@@ -99,9 +99,9 @@ def run(options: argparse.Namespace) -> dict:
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }  # fmt: skip
     logbook.write_json(out / "analysis.json", result)
-    print(columns([("", "measured", "paper"), *table], head=False))
+    errors.tell(columns([("", "measured", "paper"), *table], head=False))
     spent = ", ".join(f"{name} {result[name]['seconds']:.0f} s" for name in options.only)
-    print(f"{spent}; {result['peak_memory_gb']:.1f} GB; {out / 'analysis.json'}")
+    errors.tell(f"{spent}; {result['peak_memory_gb']:.1f} GB; {out / 'analysis.json'}")
     return result
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genfield.errors import UserError
+from genfield.errors import UserError, tell
 
 TIMEOUT = 10.0  # seconds without an answer
 CHUNK = 1 << 20
@@ -152,7 +152,7 @@ def _download(name: str, source: Source, sha256: str) -> Path:
     unfinished = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        print(f"fetching {source.url} to {target.parent}", file=sys.stderr, flush=True)
+        tell(f"fetching {source.url} to {target.parent}", error=True)
         with (
             urllib.request.urlopen(source.url, timeout=TIMEOUT) as answer,
             open(unfinished, "wb") as stream,
@@ -178,9 +178,9 @@ def _copy(answer, stream) -> None:
     while chunk := answer.read(CHUNK):
         stream.write(chunk)
         done += len(chunk)
-        if sys.stderr.isatty():
-            print(f"\r{done >> 20}{share} MiB", end="", file=sys.stderr, flush=True)
-    print(f"\r{done >> 20}{share} MiB", file=sys.stderr)
+        if sys.stderr is not None and sys.stderr.isatty():
+            tell(f"\r{done >> 20}{share} MiB", end="", error=True)
+    tell(f"\r{done >> 20}{share} MiB", error=True)
 
 
 def convert(

@@ -8,6 +8,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+from genfield.errors import tell
+
 INTERVAL = {True: 0.2, False: 5.0}  # seconds between updates on a terminal, and elsewhere
 PACKAGES = ("genfield", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -25,7 +27,7 @@ def first_process() -> bool:
 def say(text: str) -> None:
     """Prints on process 0 only, at once."""
     if first_process():
-        print(text, flush=True)
+        tell(text)
 
 
 def versions() -> dict[str, str]:
@@ -54,7 +56,7 @@ class Progress:
     ):
         self.what, self.total, self.start, self.examples = what, total, start, examples
         self.unit = unit
-        self.terminal = sys.stdout.isatty()
+        self.terminal = sys.stdout is not None and sys.stdout.isatty()
         self.begun = self.shown = time.monotonic()
         self.first = None  # (time, step) after the first step, so that rates leave compiling out
 
@@ -86,11 +88,9 @@ class Progress:
             return
         if self.terminal:
             filled = round(24 * step / self.total)
-            print(f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K", end="", flush=True)
-            if last:
-                print(flush=True)
+            tell(f"\r[{'#' * filled}{'.' * (24 - filled)}] {text}\033[K", end="\n" * last)
         else:
-            print(text, flush=True)
+            tell(text)
 
 
 class Metrics:

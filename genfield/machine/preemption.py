@@ -1,8 +1,9 @@
-"""SIGTERM and Ctrl-C: finish the step, save, exit with code 143.
+"""SIGTERM, Ctrl-C and a closed terminal: finish the step, save, exit with code 143.
 
 `install` is called before the slow imports, so that no moment of a run is unguarded.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -19,7 +20,8 @@ class Preempted(Exception):
 
 
 def _tell(text: str) -> None:
-    os.write(2, f"\n{text}\n".encode())  # sys.stderr may be in mid-write, and not reentrant
+    with contextlib.suppress(OSError):  # no terminal any more
+        os.write(2, f"\n{text}\n".encode())  # sys.stderr may be in mid-write, and not reentrant
 
 
 def _note(number, frame) -> None:
@@ -35,9 +37,11 @@ def _note(number, frame) -> None:
 
 
 def install() -> None:
-    """Notes SIGTERM and SIGINT instead of dying of them."""
+    """Notes SIGTERM, SIGINT and SIGHUP instead of dying of them; what `nohup` ignores stays so."""
     signal.signal(signal.SIGTERM, _note)
     signal.signal(signal.SIGINT, _note)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _note)
 
 
 def begin() -> None:
@@ -48,7 +52,9 @@ def begin() -> None:
 
 def install_distributed() -> None:
     """With jax.distributed, SIGTERM belongs to its notifier, which tells all processes."""
-    signal.signal(signal.SIGINT, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def reached() -> bool:

@@ -174,10 +174,10 @@ def leave(argv: list[str], command: Callable) -> None:
     try:
         code = main(argv, command)
     except Exception:
-        traceback.print_exc()
+        errors.tell(traceback.format_exc(), error=True)
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for error in (False, True):
+        errors.tell("", end="", error=error)  # flushed, where there is anybody to read it
     jax = sys.modules.get("jax")
     if code in (0, preemption.EXIT_CODE) and jax is not None and jax.process_count() > 1:
         jax.distributed.shutdown()  # together with the others; after an error at once

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from genfield import registry, study
-from genfield.errors import UserError
+from genfield.errors import UserError, tell
 from genfield.machine import logbook, preemption
 from genfield.machine.logbook import say
 from genfield.machine.tables import columns
@@ -129,7 +129,7 @@ def usage() -> str:
 def run(argv: list[str]) -> None:
     """Runs a command line to its end."""
     if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(usage())
+        tell(usage())
         return
     name, chosen, values, overrides = parse(argv)
     for flag in ("mode", "samples", "distributed", "coordinator"):  # a study is of one process
@@ -156,7 +156,7 @@ def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     values["mode"].value = "evaluate"  # what a study needs of a workdir is what evaluation needs
     command.check_flags(values, workdir)
     config, methods = command.load_config(values, overrides, workdir)
-    print(f"genfield: study {name} of {config.loss.name} in {workdir}", flush=True)
+    tell(f"genfield: study {name} of {config.loss.name} in {workdir}")
     if STUDIES[name].straight and loss_of(config, methods).at_levels:
         raise UserError(f"{name} is for fields on straight paths, not {config.loss.name}")
     command.check_devices()

@@ -1,0 +1,82 @@
+"""What is printed never ends a run: encodings, closed pipes, full disks, no terminal at all."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from programs import SMALL, run
+
+from genfield import errors
+from genfield.machine import preemption
+
+SHORT = SMALL | {"train.steps": 2, "checkpoint.every": 2, "evaluate.num_samples": 8}
+
+
+def broken_pipe():
+    """A stream whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", encoding="utf-8")
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+def full_disk():
+    return open("/dev/full", "w", encoding="utf-8")
+
+
+STREAMS = [lambda: None, broken_pipe, closed, full_disk]
+
+
+@pytest.mark.parametrize("make", STREAMS)
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_cannot_be_written_loses_the_text_alone(monkeypatch, make, name):
+    monkeypatch.setattr(sys, name, make())
+    for _ in range(2):
+        errors.tell("α … ×", error=name == "stderr")
+    print("and whoever prints after it", file=getattr(sys, name))
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "? 3 ?"), ("latin-1", "? 3 ×")])
+def test_a_letter_that_the_terminal_lacks_becomes_a_question_mark(monkeypatch, encoding, shown):
+    held = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(held, encoding=encoding))
+    errors.tell("… 3 ×")
+    assert held.getvalue().decode(encoding) == shown + "\n"
+
+
+@pytest.mark.parametrize("make", [lambda: None, broken_pipe])
+def test_a_run_ends_well_with_nobody_to_read_it(monkeypatch, tmp_path, make):
+    monkeypatch.setattr(sys, "stdout", make())
+    monkeypatch.setattr(sys, "stderr", make())
+    assert run(tmp_path / "run", small=SHORT) == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_mistake_is_told_on_a_terminal_of_any_encoding(tmp_path):
+    """The line itself holds what ascii lacks; its exit code is that of a mistake."""
+    argv = [sys.executable, "-m", "genfield.compare", str(tmp_path / "α"), str(tmp_path / "b")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(argv, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == errors.EXIT_CODE
+    assert done.stderr.startswith(b"genfield: error: ") and b"Traceback" not in done.stderr
+
+
+def test_a_closed_terminal_is_heard_and_nohup_is_left_alone():
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        for found, kept in ((signal.SIG_DFL, False), (signal.SIG_IGN, True)):
+            signal.signal(signal.SIGHUP, found)
+            preemption.install()
+            assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) is kept
+            assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
