@@ -32,7 +32,7 @@ def get_config(variant: str = "annealed"):
     if variant == "turning":
         config.loss.update(norm_weight=0.05, circulation_weight=0.5)
     if variant == "velocity":
-        config.path, config.preconditioning = "linear", "none"
+        config.path, config.preconditioning, config.sigma_data = "linear", "none", 0.5
         config.time = dict(name="uniform", low=0.02, high=0.98)
         config.loss.name = "velocity_flux_matching"
         config.sampler = dict(name="euler", num_steps=100)

@@ -23,7 +23,7 @@ def get_config(variant: str = "2"):
     config.loss = dict(name="lines_matching")
     config.sampler = dict(name="multistep", indices=indices, noise="line")
     if variant == "flow":
-        config.path, config.preconditioning = "linear", "none"
+        config.path, config.preconditioning, config.sigma_data = "linear", "none", 0.5
         config.time = dict(name="uniform")
         config.loss = dict(name="flow_matching")
         config.sampler = dict(name="euler", num_steps=2)

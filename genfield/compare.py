@@ -7,11 +7,10 @@ import json
 import math
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from genfield import errors
-from genfield.errors import UserError, tell
+from genfield.errors import UserError, local, tell
 from genfield.machine import tables
 from genfield.machine.tables import MISSING, columns
 
@@ -39,7 +38,7 @@ def load(place: str) -> dict:
     Raises:
       UserError: no such file, or it holds no card.
     """
-    path = Path(place)
+    path = local(place, "the card")
     try:
         if path.is_dir():
             path = path / "card.json"

@@ -9,7 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+REMOTE = re.compile(r"[A-Za-z][\w+.-]+://")
 MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 EXIT_CODE = 2
 
@@ -50,6 +52,26 @@ def _silence(error: bool) -> None:
 
 class UserError(ValueError):
     """A mistake in a config, a path or a file: one line that says what and how to mend it."""
+
+
+def remote(place: object) -> bool:
+    """Whether a path names another machine, as gs://bucket/run or s3://bucket/run."""
+    return REMOTE.match(str(place)) is not None
+
+
+def local(place: object, what: str) -> Path:
+    """A path of this machine, ~ expanded; `what` names it in messages.
+
+    Raises:
+      UserError: it names another machine: nothing here reads or writes there, and a local folder
+        called gs: would lose what is meant to be kept.
+    """
+    if remote(place):
+        raise UserError(
+            f"{what} {place} is not on this machine's disk: copy it there, or mount it (gcsfuse, "
+            "mountpoint-s3, NFS) and pass the mounted folder"
+        )
+    return Path(str(place)).expanduser()
 
 
 def mendable(error: Exception) -> str | None:

@@ -12,9 +12,7 @@ if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
 
-from pathlib import Path
-
-from genfield.errors import UserError, tell
+from genfield.errors import UserError, local, tell
 from genfield.program import command
 
 
@@ -28,7 +26,7 @@ def run(argv: list[str]) -> None:
         raise UserError(
             "--workdir is missing: the folder that the run writes to. --help lists all flags"
         )
-    workdir = Path(values.workdir).expanduser().resolve()
+    workdir = local(values.workdir, "--workdir").resolve()
     command.check_flags(values, workdir)
     config, methods = command.load_config(values, overrides, workdir)
     what = values.samples or config.loss.name

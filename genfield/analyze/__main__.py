@@ -19,13 +19,12 @@ import argparse
 import resource
 import sys
 import time
-from pathlib import Path
 
 import jax
 
 from genfield import errors
 from genfield.analyze.studies import MATCH_SIZES, STUDIES, TITLES, check_paths, load
-from genfield.errors import UserError
+from genfield.errors import UserError, local
 from genfield.machine import logbook
 from genfield.machine.tables import columns
 
@@ -72,11 +71,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> dict:
     """Runs the studies, prints their table, writes analysis.json and the figures."""
-    out = Path(options.out)
+    out = local(options.out, "--out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder --out={out}: {error.strerror}") from error
+    for name in ("path", "cache"):
+        local(getattr(options, name) or "", f"--{name}")
     images = load(options.path, options.cache)
     options.num = options.num or len(images.flat)
     if "couplings" in options.only:

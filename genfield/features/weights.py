@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genfield.errors import UserError, tell
+from genfield.errors import UserError, local, tell
 
 TIMEOUT = 10.0  # seconds without an answer
 CHUNK = 1 << 20
@@ -70,7 +70,7 @@ SOURCES = {
 
 def cache() -> Path:
     """The folder of downloaded weights: $GENFIELD_CACHE or ~/.cache/genfield."""
-    return Path(os.environ.get("GENFIELD_CACHE") or "~/.cache/genfield").expanduser()
+    return local(os.environ.get("GENFIELD_CACHE") or "~/.cache/genfield", "GENFIELD_CACHE")
 
 
 def here(name: str) -> bool:

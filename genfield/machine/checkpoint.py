@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from genfield.errors import UserError
+from genfield.errors import UserError, local
 from genfield.machine.sharding import agreed
 
 FOLDER = "checkpoints"
@@ -218,7 +218,7 @@ def load(workdir, *, step: int | None = None, item: str | None = None) -> dict:
     Raises:
       UserError: no such checkpoint or item, or it does not match its digests.
     """
-    folder = Path(workdir).resolve() / FOLDER
+    folder = local(workdir, "the workdir").resolve() / FOLDER
     known = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
     if not known or (step is not None and step not in known):
         raise UserError(f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}")

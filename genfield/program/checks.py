@@ -4,11 +4,12 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from genfield import registry
-from genfield.errors import UserError
+from genfield.errors import UserError, local
 from genfield.machine.tables import differences
 from genfield.program import config_io
 from genfield.program.defaults import (
@@ -31,6 +32,7 @@ def check(config: ConfigDict) -> None:
     """Raises UserError for fields, types and numbers that cannot work; within milliseconds."""
     check_fields(config)
     check_numbers(config)
+    check_places(config)
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -61,18 +63,27 @@ def check_fields(config: ConfigDict) -> None:
             raise UserError(f"config.{section} lacks the field {lost[0]!r}")
 
 
-def _numbers(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a section and those below it, by dotted name."""
+def check_places(config: ConfigDict) -> None:
+    """Raises UserError for paths of another machine, in whatever field."""
+    for name, value in _leaves(config):
+        if isinstance(value, str):
+            local(value, f"config.{name}")
+
+
+def _leaves(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a section and those below it, by dotted name."""
     for field, value in section.items():
         if isinstance(value, ConfigDict):
-            yield from _numbers(value, f"{prefix}{field}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from _leaves(value, f"{prefix}{field}.")
+        else:
             yield f"{prefix}{field}", value
 
 
 def check_numbers(config: ConfigDict) -> None:
     """Raises UserError for values that cannot work, before anything is compiled."""
-    for name, value in _numbers(config):
+    for name, value in _leaves(config):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
         if not math.isfinite(value):
             raise UserError(f"config.{name} must be finite, got {value}")
         if name in LIMITS:

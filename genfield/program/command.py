@@ -96,6 +96,10 @@ def check_flags(values, workdir: Path) -> None:
         raise UserError("--samples names images to evaluate: add --mode=evaluate")
     if values.samples is not None and (values.best or values.step is not None):
         raise UserError("--samples needs no checkpoint: leave out --step and --best")
+    for name in ("config", "samples"):
+        errors.local(getattr(values, name) or "", f"--{name}")
+    if values.step is not None and values.best:
+        raise UserError("--step and --best name two checkpoints: leave one of them out")
     if values.mode != "train" and not values.samples and not (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds no checkpoints to {values.mode}: train first")
     there = next(folder for folder in (workdir, *workdir.parents) if folder.exists())

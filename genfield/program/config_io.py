@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,13 +66,14 @@ def config_files(folder: Path) -> list[str]:
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
-    """`config` with --config.section.field=value of a command line applied.
+    """`config` with --config.section.field=value of a command line applied, the last of each.
 
     Sections nested in the open ones are made as they are named: --config.loss.weight.name=…
 
     Raises:
       UserError: unknown sections, values of the wrong type.
     """
+    arguments = _last_of_each(arguments)
     for argument in arguments:
         names = argument.split("=")[0].split(".")[1:-1]
         section = config
@@ -99,6 +101,22 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
     return config
+
+
+def _last_of_each(arguments: list[str]) -> list[str]:
+    """The arguments without those that a later one of the same field replaces.
+
+    ml_collections would join tuples that are given twice, where of numbers the last one counts.
+    """
+    given: list[list[str]] = []  # an override, and what follows it where it has no "="
+    for argument in arguments:
+        if argument.startswith("-") or not given or "=" in given[-1][0]:
+            given.append([argument])
+        else:
+            given[-1].append(argument)
+    field = lambda words: re.sub(r"^--?(?:no(?=config))?", "", words[0].split("=")[0])
+    last = {field(words): place for place, words in enumerate(given)}
+    return [word for i, words in enumerate(given) if last[field(words)] == i for word in words]
 
 
 def problem(text: str) -> str:

@@ -12,7 +12,15 @@ from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import logbook, preemption, sharding
 from genfield.machine.logbook import say
-from genfield.program import evaluate, experiment, generate, match_sets, train_step
+from genfield.program import (
+    config_io,
+    evaluate,
+    experiment,
+    generate,
+    match_sets,
+    optimizer,
+    train_step,
+)
 from genfield.program.experiment import Experiment
 from genfield.program.open_run import held, open_checkpoints, restore
 
@@ -43,8 +51,10 @@ class Loop:
         self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
         self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
         self.progress = None
+        self.rate = optimizer.schedule(self.config.optimizer, self.config.train.steps)
         if self.step:
             say(f"resuming at step {self.step}")
+            self._tell_schedule()
 
     def run(self) -> None:
         """Trains to `train.steps`; raises preemption.Preempted after saving."""
@@ -75,6 +85,20 @@ class Loop:
             self._evaluate()
         self._save()
         self.checkpoints.wait()
+
+    def _tell_schedule(self) -> None:
+        """Says where another number of steps reshapes the schedule from here on."""
+        stored = self.exp.workdir / "config.json"
+        if not stored.exists():
+            return
+        old = config_io.from_file(stored).train.steps
+        before = optimizer.schedule(self.config.optimizer, old)
+        rates = [float(of(self.step)) for of in (before, self.rate)]
+        if rates[0] != rates[1]:
+            say(
+                f"train.steps is {self.config.train.steps} and was {old}: the schedule is another, "
+                f"with a learning rate of {rates[1]:.4g} here, where it was {rates[0]:.4g}"
+            )
 
     def _next(self, batches) -> dict:
         """The next batch; data that cannot be read end the run, not what it has learned."""
@@ -112,7 +136,8 @@ class Loop:
     def _log(self, step: int) -> None:
         means = {name: total / self.counted for name, total in self.window.items()}
         rate = self.progress.rate(step)
-        self.metrics.write(step, "train", {**means, "examples_per_second": round(rate, 1)})
+        known = {"learning_rate": float(self.rate(step - 1)), "examples_per_second": round(rate, 1)}
+        self.metrics.write(step, "train", means | known)
         self.window, self.counted = {}, 0
 
     def _evaluate(self) -> None:

@@ -14,7 +14,7 @@ from genfield.figures import run as figures
 from genfield.machine import logbook, preemption, sharding
 from genfield.machine.logbook import say
 from genfield.metrics import images
-from genfield.program import card, config_io, generate, own_files, pictures, sampler
+from genfield.program import card, config_io, generate, options, own_files, pictures, sampler
 from genfield.program import evaluate as evaluation
 from genfield.program.evaluate import Evaluation, Evaluator
 from genfield.program.experiment import Experiment
@@ -33,6 +33,7 @@ def check(exp: Experiment, mode: str = "train") -> None:
     config, data = exp.config, exp.data
     if config.sample.guidance_scale != 1 and not data.num_classes:
         raise UserError("config.sample.guidance_scale needs labels: set config.data.labels=True")
+    options.check(config, data, exp.methods, mode, exp.workdir)
     if config.sample.guidance_channels > data.shape[-1]:
         raise UserError(
             f"config.sample.guidance_channels {config.sample.guidance_channels} is more than the "

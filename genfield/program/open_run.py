@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genfield.errors import UserError
+from genfield.errors import UserError, local
 from genfield.fields import Field
 from genfield.machine import checkpoint
 from genfield.machine.checkpoint import Checkpoints
@@ -126,7 +126,7 @@ def open_run(workdir: str | Path, step: int | None = None, *, best: bool = False
     Raises:
       UserError: no run there, no whole checkpoint, or its data are not where its config says.
     """
-    folder = Path(workdir).expanduser().resolve()
+    folder = local(workdir, "the workdir").resolve()
     if not (folder / "checkpoints").exists() or not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no checkpoints: name the workdir of a trained run")
     methods = own_files.methods_of(folder)

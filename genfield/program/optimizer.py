@@ -18,7 +18,12 @@ def ema_rate(section, batch_size: int) -> float:
     return 0.5 ** (batch_size / half_life) if half_life else float(rate)
 
 
-def _schedule(section, steps: int) -> optax.Schedule:
+def schedule(section, steps: int) -> optax.Schedule:
+    """step -> the learning rate of the field, as the section `optimizer` says, for so many steps.
+
+    Raises:
+      UserError: an unknown schedule, a warm-up as long as the training.
+    """
     peak, warmup = section.learning_rate, section.warmup_steps
     if not 0 <= warmup < steps:
         raise UserError(f"config.optimizer.warmup_steps {warmup} must be below {steps} steps")
@@ -43,7 +48,7 @@ def make_optimizer(section, steps: int, roles: Mapping = {}) -> optax.GradientTr
     Raises:
       UserError: unknown optimiser or schedule, or a weight decay that would be ignored.
     """
-    rate = _schedule(section, steps)
+    rate = schedule(section, steps)
     adam = dict(b1=section.b1, b2=section.b2)
     table = {
         "adam": lambda: optax.adam(rate, **adam),

@@ -11,14 +11,13 @@ import pkgutil
 import re
 import typing
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from genfield import registry, study
-from genfield.errors import UserError, tell
+from genfield.errors import UserError, local, tell
 from genfield.machine import logbook, preemption
 from genfield.machine.logbook import say
 from genfield.machine.tables import columns
@@ -152,7 +151,7 @@ def run(argv: list[str]) -> None:
 
 def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     """The run of a command line, its checkpoint loaded; raises UserError where that cannot be."""
-    workdir = Path(values.workdir).expanduser().resolve()
+    workdir = local(values.workdir, "--workdir").resolve()
     values["mode"].value = "evaluate"  # what a study needs of a workdir is what evaluation needs
     command.check_flags(values, workdir)
     config, methods = command.load_config(values, overrides, workdir)

@@ -1,7 +1,6 @@
 """Scores that tell what is out of distribution (EqM, arXiv:2510.02300, Table 6; DM Table 5)."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from PIL import Image
 
 from genfield import data, rng
 from genfield.data import pixels, sets, to_unit
-from genfield.errors import UserError
+from genfield.errors import UserError, local
 from genfield.figures.study import histograms, image_rows
 from genfield.machine.logbook import say
 from genfield.metrics import detection
@@ -129,7 +128,7 @@ def _other_images(exp: Experiment, path: str, num: int) -> np.ndarray:
     if not exp.data.pixels:
         raise UserError("--other names images, and this run was trained on none")
     height, width, channels = exp.data.shape
-    place = Path(path).expanduser()
+    place = local(path, "--other")
     if place.is_dir() or place.suffix == ".npz" or not place.exists():
         opened = sets.open_images(path)
         read, size = opened.read, opened.size

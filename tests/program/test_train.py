@@ -141,7 +141,7 @@ def test_ema_follows_its_definition(tmp_path, ramp_up, rates):
 def test_schedules_and_their_limits():
     section = configuration.base().optimizer
     section.warmup_steps, section.schedule = 10, "cosine"
-    rate = optimizer._schedule(section, 110)
+    rate = optimizer.schedule(section, 110)
     np.testing.assert_allclose(
         [rate(0), rate(5), rate(10), rate(60), rate(110)],
         np.array([1 / 11, 1 / 11 + 0.5 * 10 / 11, 1, 0.5, 0]) * 1e-3,
@@ -149,7 +149,7 @@ def test_schedules_and_their_limits():
     )
     section.warmup_steps = 200
     with pytest.raises(UserError, match="warmup_steps"):
-        optimizer._schedule(section, 110)
+        optimizer.schedule(section, 110)
 
 
 def test_clipping_bounds_the_update(tmp_path):
