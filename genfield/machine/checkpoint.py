@@ -55,16 +55,17 @@ def digests(tree) -> dict[str, int]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if any(isinstance(leaf, jax.Array) for _, leaf in leaves):
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_device_digests(tree)))
-        return {_name(path): int(leaf) for path, leaf in leaves}
-    return {_name(path): int(_digest(np.asarray(leaf), np)) for path, leaf in leaves}
+        return {named_path(path): int(leaf) for path, leaf in leaves}
+    return {named_path(path): int(_digest(np.asarray(leaf), np)) for path, leaf in leaves}
 
 
 def named_leaves(tree) -> dict[str, Any]:
     """The leaves of a tree by their paths."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {named_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _name(path) -> str:
+def named_path(path) -> str:
+    """A path of JAX's, to a leaf, as a/b/c."""
     return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 
 

@@ -1,11 +1,13 @@
 """A configuration made ready to run: mesh, data, network, objective, sampler, all checked."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -86,7 +88,13 @@ def prepare(config, workdir: Path, methods: Methods | None = None) -> Experiment
         tx=tx,
         ema_rate=ema_rate,
         abstract=abstract,
-        init=_starter(config, workdir, jax.jit(init, out_shardings=shardings), key, abstract),
+        init=_starter(
+            config,
+            workdir,
+            jax.jit(init, out_shardings=shardings),
+            key,
+            functools.partial(initial_parameters, config, abstract.params, dataset, methods),
+        ),
         methods=methods,
     )
 
@@ -108,39 +116,59 @@ def _stacked(config, methods: Methods) -> tuple[str, ...]:
     return methods[registry.Network][config.net.name].stack
 
 
-def _starter(config, workdir: Path, init: Callable, key, abstract: TrainState) -> Callable:
+def _starter(config, workdir: Path, init: Callable, key, given: Callable) -> Callable:
     """() -> the state at step 0, from another run's parameters where the config says so."""
     if config.initial_parameters is None:
         return lambda: init(key)
-    given = functools.cache(lambda: initial_parameters(config.initial_parameters, abstract.params))
+    given = functools.cache(given)
     if not (workdir / "checkpoints").exists():  # else that run may be gone by now
         given()
-    shardings = jax.tree.map(lambda a: a.sharding, abstract)
-    return lambda: train_step.with_parameters(init(key), given(), shardings)
+    return lambda: train_step.with_parameters(init(key), given())
 
 
-def initial_parameters(workdir: str, abstract: dict) -> dict:
-    """The newest parameters of another run, as numpy arrays that fit this one, by role.
+def initial_parameters(
+    config, abstract: dict, dataset: Dataset, methods: Methods
+) -> dict[str, np.ndarray]:
+    """The newest parameters of another run, by their paths, as far as they fit this one.
 
-    What is not alike in both runs but the field is left out: a discriminator may join later.
+    Left out, and named in a line: rows of labels, where that run has another number of classes or
+    none, and whole roles beside the field that are not alike: a discriminator may join later.
 
     Raises:
       UserError: no checkpoint there, or of another network.
     """
-    found = checkpoint.load(workdir)
-    shapes = lambda tree: {k: v.shape for k, v in checkpoint.named_leaves(tree).items()}
-
-    def differences(role: str) -> list[str]:
-        here, there = ({role: tree[role]} for tree in (abstract, found))
-        here, there = shapes(here), shapes(there)
-        return [name for name in {**here, **there} if here.get(name) != there.get(name)]
-
-    if wrong := differences("field"):
+    workdir = config.initial_parameters
+    here, there = (checkpoint.named_leaves(tree) for tree in (abstract, checkpoint.load(workdir)))
+    shape = lambda tree, name: tree[name].shape if name in tree else "nothing"
+    differ = [name for name in {**here, **there} if shape(here, name) != shape(there, name)]
+    labels = _label_rows(config, dataset, methods)
+    wrong = [name for name in differ if name.startswith("field/") and name not in labels]
+    if wrong:
+        name = wrong[0]
         raise UserError(
-            f"config.initial_parameters {workdir} is of another network: it differs in {wrong[0]}; "
-            "set config.net as that run has it"
+            f"config.initial_parameters {workdir} is of another network or other data: {name} is "
+            f"{shape(there, name)} there and {shape(here, name)} here; set config.net as that run "
+            "has it, and data of the same shape"
         )
-    return {role: found[role] for role in found if role in abstract and not differences(role)}
+    roles = {name.split("/")[0] for name in differ} - {"field"}
+    left = sorted({*(roles & {n.split("/")[0] for n in here}), *(n for n in differ if n in labels)})
+    if left:
+        logbook.say(f"initial_parameters {workdir}: all but {', '.join(left)}, which start anew")
+    fits = lambda name: name in here and name not in differ and name.split("/")[0] not in roles
+    return {name: value for name, value in there.items() if fits(name)}
+
+
+def _label_rows(config, dataset: Dataset, methods: Methods) -> set[str]:
+    """The field's parameters, by their paths, whose shape hangs on the number of classes."""
+    found = []
+    for classes in (0, 2, 3):
+        sized = dataset._replace(num_classes=classes)
+        with contextlib.suppress(UserError):  # a network that takes no labels
+            _, params = objective.create_net(config, sized, None, methods)
+            leaves = checkpoint.named_leaves({"field": params}).items()
+            found.append({name: leaf.shape for name, leaf in leaves})
+    names = {name for shapes in found for name in shapes}
+    return {name for name in names if len({shapes.get(name) for shapes in found}) > 1}
 
 
 def draw_batch(experiment: Experiment) -> Callable | None:

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from genfield import rng
+from genfield.machine.checkpoint import named_path
 from genfield.program.objective import Objective
 
 
@@ -28,12 +29,16 @@ def create_state(params: dict, tx: optax.GradientTransformation, ema: bool) -> T
     return TrainState(jnp.int32(0), params, average, tx.init(params))
 
 
-def with_parameters(state: TrainState, params: dict, shardings: TrainState) -> TrainState:
-    """`state` with these parameters, by role, in place of those drawn and of their average."""
-    put = lambda a, place: jax.make_array_from_callback(a.shape, place, lambda index: a[index])
-    placed = lambda places: jax.tree.map(put, params, {role: places[role] for role in params})
-    average = state.ema | placed(shardings.ema) if state.ema else {}
-    return state._replace(params=state.params | placed(shardings.params), ema=average)
+def with_parameters(state: TrainState, given: dict[str, Any]) -> TrainState:
+    """`state` with these arrays, by their paths, in place of those drawn and of their average."""
+
+    def replaced(path, drawn):
+        new = given.get(named_path(path))
+        place = lambda: jax.make_array_from_callback(new.shape, drawn.sharding, new.__getitem__)
+        return drawn if new is None else place()
+
+    changed = lambda tree: jax.tree_util.tree_map_with_path(replaced, tree)
+    return state._replace(params=changed(state.params), ema=changed(state.ema))
 
 
 def make_train_step(

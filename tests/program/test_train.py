@@ -251,7 +251,9 @@ def test_parameters_of_another_network_are_one_line(tmp_path, capsys):
     assert run(tmp_path / "first") == 0
     fields = dict(initial_parameters=tmp_path / "first", net__width=8)
     assert run(tmp_path / "second", **fields) == 2
-    assert "is of another network: it differs in field/" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "is of another network or other data: field/" in message
+    assert "(16,) there and (8,) here" in message
     assert run(tmp_path / "third", initial_parameters=tmp_path / "nowhere") == 2
     assert "has no checkpoint" in capsys.readouterr().err
 
