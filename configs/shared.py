@@ -59,6 +59,8 @@ def cifar10(size: str) -> ConfigDict:
 
 def reduced(config: ConfigDict, size: str) -> ConfigDict:
     """The training of a smaller network: `medium` for one GPU, `small` for a CPU, some minutes."""
+    if size in ("medium", "small"):
+        config.evaluate.paper_note = "of the full-size network and training"
     if size == "medium":
         config.net.dtype = "bfloat16"
         config.batch_size = 256

@@ -3,6 +3,8 @@
 Salimans et al. 2016, arXiv:1606.03498 section 4.
 """
 
+import math
+
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
@@ -24,7 +26,7 @@ def inception_score(logits, *, splits: int = 10) -> tuple[float, float]:
       logits: [N, C].
       splits: how many; published scores take 10, of 50,000 images.
     Returns:
-      mean and standard deviation (over splits, not splits - 1).
+      mean and standard deviation (over splits, not splits - 1), NaN of one split, which tells none.
     Raises:
       ValueError: other shapes and dtypes, NaN or infinity, more splits than rows.
     """
@@ -34,7 +36,7 @@ def inception_score(logits, *, splits: int = 10) -> tuple[float, float]:
             f"inception_score needs 1 <= splits <= rows, got {splits} splits of {len(logits)} rows"
         )
     scores = [_score(part.astype(np.float64)) for part in np.array_split(logits, splits)]
-    return float(np.mean(scores)), float(np.std(scores))
+    return float(np.mean(scores)), float(np.std(scores)) if splits > 1 else math.nan
 
 
 def _score(logits: np.ndarray) -> float:
@@ -59,4 +61,5 @@ METHOD = registry.Metric(
     least=10,
     smaller=(),
     compute=_scores,
+    larger=("inception_score",),
 )

@@ -3,6 +3,8 @@
 Bińkowski et al. 2018, arXiv:1801.01401 section 4 ("KID"). In float64.
 """
 
+import math
+
 import numpy as np
 
 from genfield import registry
@@ -31,7 +33,7 @@ def kernel_distance(
 
     Each subset is drawn without replacement, of the same size from x and y: `subset_size`, cut to
     the smaller set. Where `subset_size` reaches both sizes there is one subset, the whole sets,
-    and the deviation is 0.
+    and the deviation is NaN: one value tells none.
 
     Args:
       x, y: features [N, D] and [M, D].
@@ -50,12 +52,12 @@ def kernel_distance(
             f"and {subset_size}"
         )
     if subset_size >= max(len(x), len(y)):
-        return _mmd(x, y), 0.0
+        return _mmd(x, y), math.nan
     size = min(subset_size, len(x), len(y))
     rng = np.random.default_rng(seed)
     draw = lambda z: z[rng.choice(len(z), size, replace=False)]
     values = [_mmd(draw(x), draw(y)) for _ in range(num_subsets)]
-    return float(np.mean(values)), float(np.std(values))
+    return float(np.mean(values)), float(np.std(values)) if num_subsets > 1 else math.nan
 
 
 def _check(x, y) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +91,7 @@ def _sum(a: np.ndarray, b: np.ndarray) -> float:
 
 def _kid(generated, reference) -> dict[str, float]:
     mean, spread = kernel_distance(generated.features["pool"], reference.features["pool"])
-    return {"kid": mean, "kid_subset_std": spread}
+    return {"kid": mean} | ({"kid_subset_std": spread} if math.isfinite(spread) else {})
 
 
 METHOD = registry.Metric(

@@ -116,4 +116,5 @@ METHOD = registry.Metric(
     least=4,
     smaller=(),
     compute=_shares,
+    larger=("precision", "recall"),
 )

@@ -14,7 +14,7 @@ def _bits(evaluator, params, known) -> dict[str, float]:
     return evaluator.bits_per_dim(params)
 
 
-def _method(name: str, against, compute) -> registry.Metric:
+def _method(name: str, against, figure: str, compute) -> registry.Metric:
     return registry.Metric(
         name=name,
         reads="run",
@@ -23,12 +23,12 @@ def _method(name: str, against, compute) -> registry.Metric:
         features=(),
         of_reference=False,
         least=1,
-        smaller=(),
+        smaller=(figure,),
         compute=compute,
     )
 
 
 METHODS = (
-    _method("heldout_loss", needs.nothing, _heldout),
-    _method("bits_per_dim", needs.likelihood, _bits),
+    _method("heldout_loss", needs.nothing, "loss", _heldout),
+    _method("bits_per_dim", needs.likelihood, "bits_per_dim", _bits),
 )

@@ -159,8 +159,16 @@ def describe(exp) -> None:
     say(
         f"process {jax.process_index()}/{count}  {jax.device_count()} x {kind}  mesh ({mesh})\n"
         f"batch {batch} ({batch // count} a process)  "
-        f"{total:,} parameters  data {exp.config.data.name} {exp.data.sizes}"
+        f"{total:,} parameters  data {exp.config.data.name}: {_amount(exp.data)}"
     )
+
+
+def _amount(data) -> str:
+    """How much there is to train on, in words."""
+    if data.draw is not None:
+        return "drawn afresh at each step"
+    classes = f", {data.num_classes} classes" if data.num_classes else ""
+    return f"{data.sizes['train']:,} to train on, {data.sizes['test']:,} held out{classes}"
 
 
 def main(argv: list[str], command: Callable) -> int:

@@ -132,6 +132,7 @@ SECTIONS = dict(
         reference=Unset(str),  # images or statistics; left out: the data's
         reference_split="train",
         paper=ConfigDict(),  # the paper's values, by metric, for the closing table
+        paper_note="",  # of what they are, where a run is known to be of something else
     ),
     mesh=dict(data=-1, fsdp=1),  # -1: all devices that are left
 )

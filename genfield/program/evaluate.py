@@ -15,7 +15,6 @@ from genfield.data.pipeline import short_hash
 from genfield.errors import UserError
 from genfield.fields import score_field
 from genfield.machine import logbook, preemption, sharding
-from genfield.machine.tables import columns
 from genfield.metrics import images, likelihood, reference
 from genfield.program import generate
 from genfield.program.experiment import Experiment, draw_batch
@@ -66,7 +65,7 @@ class Evaluation(NamedTuple):
         papers have it) and the mean for images.
       by_seed: what each sampling seed gave. seeds: these seeds.
       spread: standard deviations over the seeds; empty with one.
-      images: the first GRID samples, uint8, of image data; None without.
+      images: the first samples, `pictured` of them, uint8, of image data; None without.
     """
 
     results: dict[str, float]
@@ -79,7 +78,12 @@ class Evaluation(NamedTuple):
 LEVELS = ("sigma_min", "sigma_max")  # of a sampler's section
 # Fields that have a likelihood, and what they are followed as.
 LIKELIHOOD_FIELDS = {"score": "score", "denoiser": "score", "velocity": "velocity"}
-GRID = 64  # images in a picture
+GRID = 64  # images in a picture, at most
+
+
+def pictured(config) -> int:
+    """How many samples a picture shows: `sample.num`, up to GRID."""
+    return min(GRID, config.sample.num)
 
 
 def metrics_of(names, methods: Methods, reads: str | None = None) -> list[Metric]:
@@ -192,7 +196,8 @@ class Evaluator:
     def bits_per_dim(self, params) -> dict[str, float]:
         """Of the first `evaluate.likelihood_images` test images, dequantised uniformly.
 
-        One Hutchinson probe an image; "bits_per_dim_error" is the standard error over images.
+        One Hutchinson probe an image; "bits_per_dim_error" is the standard error over images, of
+        two or more.
         """
         config, examples = self.exp.config, self.exp.data.examples["test"]
         num = min(config.evaluate.likelihood_images, examples.size)
@@ -205,8 +210,10 @@ class Evaluator:
             progress.update(index[keep - 1] + 1)
             preemption.poll()
         bits = np.concatenate(bits)
-        error = float(np.std(bits, ddof=1) / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
-        return {"bits_per_dim": float(np.mean(bits)), "bits_per_dim_error": error}
+        found = {"bits_per_dim": float(np.mean(bits))}
+        if len(bits) > 1:  # one image tells no spread
+            found["bits_per_dim_error"] = float(np.std(bits, ddof=1) / math.sqrt(len(bits)))
+        return found
 
     @functools.cached_property
     def _log_prob(self) -> Callable:
@@ -266,7 +273,8 @@ class Evaluator:
                 out, finite = self.blocks(params, seed, index)
                 generate.check_finite(finite, index[:keep], seed)
                 if self.first is None:
-                    self.first = sharding.to_host(out.x)[: min(GRID, keep)]
+                    shown = min(pictured(self.exp.config), keep)
+                    self.first = sharding.to_host(out.x)[:shown]
                 told.append(jax.tree.map(lambda a, n=keep: a[:n], (out.nfe, out.info)))
                 counts.append(keep)
                 yield out.x, np.where(np.arange(size) < keep, index, -1)
@@ -331,14 +339,3 @@ def load_reference(opened: reference.Reference, judge) -> images.Statistics:
     if opened.images is not None or opened.stored:
         logbook.say(f"reference: {source}" + (f"  statistics in {file}" if file else ""))
     return statistics
-
-
-def table(out: Evaluation, paper: dict[str, float]) -> str:
-    """The closing table: metric, value, spread over the sampling seeds, the paper's value."""
-    number = lambda values, name: f"{values[name]:.4g}" if name in values else "-"
-    rows = [("metric", "value", "sd", "paper")]
-    rows += [
-        (name, number(out.results, name), number(out.spread, name), number(paper, name))
-        for name in out.results
-    ]
-    return columns(rows)

@@ -158,7 +158,8 @@ class Loop:
             out = self.evaluator.samples(params, num, 1, poll)
             pictures = out.images
             if pictures is None and len(self.exp.data.shape) == 3:
-                pictures = self.evaluator.draw(params, evaluate.GRID, out.seeds[0], poll).x
+                count = evaluate.pictured(self.config)
+                pictures = self.evaluator.draw(params, count, out.seeds[0], poll).x
         except preemption.Preempted:
             self.last_eval = (-1, {}, {})
             self._stop()

@@ -14,7 +14,16 @@ from genfield.figures import run as figures
 from genfield.machine import logbook, preemption, sharding
 from genfield.machine.logbook import say
 from genfield.metrics import images
-from genfield.program import card, config_io, generate, options, own_files, pictures, sampler
+from genfield.program import (
+    card,
+    closing,
+    config_io,
+    generate,
+    options,
+    own_files,
+    pictures,
+    sampler,
+)
 from genfield.program import evaluate as evaluation
 from genfield.program.evaluate import Evaluation, Evaluator
 from genfield.program.experiment import Experiment
@@ -93,6 +102,8 @@ def write_config(exp: Experiment) -> None:
 
 def train(exp: Experiment, **_) -> None:
     """Trains (or goes on), evaluates, draws the pictures, prints the table."""
+    if closing.finished(exp):
+        return
     evaluator = Evaluator(exp)
     make_folder(exp.workdir)
     loop = Loop(exp, evaluator)
@@ -114,7 +125,7 @@ def train(exp: Experiment, **_) -> None:
     }
     logbook.write_json(exp.workdir / "summary.json", summary)
     loop.close()
-    report(exp, out, made, drawn)
+    closing.report(exp, evaluator, out, made, drawn)
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}")
 
 
@@ -136,17 +147,7 @@ def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
     metrics = logbook.Metrics(exp.workdir, newest)
     out, made, drawn = finish(exp, evaluator, state, step, metrics)
     metrics.close()
-    report(exp, out, made, drawn)
-
-
-def report(exp: Experiment, out: Evaluation, made: dict, drawn: list) -> None:
-    """The closing table, what made its figures, and where card and pictures are."""
-    say("\n" + evaluation.table(out, exp.config.evaluate.paper))
-    points = exp.config.evaluate.transport_points
-    notes = [f"(W2 on {points:,} points)"] if "w2" in out.results else []
-    notes += [line for line in (card.headline(made),) if line]
-    say("\n".join([*notes, f"card: {exp.workdir / card.FILE}"]))
-    say("\n".join(f"picture: {path}" for path in drawn))
+    closing.report(exp, evaluator, out, made, drawn)
 
 
 def finish(
@@ -373,7 +374,7 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
     facts = {"source": of.name, "identity": of.identity, "count": of.size, "dtype": "uint8"}
     made = card.make(out, judge, opened, config_io.to_dict(config), samples=facts)
     card.write(workdir, made)
-    say("\n" + evaluation.table(out, config.evaluate.paper))
+    say("\n" + closing.table(results, {}, config.evaluate, judged, judge))
     say(f"{card.headline(made)}\ncard: {workdir / card.FILE}")
 
 

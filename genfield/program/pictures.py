@@ -32,7 +32,8 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
         return [figures.series(folder / "samples" / f"step_{step}.png", samples, real), curves]
     if len(exp.data.shape) != 1:
         if samples is None:
-            samples = generate.make_drawer(exp)(params, evaluation.GRID, seed, poll).x
+            count = evaluation.pictured(exp.config)
+            samples = generate.make_drawer(exp)(params, count, seed, poll).x
         if jax.process_index() != 0:
             return []
         grid = figures.image_grid(folder / "samples" / f"step_{step}.png", samples)

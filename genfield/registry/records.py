@@ -336,7 +336,8 @@ class Metric(Record):
         'name' …"; None: nothing.
       gaussians, features: outputs of the network that it reads, as moments or whole.
       of_reference: whether it reads the reference too.
-      least: how few samples it takes. smaller: figures of which less is better.
+      least: how few samples it takes.
+      smaller, larger: figures of which less, or more, is better; of others neither is.
       compute: see reads.
     """
 
@@ -348,6 +349,7 @@ class Metric(Record):
     least: int
     smaller: tuple[str, ...]
     compute: Callable
+    larger: tuple[str, ...] = ()  # not required: files of one's own were written before it was
 
     def __post_init__(self):
         self._check("reads", READINGS)
