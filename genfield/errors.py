@@ -81,6 +81,13 @@ def mendable(error: Exception) -> str | None:
         return text
     if isinstance(error, OSError) and error.errno in MENDABLE:
         return f"{error.filename or 'the disk'}: {error.strerror}. Make room or choose another path"
+    flags = getattr(sys.modules.get("jax"), "config", None)
+    watched = flags and (flags.jax_debug_nans or flags.jax_debug_infs)
+    if watched and isinstance(error, FloatingPointError):
+        return (
+            f"{text.splitlines()[0]}: JAX_DEBUG_NANS or JAX_DEBUG_INFS is set; leave it unset, and "
+            "the step that is not finite is found, written down and told"
+        )
     if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return (
             f"out of memory ({text.splitlines()[0]}): lower config.batch_size or "

@@ -15,9 +15,9 @@ from genfield.registry import Place
 class Arrays:
     """Examples in memory, or on disk by memory map."""
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
-        self.arrays = arrays
-        self.shape = arrays["x1"].shape[1:]
+    def __init__(self, arrays: dict[str, np.ndarray], where: Path):
+        self.arrays, self.where = arrays, where
+        self.shape, self.labels = arrays["x1"].shape[1:], arrays.get("label")
 
     def __len__(self) -> int:
         return len(self.arrays["x1"])
@@ -54,7 +54,7 @@ def arrays(
     for key in ("x0", "x1"):
         if key in found and scale != 1 and found[key].dtype != np.uint8:
             found[key] = found[key] * np.float32(scale)
-    return own("arrays", Arrays(found), feed)
+    return own("arrays", Arrays(found, place), feed)
 
 
 def _read(place: Path) -> dict[str, np.ndarray]:

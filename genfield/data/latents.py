@@ -14,6 +14,7 @@ from genfield.data.pipeline import (
     Examples,
     Feed,
     assemble,
+    finite,
     short_hash,
     subset,
 )
@@ -66,7 +67,8 @@ def latents(
         x1[order] = values[rows[order]]
         return {"x1": x1 * np.float32(scale), "label": labels[rows].astype(np.int32)}
 
-    everything = Examples(len(values), gather)
+    everything = Examples(len(values), gather, labels=np.asarray(labels, np.int32))
+    everything = finite(everything, str(folder / "latents.npy"))
     rows = np.random.default_rng(SPLIT_SEED).permutation(len(values))
     count = max(1, min(HELDOUT, len(values) // 10))
     return assemble(

@@ -1,16 +1,28 @@
 """Data of one's own: an object with `shape`, a length and `gather(rows)`, made into a `Dataset`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genfield import registry
-from genfield.data.pipeline import SPLIT_SEED, Dataset, Examples, Feed, assemble, short_hash, subset
+from genfield.data.pipeline import (
+    SCANNED,
+    SPLIT_SEED,
+    Dataset,
+    Examples,
+    Feed,
+    assemble,
+    finite,
+    short_hash,
+    subset,
+)
 from genfield.errors import UserError
 
 HELDOUT = 10_000  # at most, and at most a tenth
 KEYS = ("x1", "x0", "label")
+READ_FOR_LABELS = 1 << 16  # examples that are read for their labels alone
 PROBES = 64  # examples that a fingerprint looks at
 
 
@@ -31,8 +43,9 @@ def own(name: str, data: Any, feed: Feed) -> Dataset:
       data: `shape`, of one example, channels last; `len(data)`; `gather(rows)` -> {"x1":
         [n, *shape], uint8 or floats; "label": [n] integers, if there are classes; "x0":
         [n, *shape] floats, of pairs with a source of their own}; and perhaps `num_classes` (else
-        one more than the largest label), `class_names`, `heldout` (another such object; else a
-        tenth of the examples, by a fixed permutation, is held out).
+        one more than the largest label), `class_names`, `labels` (all of them, [N]; without it
+        those of very many examples are not checked), `where` (a place, for messages), `heldout`
+        (another such object; else a tenth of the examples, by a fixed permutation, is held out).
     Raises:
       UserError: an attribute is missing, or what `gather` gives does not fit.
     """
@@ -89,20 +102,40 @@ def check(name: str, data: Any) -> None:
 def _examples(name: str, data: Any) -> Examples:
     def gather(rows: np.ndarray) -> dict:
         batch = {key: np.asarray(values) for key, values in data.gather(rows).items()}
-        floats = {key: a for key, a in batch.items() if key != "label" and a.dtype != np.uint8}
-        for key, values in floats.items():
-            bad = rows[~np.isfinite(values.reshape(len(values), -1)).all(1)]
-            if len(bad):
-                raise UserError(f"data {name!r}: {key} of row {bad[0]} is not finite")
-        batch |= {key: np.asarray(values, np.float32) for key, values in floats.items()}
+        for key, values in batch.items():
+            if key != "label" and values.dtype != np.uint8:
+                with np.errstate(over="ignore"):  # infinity is told below, with its row
+                    batch[key] = np.asarray(values, np.float32)
         if "label" in batch:
-            batch["label"] = batch["label"].astype(np.int32)
+            batch["label"] = _whole_labels(name, batch["label"])
         return batch
 
     size = len(data)
+    labels = getattr(data, "labels", None)
+    labels = labels if np.ndim(labels) == 1 else None  # a flag of that name is no list of labels
+    if labels is not None and len(labels) != size:
+        raise UserError(f"data {name!r}: labels are {len(labels)}, and there are {size} examples")
     has_labels = "label" in data.gather(np.arange(1))
-    labels = gather(np.arange(size))["label"] if has_labels and size <= 1 << 16 else None
-    return Examples(size, gather, labels=labels)
+    if has_labels and labels is None and size <= READ_FOR_LABELS:
+        labels = np.concatenate(
+            [
+                gather(np.arange(start, min(start + SCANNED, size)))["label"]
+                for start in range(0, size, SCANNED)
+            ]
+        )
+    labels = _whole_labels(name, labels) if has_labels and labels is not None else None
+    where = getattr(data, "where", None)
+    where = f" ({where})" if isinstance(where, str | Path) else ""
+    return finite(Examples(size, gather, labels=labels), f"data {name!r}{where}")
+
+
+def _whole_labels(name: str, labels) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise UserError(
+            f"data {name!r}: labels are {labels.dtype} {list(labels.shape)}, not whole numbers [N]"
+        )
+    return labels.astype(np.int32)
 
 
 def _class_names(name: str, data: Any, examples: Examples) -> tuple[str, ...]:

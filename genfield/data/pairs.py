@@ -20,6 +20,7 @@ from genfield.data.pipeline import (
     Examples,
     Feed,
     assemble,
+    finite,
     from_arrays,
     iterator_state,
     short_hash,
@@ -75,7 +76,7 @@ def pairs(
         out["x0"][order], out["x1"][order] = x0[rows[order]], x1[rows[order]]
         return out | {"label": np.asarray(label[rows], np.int32)}
 
-    everything = Examples(count, gather)
+    everything = finite(Examples(count, gather, labels=np.asarray(label, np.int32)), str(folder))
     rows = np.random.default_rng(SPLIT_SEED).permutation(count)
     held = max(1, min(HELDOUT, count // 10))
     dataset = assemble(

@@ -17,6 +17,8 @@ SPLIT_SEED = 20240229
 MAX_THREADS = 16
 MAX_SHOWN = 20  # classes that a message lists
 ENDLESS = 1 << 62  # steps
+CHEAP_BYTES = 1 << 30  # of examples that are looked at before the first step
+SCANNED = 4096  # rows at a time
 
 
 class Examples(NamedTuple):
@@ -102,6 +104,33 @@ def subset(examples: Examples, rows: np.ndarray) -> Examples:
     return Examples(len(rows), lambda inner: examples.gather(rows[inner]), labels=labels)
 
 
+def finite(examples: Examples, where: str) -> Examples:
+    """The same examples, which raise UserError where one holds NaN or infinity.
+
+    All are looked at now where they are no more than CHEAP_BYTES, else each when it is read.
+    `where` names the data in messages, with the row.
+    """
+
+    def gather(rows: np.ndarray) -> dict:
+        batch = examples.gather(rows)
+        for key, values in batch.items():
+            if values.dtype.kind != "f":
+                continue
+            bad = rows[~np.isfinite(values.reshape(len(values), -1)).all(1)]
+            if len(bad):
+                raise UserError(
+                    f"{where}: {key} of row {bad.min()} is NaN or infinite, as float32: mend that "
+                    "row, or leave it out"
+                )
+        return batch
+
+    one = examples.gather(np.arange(1)).values()
+    if examples.size * sum(values.nbytes for values in one) <= CHEAP_BYTES:
+        for start in range(0, examples.size, SCANNED):
+            gather(np.arange(start, min(start + SCANNED, examples.size)))
+    return examples._replace(gather=gather)
+
+
 def short_hash(*parts) -> str:
     """Sixteen hex digits that depend on the parts' printed forms."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -137,17 +166,16 @@ def check_classes(classes: tuple[int, ...], class_names: tuple[str, ...]) -> Non
 
 
 def part_classes(
-    train: Examples, heldout: Examples, classes: tuple[int, ...]
+    train: Examples, heldout: Examples, classes: tuple[int, ...], which: str
 ) -> tuple[Examples, Examples, Examples]:
     """Training and held-out examples of some labels, and the held-out ones of all others.
 
-    The labels become 0, 1, … in the order of `classes`; the others lose theirs, as no network
-    knows them.
+    The labels become 0, 1, … in the order of `classes`, which messages call `which`; the others
+    lose theirs, as no network knows them.
 
     Raises:
       UserError: a class without a training example, or no held-out example of any.
     """
-    which = f"data.classes={tuple(classes)!r}"
     absent = [label for label in classes if label not in train.labels]
     if absent:
         raise UserError(f"{which}: no training example has the label {absent[0]}: leave it out")
@@ -162,6 +190,39 @@ def part_classes(
         _changed(subset(heldout, np.flatnonzero(inside)), relabel),
         _changed(subset(heldout, np.flatnonzero(~inside)), lambda batch: _select(batch, False)),
     )
+
+
+def trained_classes(
+    train: Examples, heldout: Examples, class_names: tuple[str, ...], feed: Feed
+) -> tuple[int, ...] | None:
+    """The labels that some training example has; None where all have, or where none are known.
+
+    What is left out would be sampled and judged with a network that never saw it, so it is named
+    in a line. Labels of very many examples that can only be had by reading them all are taken as
+    they come, which is said too.
+
+    Raises:
+      UserError: labels below 0 or beyond the classes.
+    """
+    count = len(class_names)
+    if train.labels is None or heldout.labels is None:
+        feed.log(f"labels: not checked whether each of {count:,} classes has a training example")
+        return None
+    used = np.unique(train.labels)
+    if used[0] < 0 or used[-1] >= count:
+        raise UserError(
+            f"labels go from {used[0]} to {used[-1]}, and there are {count} classes, counted from "
+            "0: mend the labels or the number of classes"
+        )
+    absent = [class_names[c] for c in np.setdiff1d(np.arange(count), used)]
+    if not absent:
+        return None
+    shown = ", ".join(absent[:MAX_SHOWN]) + (", …" if len(absent) > MAX_SHOWN else "")
+    feed.log(
+        f"labels: {len(absent):,} of {count:,} classes have no training example and are left out "
+        f"({shown}); the other {len(used):,} are numbered from 0"
+    )
+    return tuple(map(int, used))
 
 
 def _changed(examples: Examples, change: Callable[[dict], dict]) -> Examples:
@@ -192,14 +253,17 @@ def assemble(
       classes: train and evaluate on these labels alone, numbered anew from 0 in this order.
     Raises:
       UserError: labels wanted and absent; a batch larger than the training set; classes that
-        `check_classes` refuses, or of which there is no example.
+        `check_classes` or `trained_classes` refuses, or of which there is no example.
     """
     if labels and not class_names:
         raise UserError("data.labels is on but this data has no labels: set data.labels=False")
-    others = {}
+    others, which = {}, f"data.classes={tuple(classes or ())!r}"
     if classes is not None:
         check_classes(classes, class_names)
-        train, heldout, left_out = part_classes(train, heldout, classes)
+    elif labels:
+        classes, which = trained_classes(train, heldout, class_names, feed), "classes"
+    if classes is not None:
+        train, heldout, left_out = part_classes(train, heldout, classes, which)
         others = {"other_classes": left_out} if left_out.size else {}
         class_names = tuple(class_names[c] for c in classes)
         fingerprint = short_hash(fingerprint, tuple(classes))

@@ -215,11 +215,20 @@ class Loop:
         self.checkpoints.wait()
         raise UserError(
             f"{error}. Its batch, draws and losses are in {path}, the state before it in "
-            f"checkpoints/{step}; try a smaller learning rate or optimizer.clip_norm, in a new "
-            "workdir"
+            f"checkpoints/{step}; {_mend(arrays)}"
         ) from error
 
     def close(self) -> None:
         """Ends the run's files."""
         self.metrics.close()
         self.checkpoints.close()
+
+
+def _mend(arrays: dict[str, np.ndarray]) -> str:
+    """What to do about a step that is not finite: its data may be to blame, not how it learns."""
+    for name in ("x1", "x0", "real"):
+        values = np.asarray(arrays.get(name, np.zeros((1, 1))))
+        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
+        if len(bad):
+            return f"its data hold NaN or infinity ({name} of example {bad[0]} of it): mend them"
+    return "try a smaller learning rate or optimizer.clip_norm, in a new workdir"
