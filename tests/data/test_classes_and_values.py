@@ -33,9 +33,9 @@ class Table:
 
     shape = (2,)
 
-    def __init__(self, labels, **attributes):
-        self.points = np.random.default_rng(1).standard_normal((len(labels), 2))
-        self.given = np.asarray(labels)
+    def __init__(self, given, /, **attributes):
+        self.points = np.random.default_rng(1).standard_normal((len(given), 2))
+        self.given = np.asarray(given)
         vars(self).update(attributes)
 
     def __len__(self):

@@ -44,10 +44,10 @@ def write_data(config, folder: Path) -> None:
         np.savez(folder / "images.npz", train_images=pixels, test_images=pixels[:16], **labels)
         config.data.path = str(folder / "images.npz")
     elif config.data.name == "latents":
-        size = config.batch_size * 2
-        values = generator.standard_normal((size, *config.data.shape)).astype(np.float16)
-        np.save(folder / "latents.npy", values)
-        np.save(folder / "labels.npy", generator.integers(0, 1000, size))
+        size = 4 * config.data.get("num_classes", 1000)  # so that none of a class is left out
+        values = np.resize(generator.standard_normal(4096), (size, *config.data.shape))
+        np.save(folder / "latents.npy", values.astype(np.float16))
+        np.save(folder / "labels.npy", np.arange(size) // 4)
         config.data.path = str(folder)
     elif config.data.name == "pairs":
         images, side = config.net.name != "mlp", config.data.real.get("size") or 32
