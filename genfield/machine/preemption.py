@@ -1,16 +1,25 @@
 """SIGTERM and Ctrl-C: finish the step, save, exit with code 143.
 
-`install` is called before the slow imports, so that no moment of a run is unguarded.
+`install` is called before the slow imports, so that no moment of a run is unguarded. Python runs a
+signal's handler between two lines of the main thread, which may be minutes away while a program is
+compiled or computes: a thread that waits for signals hears them in its place, and ends the process
+where nothing has to be saved.
 """
 
 import itertools
 import os
 import signal
+import threading
+import time
 
 EXIT_CODE = 143
+PATIENCE = 2.0  # seconds that a signal waits for the main thread
 
 _received: list[str] = []
 _begun = False
+_last_words: str | None = None  # where nothing has to be saved: what is said at the end
+_heard = 0  # signals that the main thread has handled
+_late: set[int] = set()  # those that were handled in its place, which it is still to be told of
 _calls = itertools.count()
 
 
@@ -23,6 +32,15 @@ def _tell(text: str) -> None:
 
 
 def _note(number, frame) -> None:
+    global _heard
+    _heard += 1
+    if number in _late:
+        _late.discard(number)
+    else:
+        _hear(number)
+
+
+def _hear(number: int) -> None:
     name = signal.Signals(number).name
     if not _begun:
         _tell(f"{name}: stopped before the run began")
@@ -31,19 +49,50 @@ def _note(number, frame) -> None:
         _tell("stopped without saving")
         os._exit(EXIT_CODE)
     _received.append(name)
-    _tell(f"{name}: finishing the step, then saving")
+    _tell(
+        f"{name}: finishing the step, then saving" if _last_words is None else f"{name}: stopping"
+    )
+
+
+def _watch(signals: int) -> None:
+    """Handles the signals that the main thread does not come to."""
+    while number := os.read(signals, 1):
+        before = _heard
+        time.sleep(PATIENCE)
+        if _heard == before:
+            _late.add(number[0])
+            _hear(number[0])
+            if _last_words is not None:
+                _tell(_last_words)
+                os._exit(EXIT_CODE)
 
 
 def install() -> None:
     """Notes SIGTERM and SIGINT instead of dying of them."""
     signal.signal(signal.SIGTERM, _note)
     signal.signal(signal.SIGINT, _note)
+    signals, end = os.pipe()
+    os.set_blocking(end, False)
+    signal.set_wakeup_fd(end)
+    threading.Thread(target=_watch, args=(signals,), daemon=True).start()
 
 
 def begin() -> None:
     """From now on a signal waits for the next poll; before, there was nothing to save."""
-    global _begun
-    _begun = True
+    global _begun, _last_words
+    _begun, _last_words = True, None
+
+
+def nothing_to_save(last_words: str) -> None:
+    """From now on a signal that no poll comes to ends the process; whatever is lost is drawn again.
+
+    Of several processes none leaves alone: they stop where they agree to.
+    """
+    import jax
+
+    global _last_words
+    if jax.process_count() == 1:
+        _last_words = last_words
 
 
 def install_distributed() -> None:
@@ -69,3 +118,13 @@ def poll() -> None:
     """Raises Preempted if it is time to stop."""
     if reached():
         raise Preempted
+
+
+def told(progress):
+    """An `on_batch(done, note)` that shows progress, and stops at a signal."""
+
+    def on_batch(done: float, note: str = "") -> None:
+        progress.update(done, note)
+        poll()
+
+    return on_batch
