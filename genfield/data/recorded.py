@@ -22,7 +22,7 @@ def facts(dataset: Dataset) -> dict:
         "pixels": bool(dataset.pixels),
         "fingerprint": dataset.fingerprint,
         "source": dataset.source,
-        "sizes": dict(dataset.sizes),
+        "sizes": list(dataset.sizes.items()),
         "examples": list(dataset.examples),
         "starts": dataset.starts is not None,
     }
