@@ -55,16 +55,16 @@ def _hear(number: int) -> None:
 
 
 def _watch(signals: int) -> None:
-    """Handles the signals that the main thread does not come to."""
+    """Handles the signals that the main thread does not come to, or comes to no poll after."""
     while number := os.read(signals, 1):
         before = _heard
         time.sleep(PATIENCE)
         if _heard == before:
             _late.add(number[0])
             _hear(number[0])
-            if _last_words is not None:
-                _tell(_last_words)
-                os._exit(EXIT_CODE)
+        if _last_words is not None:
+            _tell(_last_words)
+            os._exit(EXIT_CODE)
 
 
 def install() -> None:

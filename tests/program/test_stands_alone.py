@@ -1,4 +1,4 @@
-"""A run stands on its own: it samples where its data are not, and the classes that are asked for."""
+"""A run stands on its own: it samples where its data are not, and the classes asked for."""
 
 import json
 import re
@@ -101,7 +101,7 @@ def test_what_reads_data_says_in_a_line_where_they_were_and_how_to_say_where_the
     line = str(caught.value)
     assert str(home / "animals") in line and "--config.data.path=" in line and "\n" not in line
     opened = genfield.open_run(moved)
-    with pytest.raises(UserError, match="config.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         opened.experiment.data.heldout(0, 2)
 
 
@@ -143,7 +143,7 @@ def test_samples_that_start_at_examples_need_them(moved):
     data = recorded.dataset(known, gone, 0)
     exp = genfield.open_run(moved).experiment._replace(data=data)
     draw = generate.make_generator(exp)
-    with pytest.raises(UserError, match="data.path x does not exist"):
+    with pytest.raises(UserError, match=r"data\.path x does not exist"):
         draw(None, 1, np.arange(2))
 
 
