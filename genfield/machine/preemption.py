@@ -16,7 +16,7 @@ EXIT_CODE = 143
 PATIENCE = 2.0  # seconds that a signal waits for the main thread
 
 _received: list[str] = []
-_begun = False
+_begun = _distributed = False
 _last_words: str | None = None  # where nothing has to be saved: what is said at the end
 _heard = 0  # signals that the main thread has handled
 _late: set[int] = set()  # those that were handled in its place, which it is still to be told of
@@ -41,6 +41,9 @@ def _note(number, frame) -> None:
 
 
 def _hear(number: int) -> None:
+    if _distributed and number == signal.SIGINT:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
     name = signal.Signals(number).name
     if not _begun:
         _tell(f"{name}: stopped before the run began")
@@ -97,7 +100,9 @@ def nothing_to_save(last_words: str) -> None:
 
 def install_distributed() -> None:
     """With jax.distributed, SIGTERM belongs to its notifier, which tells all processes."""
-    signal.signal(signal.SIGINT, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+    global _distributed
+    _distributed = True
+    signal.signal(signal.SIGINT, _note)
 
 
 def reached() -> bool:

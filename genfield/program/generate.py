@@ -157,7 +157,8 @@ def labels_of(exp: Experiment, index: np.ndarray, num: int, chosen=()) -> np.nda
     if len(chosen):
         return np.asarray(chosen, np.int32)[index % len(chosen)]
     if data.starts is not None:
-        return data.starts.gather(index % data.starts.size).get("label")
+        known, rows = data.starts.labels, index % data.starts.size
+        return data.starts.gather(rows).get("label") if known is None else known[rows]
     return (index % classes if num >= classes else index * classes // num).astype(np.int32)
 
 

@@ -114,7 +114,7 @@ def _draw_missing(
         if paired:
             arrays["x0"] = out.info["x0"]
         if labels is not None:
-            arrays[names[1]] = asked
+            arrays[names[1]] = asked.astype(int)
         if jax.process_index() == 0:
             drawn = {k: np.asarray(v)[wanted] for k, v in arrays.items()}
             waiting = write_whole(files, [*waiting, {"index": part[wanted]} | drawn])
