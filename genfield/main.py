@@ -40,10 +40,13 @@ def run(argv: list[str]) -> None:
     if values.samples is not None:
         modes.evaluate_images(config, workdir, values.samples, methods)
         return
-    exp = experiment.prepare(config, workdir, methods)
+    reads_data = values.mode in ("train", "evaluate")
+    exp = experiment.prepare(config, workdir, methods, reads_data=reads_data)
     modes.check(exp, values.mode)
     command.describe(exp)
     preemption.begin()
+    if values.mode != "train":
+        preemption.nothing_to_save("stopped; the same command goes on, or starts again")
     run_mode = {
         "train": modes.train,
         "evaluate": modes.evaluate,

@@ -194,8 +194,8 @@ MUTANTS = [
     ),
     Mutant(
         "generate_label",
-        "cond = index % data.num_classes if data.num_classes else None",
-        "cond = jnp.arange(len(index)) % data.num_classes if data.num_classes else None",
+        "labels = index % data.num_classes\n",
+        "labels = np.arange(len(index)) % data.num_classes\n",
         "generate",
     ),
     Mutant(

@@ -78,5 +78,6 @@ def test_a_closed_terminal_is_heard_and_nohup_is_left_alone():
             assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) is kept
             assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL
     finally:
+        signal.set_wakeup_fd(-1)
         for number, handler in before.items():
             signal.signal(number, handler)

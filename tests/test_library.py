@@ -164,26 +164,28 @@ def test_a_run_gives_samples_of_labels_and_of_keys(tmp_path):
     one, same = opened.sample(4, labels=3, key=key).x, opened.sample(4, labels=[3] * 4, key=key).x
     np.testing.assert_array_equal(one, same)
     assert (one != opened.sample(4, labels=3).x).any()
-    with pytest.raises(genfield.errors.UserError, match="labels are 0 to 9"):
+    line = r"11 is no class of this run. Known: 0, 1, 2"
+    with pytest.raises(genfield.errors.UserError, match=line):
         opened.sample(2, labels=11)
 
 
 def test_a_run_that_samples_twice_traces_its_sampler_once(tmp_path, monkeypatch):
     traced, prepare = [], experiment.prepare
 
-    def counted(*arguments):
-        exp = prepare(*arguments)
+    def counted(*arguments, **options):
+        exp = prepare(*arguments, **options)
 
-        def sampler(*given):
-            traced.append(given)
-            return exp.sampler(*given)
+        def follow(field, cond):
+            traced.append(field)
+            return exp.sampler.follow(field, cond)
 
-        return exp._replace(sampler=sampler)
+        return exp._replace(sampler=exp.sampler._replace(follow=follow))
 
     monkeypatch.setattr(experiment, "prepare", counted)
     opened = genfield.open_run(shutil.copytree(RUNS / "digits", tmp_path / "digits"))
-    assert (opened.sample(4).x == opened.sample(4).x).all()
-    assert len(traced) == 1
+    once, pieces = opened.sample(4).x, len(traced)
+    assert (once == opened.sample(4).x).all()
+    assert len(traced) == pieces == 3  # its start, its steps, its end
 
 
 @pytest.mark.parametrize("name", ["jobs", "checkpoint"])

@@ -60,14 +60,14 @@ class Progress:
         self.begun = self.shown = time.monotonic()
         self.first = None  # (time, step) after the first step, so that rates leave compiling out
 
-    def rate(self, step: int) -> float:
+    def rate(self, step: float) -> float:
         """Examples a second since the first step; 0 before there is one to tell."""
         if self.first is None or step <= self.first[1]:
             return 0.0
         return (step - self.first[1]) * self.examples / (time.monotonic() - self.first[0])
 
-    def update(self, step: int, note: str = "") -> None:
-        """Tells that `step` of `total` are done, if it is time to."""
+    def update(self, step: float, note: str = "") -> None:
+        """Tells that `step` of `total` are done, if it is time to; a part of one counts too."""
         now = time.monotonic()
         first = self.first is None
         if first:
@@ -83,7 +83,7 @@ class Progress:
             if rate
             else "compiled"
         )
-        text = f"{self.what} {step}/{self.total}  {note}  {tail}"
+        text = f"{self.what} {int(step)}/{self.total}  {note}  {tail}"
         if not first_process():
             return
         if self.terminal:

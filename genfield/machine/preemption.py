@@ -1,17 +1,26 @@
 """SIGTERM, Ctrl-C and a closed terminal: finish the step, save, exit with code 143.
 
-`install` is called before the slow imports, so that no moment of a run is unguarded.
+`install` is called before the slow imports, so that no moment of a run is unguarded. Python runs a
+signal's handler between two lines of the main thread, which may be minutes away while a program is
+compiled or computes: a thread that waits for signals hears them in its place, and ends the process
+where nothing has to be saved.
 """
 
 import contextlib
 import itertools
 import os
 import signal
+import threading
+import time
 
 EXIT_CODE = 143
+PATIENCE = 2.0  # seconds that a signal waits for the main thread
 
 _received: list[str] = []
-_begun = False
+_begun = _distributed = False
+_last_words: str | None = None  # where nothing has to be saved: what is said at the end
+_heard = 0  # signals that the main thread has handled
+_late: set[int] = set()  # those that were handled in its place, which it is still to be told of
 _calls = itertools.count()
 
 
@@ -25,6 +34,18 @@ def _tell(text: str) -> None:
 
 
 def _note(number, frame) -> None:
+    global _heard
+    _heard += 1
+    if number in _late:
+        _late.discard(number)
+    else:
+        _hear(number)
+
+
+def _hear(number: int) -> None:
+    if _distributed and number != signal.SIGTERM:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
     name = signal.Signals(number).name
     if not _begun:
         _tell(f"{name}: stopped before the run began")
@@ -33,7 +54,22 @@ def _note(number, frame) -> None:
         _tell("stopped without saving")
         os._exit(EXIT_CODE)
     _received.append(name)
-    _tell(f"{name}: finishing the step, then saving")
+    _tell(
+        f"{name}: finishing the step, then saving" if _last_words is None else f"{name}: stopping"
+    )
+
+
+def _watch(signals: int) -> None:
+    """Handles the signals that the main thread does not come to, or comes to no poll after."""
+    while number := os.read(signals, 1):
+        before = _heard
+        time.sleep(PATIENCE)
+        if _heard == before:
+            _late.add(number[0])
+            _hear(number[0])
+        if _last_words is not None:
+            _tell(_last_words)
+            os._exit(EXIT_CODE)
 
 
 def install() -> None:
@@ -42,19 +78,37 @@ def install() -> None:
     signal.signal(signal.SIGINT, _note)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, _note)
+    signals, end = os.pipe()
+    os.set_blocking(end, False)
+    signal.set_wakeup_fd(end)
+    threading.Thread(target=_watch, args=(signals,), daemon=True).start()
 
 
 def begin() -> None:
     """From now on a signal waits for the next poll; before, there was nothing to save."""
-    global _begun
-    _begun = True
+    global _begun, _last_words
+    _begun, _last_words = True, None
+
+
+def nothing_to_save(last_words: str) -> None:
+    """From now on a signal that no poll comes to ends the process; whatever is lost is drawn again.
+
+    Of several processes none leaves alone: they stop where they agree to.
+    """
+    import jax
+
+    global _last_words
+    if jax.process_count() == 1:
+        _last_words = last_words
 
 
 def install_distributed() -> None:
     """With jax.distributed, SIGTERM belongs to its notifier, which tells all processes."""
+    global _distributed
+    _distributed = True
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+            signal.signal(number, _note)
 
 
 def reached() -> bool:
@@ -75,3 +129,13 @@ def poll() -> None:
     """Raises Preempted if it is time to stop."""
     if reached():
         raise Preempted
+
+
+def told(progress):
+    """An `on_batch(done, note)` that shows progress, and stops at a signal."""
+
+    def on_batch(done: float, note: str = "") -> None:
+        progress.update(done, note)
+        poll()
+
+    return on_batch

@@ -1,5 +1,6 @@
 """What can be said of a configuration before anything is built: fields, types, numbers, fit."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from genfield.program.defaults import (
 from genfield.program.methods import package
 from genfield.registry import Methods, check_range, check_type, choose
 
+REFERENCES = ("evaluate.reference", "evaluate.features_path")
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
 
 
@@ -164,3 +166,16 @@ def _places(where: str, table, section: ConfigDict) -> Iterator[str]:
     for name, parameter in registry.parameters(registry.parts(entry)[0]).items():
         if any(isinstance(m, registry.FilePlace) for m in registry.marks(parameter.annotation)):
             yield f"{where}.{name}"
+
+
+def absolute(config, methods: Methods):
+    """The config with its paths of files made absolute: a run is found from any folder."""
+    config = config.copy_and_resolve_references()
+    for name in (*FILE_PLACES, *REFERENCES, *file_places(config, methods)):
+        *sections, field = name.split(".")
+        section = functools.reduce(lambda part, key: part[key], sections, config)
+        place = section.get(field)
+        # A reference or weights may be a name, not a path; a bucket's address stays as it is.
+        if place and "://" not in place and (name not in REFERENCES or Path(place).exists()):
+            section[field] = str(Path(place).expanduser().absolute())
+    return config

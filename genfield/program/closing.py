@@ -8,7 +8,7 @@ from genfield.machine.sharding import agreed
 from genfield.machine.tables import columns
 from genfield.metrics import images
 from genfield.metrics.images import Judge
-from genfield.program import card, config_io
+from genfield.program import card, checks, config_io
 from genfield.program.evaluate import Evaluation, Evaluator
 from genfield.program.experiment import Experiment
 from genfield.registry import Metric
@@ -94,7 +94,7 @@ def finished(exp: Experiment) -> bool:
     try:
         summary = json.loads((folder / "summary.json").read_text())
         stored = config_io.to_dict(config_io.from_file(folder / "config.json"))
-        same = stored == config_io.to_dict(exp.config)
+        same = stored == config_io.to_dict(checks.absolute(exp.config, exp.methods))
         there = (folder / card.FILE).exists() and (folder / "checkpoints").exists()
         done = same and there and summary["steps"] == exp.config.train.steps
     except (OSError, ValueError, KeyError, TypeError):

@@ -105,6 +105,7 @@ SECTIONS = dict(
         num=positive(64),
         batch_size=positive(256),  # samples a device draws at a time
         slots=not_negative(0),  # of a device, which finished samples leave to others; 0: none do
+        labels=(),  # of --mode=sample and pairs: classes by number or name, in turn; (): all
         seed=not_negative(1),  # added to config.seed; another one draws other samples
         guidance_scale=1.0,
         guidance_on="auto",  # direction, displacement; auto: what the sampler follows

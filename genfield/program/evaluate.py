@@ -65,7 +65,8 @@ class Evaluation(NamedTuple):
         papers have it) and the mean for images.
       by_seed: what each sampling seed gave. seeds: these seeds.
       spread: standard deviations over the seeds; empty with one.
-      images: the first samples, `pictured` of them, uint8, of image data; None without.
+      images: samples, uint8, of image data, `pictured` of them and of all classes where there is
+        room; else None.
     """
 
     results: dict[str, float]
@@ -174,7 +175,9 @@ class Evaluator:
         if metric not in best_names(self.metrics):
             return metric
         facts = [config.train.eval_samples, config.sampler.to_json(sort_keys=True)]
-        facts += [config.sample.to_json(sort_keys=True)]
+        decides = config.sample.copy_and_resolve_references()
+        del decides["labels"]  # of --mode=sample alone
+        facts += [decides.to_json(sort_keys=True)]
         if self.judge is not None:
             facts += [self.judge.network.hash, self.judge.resize, self.reference.manifest["source"]]
             facts += [self.reference.manifest.get(k) for k in ("identity", "file_hash", "count")]
@@ -238,7 +241,10 @@ class Evaluator:
         """The metrics of `num` samples for each of `repeats` sampling seeds."""
         config, rows = self.exp.config, []
         seeds = [config.seed + config.sample.seed + repeat for repeat in range(repeats)]
-        count = lambda before: lambda done: on_batch and on_batch(before + done)
+        if on_batch is None:
+            count = lambda before: None
+        else:
+            count = lambda before: lambda done, note="": on_batch(before + done, note)
         first = None
         for number, seed in enumerate(seeds):
             row = {}
@@ -263,30 +269,34 @@ class Evaluator:
 
     def _images(self, params, num: int, seed: int, on_batch) -> dict[str, float]:
         """Against the reference; no more than a batch of samples is ever held."""
-        told, counts = [], []
+        told, counts, first = [], [], []
         reference = self.reference_statistics()
-        self.first = None
+        labels = generate.labels_of(self.exp, np.arange(num), num)
+        rows = generate.shown(labels, num, pictured(self.exp.config))
 
         def drawn():
             size = generate.batch_size(self.exp, num)
             for index, keep in generate.batches(np.arange(num), size):
-                out, finite = self.blocks(params, seed, index)
+                within = generate.inside(on_batch, sum(counts), keep)
+                labels = generate.labels_of(self.exp, index, num)
+                out, finite = self.blocks(params, seed, index, labels, within)
                 generate.check_finite(finite, index[:keep], seed)
-                if self.first is None:
-                    shown = min(pictured(self.exp.config), keep)
-                    self.first = sharding.to_host(out.x)[:shown]
+                if np.isin(rows, index).any():
+                    kept = np.isin(index, rows) & (np.arange(size) < keep)
+                    first.append(sharding.to_host(out.x)[kept])
                 told.append(jax.tree.map(lambda a, n=keep: a[:n], (out.nfe, out.info)))
                 counts.append(keep)
                 yield out.x, np.where(np.arange(size) < keep, index, -1)
 
         statistics = images.statistics(self.judge, drawn(), on_block=on_batch)
+        self.first = np.concatenate(first)
         return images.compare(self.judge, statistics, reference) | _means(told, counts)
 
     def __call__(self, params, on_batch=None, known: dict | None = None) -> Evaluation:
         """Every metric of `evaluate.metrics`, as the config's section says.
 
-        `on_batch(done)` is called after each batch of samples and may raise to stop; `known` holds
-        the held-out figures of these parameters, where they were just computed.
+        `on_batch(done, note)` is called after each batch of samples and within it, and may raise to
+        stop; `known` holds the held-out figures of these parameters, where they were just computed.
         """
         section, held = self.exp.config.evaluate, {}
         for metric in self.exp.methods[Metric].values():

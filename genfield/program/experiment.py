@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from genfield import data, registry, rng
-from genfield.data import Dataset
+from genfield.data import Dataset, recorded
 from genfield.errors import UserError
 from genfield.machine import checkpoint, logbook, sharding
 from genfield.program import checks, objective, optimizer, parts, sampler, train_step
@@ -38,9 +38,13 @@ class Experiment(NamedTuple):
     methods: Methods  # the package's and the config's own
 
 
-def prepare(config, workdir: Path, methods: Methods | None = None) -> Experiment:
+def prepare(
+    config, workdir: Path, methods: Methods | None = None, *, reads_data: bool = True
+) -> Experiment:
     """Checks the whole configuration and builds what it names.
 
+    reads_data: whether the data are opened now; otherwise, where the workdir knows what they are,
+    only when something reads them.
     Raises:
       UserError: anything in it that cannot work; before anything is compiled.
     """
@@ -52,15 +56,7 @@ def prepare(config, workdir: Path, methods: Methods | None = None) -> Experiment
     sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
     optimizer.make_optimizer(config.optimizer, config.train.steps)  # its errors, before data
     ema_rate = optimizer.ema_rate(config.ema, config.batch_size)
-    dataset = data.create(
-        config.data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        log=logbook.say,
-        table=methods[registry.DataSource],
-    )
+    dataset = open_data(config, workdir, methods, reads_data)
     apply, abstract_params = objective.create_net(config, dataset, methods=methods)
     made = objective.create(config, dataset, apply, abstract_params, methods)
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
@@ -97,6 +93,40 @@ def prepare(config, workdir: Path, methods: Methods | None = None) -> Experiment
         ),
         methods=methods,
     )
+
+
+def open_data(config, workdir: Path, methods: Methods, now: bool) -> Dataset:
+    """The data of a config; unless `now`, by what the run recorded of them, where it did.
+
+    Raises:
+      UserError: data that cannot be had; those that are opened later, when they are.
+    """
+
+    def create() -> Dataset:
+        return data.create(
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            log=logbook.say,
+            table=methods[registry.DataSource],
+        )
+
+    def create_later() -> Dataset:
+        try:
+            return create()
+        except UserError as error:
+            places = [n for n in checks.file_places(config, methods) if n.startswith("data.")]
+            flags = " or ".join(f"--config.{name}=…" for name in places) or "--config.data.…"
+            raise UserError(
+                f"this reads the data of the run, which are not there: {error}. Say where they are "
+                f"now by {flags}, or in {workdir / 'config.json'}"
+            ) from error
+
+    source = choose("data", config.data.get("name"), methods[registry.DataSource])
+    known = None if now or source.drawn else recorded.read(workdir)
+    return create() if known is None else recorded.dataset(known, create_later, config.seed)
 
 
 def check_names(config, methods: Methods) -> None:

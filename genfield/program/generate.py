@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ import numpy as np
 
 from genfield import rng
 from genfield.data import to_uint8, to_unit
+from genfield.data.pipeline import MAX_SHOWN
 from genfield.errors import UserError
 from genfield.machine import sharding
+from genfield.program.chunks import Chunks
 from genfield.program.experiment import Experiment
+from genfield.program.sampler import Course
 from genfield.program.train_step import TrainState
 from genfield.sampling import Samples
 
@@ -34,11 +38,12 @@ def make_generator(
     levels: bool = False,
     starts: bool = False,
 ) -> Callable:
-    """generate(params, seed, index [n], labels=None) -> (Samples, finite [n]), global arrays.
+    """generate(params, seed, index [n], labels=None, on_part=None) -> (Samples, finite [n]).
 
-    The noise, start and label (index modulo the number of classes, unless given) of a sample depend
-    on the seed (or a key in its place) and its index, to the bit; the sample itself to rounding,
-    and to the bit where its batch and devices are the same.
+    Global arrays. The noise, start and label (index modulo the number of classes, unless given) of
+    a sample depend on the seed (or a key in its place) and its index, to the bit; the sample itself
+    to rounding, and to the bit where its batch and devices are the same. `on_part(share, note)` is
+    called about every second within a batch, and may raise to stop.
 
     Args:
       trace: as `sampling.sample` takes it.
@@ -47,44 +52,38 @@ def make_generator(
       starts: samples for pairs: info["x0"] is where each started, before a sampler scales it; from
         noises of their own, which no evaluation of what learns from these pairs starts from.
     """
-    data, config, mesh = exp.data, exp.config, exp.mesh
+    data, mesh = exp.data, exp.mesh
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 
-    def start(key):
+    def noise(key):
         if data.draw_source is not None:
             return data.draw_source(key, 1)[0]
         return jax.random.normal(key, data.shape, jnp.float32)
 
-    def sampler(params, keys, x, cond):
-        return exp.sampler(keys, exp.objective.field(params), x, cond, trace)
+    def start(seed_start, seed_sampler, index, x):
+        x = rng.per_index(seed_start, index, noise) if x is None else to_unit(x)
+        x = jax.lax.with_sharding_constraint(x, split)
+        return x, rng.per_index(seed_sampler, index, lambda key: key)
 
-    if config.sample.slots and trace is None:  # each device refills its own slots
-        split = sharding.BATCH
-        specs = dict(in_specs=(jax.sharding.PartitionSpec(), split, split, split), out_specs=split)
-        sampler = jax.shard_map(sampler, mesh=mesh, check_vma=False, **specs)
-
-    def run(params, seed_start, seed_sampler, index, labels, x):
-        cond = index % data.num_classes if data.num_classes else None
-        cond = cond if labels is None else labels
-        x = rng.per_index(seed_start, index, start) if x is None else to_unit(x)
-        x = jax.lax.with_sharding_constraint(x, sharding.batch_sharding(mesh))
-        keys = rng.per_index(seed_sampler, index, lambda key: key)
-        out = sampler(params, keys, x, cond)
+    def end(out, x):
         finite = jnp.all(jnp.isfinite(out.x), axis=tuple(range(1, out.x.ndim)))
         if starts:
             out = out._replace(info=out.info | {"x0": x})
         if levels and data.pixels:
-            out = out._replace(x=to_uint8(out.x, config.sample.rounding))
+            out = out._replace(x=to_uint8(out.x, exp.config.sample.rounding))
         return out, finite
 
-    whole = sharding.replicated(mesh)
-    place = whole if gather else sharding.batch_sharding(mesh)
-    samples = Samples(place, whole, None if trace is None else whole, whole)
-    run = jax.jit(run, out_shardings=(samples, whole))
+    samples = Samples(whole if gather else split, whole, None if trace is None else whole, whole)
+    stages = exp.sampler.pieces(trace) if isinstance(exp.sampler, Course) else None
+    if stages is None:
+        run = _in_one(exp, trace, start, end, (samples, whole))
+    else:
+        run = Chunks(exp, stages, trace, start, end, (samples, whole))
 
-    def generate(params, seed, index: np.ndarray, labels=None) -> tuple[Samples, jax.Array]:
+    def generate(params, seed, index: np.ndarray, labels=None, on_part=None):
         start = f"pairs of {data.fingerprint}" if starts else "start"
         if isinstance(seed, jax.Array):
-            keys = rng.split(rng.typed(seed))
+            keys = tuple(rng.split(rng.typed(seed)))
         else:
             keys = rng.stream(seed, start), rng.stream(seed, "sampler")
         x = None
@@ -92,9 +91,23 @@ def make_generator(
             pairs = data.starts.gather(index % data.starts.size)
             x, own = pairs["x0"], pairs.get("label") if data.num_classes else None
             labels = own if labels is None else labels
-        return run(params, *keys, index.astype(np.int32), labels, x)
+        if labels is None and data.num_classes:
+            labels = index % data.num_classes
+        labels = None if labels is None else np.asarray(labels, np.int32)
+        return run(params, keys, index.astype(np.int32), x, labels, on_part)
 
     return generate
+
+
+def _in_one(exp: Experiment, trace, start: Callable, end: Callable, places) -> Callable:
+    """What `Chunks` computes, by one call, for samplers that have no pieces."""
+
+    def run(params, seeds, index, x, cond):
+        x, keys = start(*seeds, index, x)
+        return end(exp.sampler(keys, exp.objective.field(params), x, cond, trace), x)
+
+    run = jax.jit(run, out_shardings=places)
+    return lambda *arguments: run(*arguments[:-1])
 
 
 def check_finite(finite, index: np.ndarray, seed: int) -> None:
@@ -125,19 +138,84 @@ def batch_size(exp: Experiment, num: int, *, fixed: bool = False) -> int:
     return n * min(exp.config.sample.batch_size, most)
 
 
+def inside(on_batch: Callable | None, done: int, count: int) -> Callable | None:
+    """An `on_part` of a batch of `count` samples, told as `on_batch(done, note)`."""
+    if on_batch is None:
+        return None
+    return lambda share, note: on_batch(done + share * count, note)
+
+
+def labels_of(exp: Experiment, index: np.ndarray, num: int, chosen=()) -> np.ndarray | None:
+    """The labels of samples of these indices, of `num` in all; None where there are no classes.
+
+    The chosen ones in turn; else those of the examples where the samples start; else the classes in
+    turn, or, where there are fewer samples than classes, an even choice of them.
+    """
+    data, classes = exp.data, exp.data.num_classes
+    if not classes:
+        return None
+    if len(chosen):
+        return np.asarray(chosen, np.int32)[index % len(chosen)]
+    if data.starts is not None:
+        known, rows = data.starts.labels, index % data.starts.size
+        return data.starts.gather(rows).get("label") if known is None else known[rows]
+    return (index % classes if num >= classes else index * classes // num).astype(np.int32)
+
+
+def classes_of(asked: Any, exp: Experiment, field: str, null: bool = False) -> np.ndarray:
+    """Numbers of the classes that are asked for by number or name, one or several.
+
+    null: whether the number after the last, which stands for no class, may be asked for too.
+    Raises:
+      UserError: a run without classes, or a class that it does not have.
+    """
+    names, numbers = list(exp.data.class_names), []
+    for one in [asked] if isinstance(asked, str) or np.ndim(asked) == 0 else asked:
+        number = one.item() if hasattr(one, "item") else one
+        number = names.index(number) if number in names else number
+        if not names:
+            raise UserError(f"{field}: this run knows no classes; leave it out")
+        if type(number) is not int or not 0 <= number < len(names) + null:
+            known = [n if n == str(i) else f"{i} ({n})" for i, n in enumerate(names)]
+            if len(known) > MAX_SHOWN:
+                known[MAX_SHOWN:-1] = ["…"]
+            raise UserError(f"{field}: {one!r} is no class of this run. Known: {', '.join(known)}")
+        numbers.append(number)
+    return np.array(numbers, np.int32)
+
+
+def shown(labels: np.ndarray | None, num: int, places: int) -> np.ndarray:
+    """Which of `num` samples stand in a picture: the first, or, where these lack classes that
+    others have, an even choice of the classes that there are."""
+    first = np.arange(min(num, places))
+    if labels is None or set(labels[first]) == set(labels):
+        return first
+    order = np.argsort(labels, kind="stable")
+    turn = np.empty(num, int)  # how many samples of its class come before each
+    _, begins, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    turn[order] = np.arange(num) - np.repeat(begins, counts)
+    order = np.lexsort((labels, turn))
+    classes = len(begins)
+    if classes > places:
+        order = order[np.arange(places) * classes // places]
+    return np.sort(order[:places])
+
+
 def make_drawer(exp: Experiment, trace: int | None = None) -> Callable:
     """draw(params, num, seed, on_batch=None, labels=None) -> Samples 0 … num - 1 on the host.
 
-    `on_batch(done)` is called after each batch and may raise to stop. Raises UserError where a
-    sample is not finite.
+    labels: [num]; None: those of `labels_of`. `on_batch(done, note)` is called after each batch,
+    and within it with parts of samples; it may raise to stop. Raises UserError where a sample is
+    not finite.
     """
     generate = make_generator(exp, trace=trace)
 
     def draw(params, num: int, seed, on_batch: Callable | None = None, labels=None) -> Samples:
         parts, done = [], 0
         for index, count in batches(np.arange(num), batch_size(exp, num)):
-            asked = None if labels is None else labels[index]
-            out, finite = jax.device_get(generate(params, seed, index, asked))
+            asked = labels_of(exp, index, num) if labels is None else labels[index]
+            within = inside(on_batch, done, count)
+            out, finite = jax.device_get(generate(params, seed, index, asked, within))
             check_finite(finite, index[:count], seed)
             parts.append(_take(out, count))
             done += count

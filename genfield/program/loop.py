@@ -153,7 +153,7 @@ class Loop:
 
     def _measure(self, params, num: int) -> dict[str, float]:
         """The figures of a few samples, and a picture of them; a signal meanwhile is obeyed."""
-        poll = lambda done: preemption.poll()
+        poll = lambda done, note="": preemption.poll()
         try:
             out = self.evaluator.samples(params, num, 1, poll)
             pictures = out.images

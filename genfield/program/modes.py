@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genfield import data, registry, rng
-from genfield.data import sets
+from genfield.data import recorded, sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import logbook, preemption, sharding
@@ -16,6 +16,7 @@ from genfield.machine.logbook import say
 from genfield.metrics import images
 from genfield.program import (
     card,
+    checks,
     closing,
     config_io,
     generate,
@@ -23,6 +24,7 @@ from genfield.program import (
     own_files,
     pictures,
     sampler,
+    shards,
 )
 from genfield.program import evaluate as evaluation
 from genfield.program.evaluate import Evaluation, Evaluator
@@ -30,7 +32,6 @@ from genfield.program.experiment import Experiment
 from genfield.program.loop import Loop
 from genfield.program.methods import package
 from genfield.program.open_run import load_state
-from genfield.program.sample_files import Shards
 from genfield.program.train_step import TrainState
 from genfield.registry import Methods, Metric, choose
 
@@ -90,13 +91,18 @@ def check_best(exp: Experiment, terms: Callable[[], dict]) -> None:
 
 
 def write_config(exp: Experiment) -> None:
-    """config.json: the resolved configuration; one that a continued run changed is kept beside."""
+    """config.json: the resolved configuration; one that a continued run changed is kept beside.
+
+    And what is known of the data, where they are read and not drawn.
+    """
     path = exp.workdir / "config.json"
-    new = config_io.to_dict(exp.config)
+    new = config_io.to_dict(checks.absolute(exp.config, exp.methods))
     if jax.process_index() == 0 and path.exists():
         if config_io.to_dict(config_io.from_file(path)) != new:
             logbook.keep_older(path)
     logbook.write_json(path, new)
+    if exp.data.draw is None:
+        logbook.write_json(exp.workdir / recorded.FILE, recorded.facts(exp.data))
     own_files.keep(exp.workdir, exp.methods)
 
 
@@ -160,10 +166,11 @@ def finish(
 ) -> tuple[Evaluation, dict, list]:
     """Metrics, card and pictures of a state; `known` as the evaluator takes it."""
     started, section = time.monotonic(), exp.config.evaluate
+    preemption.nothing_to_save("stopped; the same command evaluates again")
     say("evaluating …")
     params = generate.parameters(exp, state)
     progress = logbook.Progress("samples", section.num_samples * section.repeats, unit="samples")
-    out = evaluator(params, told(progress), known)
+    out = evaluator(params, preemption.told(progress), known)
     preemption.poll()
     metrics.write(step, "sample", out.results)
     made = card.make(
@@ -180,58 +187,19 @@ def finish(
     return out, made, drawn
 
 
-def told(progress: logbook.Progress):
-    """An `on_batch` that shows progress, and stops at a signal."""
-
-    def on_batch(done: int) -> None:
-        progress.update(done)
-        preemption.poll()
-
-    return on_batch
-
-
 def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
     """Draws `sample.num` samples of a checkpoint into samples/, going on where a kill left off."""
-    try:
-        _sample(exp, step, best)
-    except preemption.Preempted:
-        say("stopped; the same command goes on with the shards that are missing")
-        raise
-
-
-def _sample(exp: Experiment, step: int | None, best: bool) -> None:
-    state, step = load_state(exp, step, best)
-    config, params = exp.config, generate.parameters(exp, state)
-    settings = sample_settings(exp, step, params)
-    name = config.sample.name or f"step_{step}"
-    formats = tuple(config.sample.formats)
+    formats = tuple(exp.config.sample.formats)
     if "png" in formats and not exp.data.pixels:
         raise UserError("config.sample.formats='png' needs image data: set it to ('npz',)")
-    shards = Shards(exp.workdir / "samples", name, settings, formats)
-    index = np.empty(0, int)
-    if jax.process_index() == 0 and not shards.finished():  # its disk counts, on all processes
-        shards.begin()
-        index = shards.missing()
-    index = sharding.from_first(index)
-    if jax.process_index() == 0 and shards.finished():
-        say(f"already drawn: {', '.join(map(str, shards.files()))}")
-        return
-    if len(index) < settings["num"]:
-        say(f"{settings['num'] - len(index):,} of {settings['num']:,} samples are there already")
-    say("compiling the sampler …")
-    draw_shards(exp, params, settings["seed"], index, shards)
-    if jax.process_index() != 0:
-        return
-    files = shards.finish()
-    say(
-        "\n".join(
-            f"samples: {file}  {settings['num']:,} of shape {exp.data.shape}" for file in files
-        )
-    )
-    if len(exp.data.shape) == 3 and "npz" in formats:
+    labels, files = shards.draw(exp, step, best, formats)
+    for file in files:
+        say(f"samples: {file}  {exp.config.sample.num:,} of shape {exp.data.shape}")
+    if files and len(exp.data.shape) == 3 and "npz" in formats:
+        rows = generate.shown(labels, exp.config.sample.num, evaluation.GRID)
         with np.load(files[0]) as file:
-            first = file["arr_0"][: evaluation.GRID]
-        path = exp.workdir / "samples" / f"{name}_grid.png"
+            first = file["arr_0"][rows]
+        path = files[0].with_name(f"{files[0].stem}_grid.png")
         say(f"picture: {figures.image_grid(path, first)}")
 
 
@@ -242,105 +210,8 @@ def pairs(exp: Experiment, *, step: int | None, best: bool) -> None:
       UserError: a sampler that draws noise of its own.
     """
     sampler.check_deterministic(exp.config.sampler, exp.methods)
-    try:
-        _pairs(exp, step, best)
-    except preemption.Preempted:
-        say("stopped; the same command goes on with the shards that are missing")
-        raise
-
-
-def _pairs(exp: Experiment, step: int | None, best: bool) -> None:
-    state, step = load_state(exp, step, best)
-    config, params = exp.config, generate.parameters(exp, state)
-    settings = sample_settings(exp, step, params) | {
-        "num_classes": exp.data.num_classes,
-        "class_names": list(exp.data.class_names),
-        "pixels": bool(exp.data.pixels),
-        "source": exp.data.source,
-        "sampler": card.resolved_sampler(config_io.to_dict(config.sampler), exp.methods),
-    }
-    shards = Shards(exp.workdir / "pairs", config.sample.name or f"step_{step}", settings, ("npy",))
-    index = np.empty(0, int)
-    if jax.process_index() == 0 and not shards.finished():
-        shards.begin()
-        index = shards.missing()
-    index = sharding.from_first(index)
-    if jax.process_index() == 0 and shards.finished():
-        say(f"already drawn: {shards.images}")
-        return
-    if len(index) < settings["num"]:
-        say(f"{settings['num'] - len(index):,} of {settings['num']:,} pairs are there already")
-    say("compiling the sampler …")
-    draw_shards(exp, params, settings["seed"], index, shards, paired=True)
-    if jax.process_index() == 0:
-        [folder] = shards.finish()
-        say(f"pairs: {folder}  {settings['num']:,} of shape {exp.data.shape}")
-
-
-def sample_settings(exp: Experiment, step: int, params) -> dict:
-    """All that decides the samples of a state, as JSON types."""
-    section = config_io.to_dict(exp.config.sample)
-    kept = ("num", "guidance_scale", "rounding", "shard_size")
-    new = {name: section[name] for name in ("guidance_interval", "guidance_channels")}
-    return (
-        {name: section[name] for name in kept}
-        | {k: v for k, v in new.items() if v}
-        | {
-            "step": step,
-            "guidance_on": sampler.guided_product(exp.config, exp.methods),
-            "seed": exp.config.seed + exp.config.sample.seed,
-            "parameters": "ema" if generate.averaged(exp) else "raw",
-            "parameters_digest": card.parameters_digest(params),
-            "sampler": config_io.to_dict(exp.config.sampler),
-        }
-    )
-
-
-def draw_shards(
-    exp: Experiment, params, seed: int, index: np.ndarray, shards: Shards, paired: bool = False
-) -> None:
-    """Draws the samples of these indices; a shard is written when its last one is drawn.
-
-    Batches are those of all samples, whichever are missing: drawn again, a sample has the same
-    place in the same batch, and so the same bits. paired: with the noise of each, and as floats.
-    """
-    run = generate.make_generator(exp, levels=not paired, starts=paired)
-    size = generate.batch_size(exp, shards.num, fixed=True)
-    progress = logbook.Progress(
-        "sample", len(index), unit="images" if exp.data.pixels else "samples"
-    )
-    waiting, done = [], 0  # (index, arrays) of shards that are not whole
-    for part, count in generate.batches(np.arange(shards.num), size):
-        wanted = np.flatnonzero(np.isin(part[:count], index))
-        if not len(wanted):
-            continue
-        out, finite = run(params, seed, part)
-        generate.check_finite(finite, part[:count], seed)
-        names = ("x1", "labels") if paired else ("arr_0", "arr_1")
-        arrays = {names[0]: out.x, "nfe": out.nfe}
-        if paired:
-            arrays["x0"] = out.info["x0"]
-        if exp.data.num_classes:
-            arrays[names[1]] = part % exp.data.num_classes
-        if jax.process_index() == 0:
-            drawn = {k: np.asarray(v)[wanted] for k, v in arrays.items()}
-            waiting = write_whole(shards, [*waiting, {"index": part[wanted]} | drawn])
-        done += len(wanted)
-        told(progress)(done)
-
-
-def write_whole(shards: Shards, waiting: list[dict]) -> list[dict]:
-    """Writes the shards that are whole; what is left waits for the rest of its shard."""
-    held = {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]}
-    while len(held["index"]):
-        number = int(held["index"][0]) // shards.size
-        first, last = shards.bounds(number)
-        if len(held["index"]) < last - first:
-            break
-        cut = {name: values[: last - first] for name, values in held.items()}
-        shards.write(number, {name: values for name, values in cut.items() if name != "index"})
-        held = {name: values[last - first :] for name, values in held.items()}
-    return [held]
+    for folder in shards.draw(exp, step, best, ("npy",), paired=True)[1]:
+        say(f"pairs: {folder}  {exp.config.sample.num:,} of shape {exp.data.shape}")
 
 
 def evaluate_images(config, workdir, samples: str, methods: Methods | None = None) -> None:
@@ -365,8 +236,9 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
     opened = open_data_reference(config, judge, methods)
     make_folder(workdir)
     preemption.begin()
+    preemption.nothing_to_save("stopped; the same command starts again")
     statistics = evaluation.load_reference(opened, judge)
-    progress = told(logbook.Progress("samples", of.size, unit="images"))
+    progress = preemption.told(logbook.Progress("samples", of.size, unit="images"))
     blocks = images.blocks(of, mesh, judge.batch_size)
     measured = images.statistics(judge, blocks, on_block=progress)
     results = images.compare(judge, measured, statistics)

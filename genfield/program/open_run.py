@@ -100,22 +100,22 @@ class Run(_Opened):
         """`num` samples by the run's sampler, on the host.
 
         Args:
-          labels: one for all, or [num]; None: sample i has label i modulo the number of classes.
+          labels: one for all, or several, which are taken in turn, by number or name; None: all
+            classes in turn, or an even choice of them where `num` is smaller.
           key: of the noise; None: that of the run's config, as `--mode=sample` draws them.
         Raises:
           UserError: labels that the run does not know, samples that are not finite.
         """
-        config, classes = self.experiment.config, self.experiment.data.num_classes
+        exp, config = self.experiment, self.experiment.config
         if labels is not None:
-            labels = np.broadcast_to(np.asarray(labels, np.int32), (num,))
-            if not classes or labels.min() < 0 or labels.max() > classes:
-                raise UserError(f"labels are 0 to {classes - 1}" if classes else "no classes here")
+            labels = generate.classes_of(labels, exp, "labels", null=True)
+            labels = generate.labels_of(exp, np.arange(num), num, labels)
         seed = config.seed + config.sample.seed if key is None else key
         return self._draw(self.params, num, seed, labels=labels)
 
 
 def open_run(workdir: str | Path, step: int | None = None, *, best: bool = False) -> Run:
-    """A trained run, from its workdir alone.
+    """A trained run, from its workdir alone: its data are opened when something reads them.
 
         run = genfield.open_run("runs/digits")
         run.sample(16, labels=3).x
@@ -124,13 +124,15 @@ def open_run(workdir: str | Path, step: int | None = None, *, best: bool = False
     Args:
       step: of a checkpoint; None: the newest whole one. best: the best one.
     Raises:
-      UserError: no run there, no whole checkpoint, or its data are not where its config says.
+      UserError: no run there, no whole checkpoint; of a run that recorded nothing of its data (one
+        of an older version), also data that are not where its config says.
     """
     folder = local(workdir, "the workdir").resolve()
     if not (folder / "checkpoints").exists() or not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no checkpoints: name the workdir of a trained run")
     methods = own_files.methods_of(folder)
-    exp = experiment.prepare(config_io.from_file(folder / "config.json"), folder, methods)
+    config = config_io.from_file(folder / "config.json")
+    exp = experiment.prepare(config, folder, methods, reads_data=False)
     state, found = load_state(exp, step, best)
     return Run(exp, generate.parameters(exp, state), found)
 

@@ -22,7 +22,7 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
     """
     folder, seed = exp.workdir, exp.config.seed + exp.config.sample.seed
     rows = logbook.read_metrics(folder)
-    poll = lambda done: preemption.poll()
+    poll = lambda done, note="": preemption.poll()
     if len(exp.data.shape) < 3 and exp.data.draw is None and exp.data.shape != (2,):
         curves = figures.curves(folder / "figures" / "loss.png", rows)
         if len(exp.data.shape) != 2:

@@ -2,12 +2,14 @@
 
 `samples/NAME.json` says what was drawn; `samples/NAME_shards/` holds finished shards until all are
 there; then `samples/NAME.npz` has them in the ADM evaluator's format: `arr_0` uint8 [N, H, W, C]
-(float32 for what are no images) and `arr_1`, the labels, where there are classes; and `nfe`. Pairs
-become a folder of .npy files instead, which can be read by memory map.
+(float32 for what are no images) and `arr_1`, the labels, with `class_names`, where there are
+classes; and `nfe`. PNGs have their number and class for names. Pairs become a folder of .npy files
+instead, which can be read by memory map.
 """
 
 import json
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -31,14 +33,22 @@ class Shards:
       folder: `samples/` of a workdir. name: of the samples.
       settings: JSON types; all that decides the samples, with "num" and "shard_size".
       formats: of `defaults.FORMATS`, or "npy": a folder NAME with a file an array.
+      class_names: of the labels; empty without classes.
     Raises:
       UserError: samples of this name were drawn with other settings.
     """
 
-    def __init__(self, folder: Path, name: str, settings: dict, formats: tuple[str, ...]):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        settings: dict,
+        formats: tuple[str, ...],
+        class_names: tuple[str, ...] = (),
+    ):
         self.path, self.shards = folder / f"{name}.npz", folder / f"{name}_shards"
         self.images, self.manifest = folder / name, folder / f"{name}.json"
-        self.settings, self.formats = settings, formats
+        self.settings, self.formats, self.class_names = settings, formats, tuple(class_names)
         self.num, self.size = settings["num"], settings["shard_size"]
         for path in (self.path, self.manifest):
             if path.is_dir():
@@ -76,7 +86,7 @@ class Shards:
         """Whether every format that is asked for is there; PNGs are made of an .npz that is."""
         if "npz" in self.done and "png" in self.formats and "png" not in self.done:
             with np.load(self.path) as file:
-                self._save_pictures(0, file["arr_0"])
+                self._save_pictures(0, file)
             self.done.append("png")
             self._tell()
         return set(self.formats) <= set(self.done)
@@ -119,6 +129,9 @@ class Shards:
             with zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
                 for name in self._load(0):
                     self._join(archive, name)
+                if self.class_names:
+                    with archive.open("class_names.npy", "w") as file:
+                        npy.write_array(file, np.array(self.class_names), allow_pickle=False)
             os.replace(unfinished, self.path)
         if "npy" in self.formats:
             self.images.mkdir(exist_ok=True)
@@ -130,18 +143,21 @@ class Shards:
             logbook.write_json(self.images / FINISHED, found)
         if "png" in self.formats:
             for number in range(-(-self.num // self.size)):
-                self._save_pictures(self.bounds(number)[0], self._load(number)["arr_0"])
+                self._save_pictures(self.bounds(number)[0], self._load(number))
         self.done = sorted({*self.done, *self.formats})
         self._tell()
         shutil.rmtree(self.shards)
         return self.files()
 
-    def _save_pictures(self, first: int, levels: np.ndarray) -> None:
-        """`first`.png and so on; those of an earlier try are written over."""
+    def _save_pictures(self, first: int, arrays) -> None:
+        """`first`.png or `first`_class.png, and so on; those of an earlier try are written over."""
         self.images.mkdir(exist_ok=True)
-        for index, image in enumerate(levels, first):
+        names = [re.sub(r"[^\w.-]+", "-", name) for name in self.class_names]
+        ends = [f"_{names[label]}" for label in arrays["arr_1"]] if names else None
+        for place, image in enumerate(arrays["arr_0"]):
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            picture.save(self.images / f"{index:06}.png")
+            end = ends[place] if ends else ""
+            picture.save(self.images / f"{first + place:06}{end}.png")
 
     def files(self) -> list[Path]:
         """Where the samples are."""

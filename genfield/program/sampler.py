@@ -12,6 +12,10 @@ from genfield.guidance import classifier_free, interval
 from genfield.program.methods import has_clock, loss_of, package
 from genfield.program.parts import one_level
 from genfield.registry import Methods, bind, bound, build, check_range
+from genfield.rng import fold_in
+from genfield.sampling import Samples
+from genfield.sampling.core import Pieces, pieces, stage_trace
+from genfield.sampling.stopping import refill_pieces
 
 POSITIONS = 64  # intervals at whose ends the trace of an adaptive sampler has positions
 
@@ -67,7 +71,7 @@ def _stage(section, table, rules, where: str) -> Stage:
 
 def create_sampler(
     config, num_classes: int = 0, output: str = "potential", methods: Methods | None = None
-) -> Callable:
+) -> "Course":
     """run(key, field, x, cond=None, trace=None) -> Samples, of the section `sampler`.
 
     trace: as `sampling.sample` takes it; of adaptive samplers, whatever it is, POSITIONS intervals.
@@ -82,20 +86,57 @@ def create_sampler(
     chain = stages(config.sampler, methods)
     _check_chain(config, chain, output, methods[registry.StopRule])
     convert = _conversion(config, chain[0].method, methods)
-    guide, slots = _guidance(config, chain[0], num_classes, methods), config.sample.slots
+    guide = _guidance(config, chain[0], num_classes, methods)
+    follow = lambda field, cond: convert(guide(field) if cond is not None else field)
+    return Course(follow, chain, config.sample.slots)
 
-    def run(key, field, x, cond=None, trace=None):
-        field = convert(guide(field) if cond is not None else field)
-        if chain[0].method.adaptive:
+
+class Course(NamedTuple):
+    """The sampler of a config; called, it runs in one piece.
+
+    Attributes:
+      follow: (field, cond) -> the field that its stages follow.
+      stages: of the chain. slots: of `sample.slots`.
+    """
+
+    follow: Callable
+    stages: list[Stage]
+    slots: int
+
+    def __call__(self, key, field, x, cond=None, trace=None) -> Samples:
+        field, first = self.follow(field, cond), self.stages[0]
+        if first.method.adaptive:
             positions = None if trace is None else POSITIONS
-            return chain[0].sampler(field, x, cond=cond, trace=positions)
-        plan = [(stage.sampler, stage.num_steps) for stage in chain]
-        if slots and trace is None:
-            [(sampler, steps)] = plan
-            return sampling.refill(key, field, x, sampler, num_steps=steps, slots=slots, cond=cond)
+            return first.sampler(field, x, cond=cond, trace=positions)
+        plan = [(stage.sampler, stage.num_steps) for stage in self.stages]
+        if self.slots and trace is None:
+            run = dict(num_steps=first.num_steps, slots=self.slots, cond=cond)
+            return sampling.refill(key, field, x, first.sampler, **run)
         return sampling.chain(key, field, x, plan, cond=cond, trace=trace)
 
-    return run
+    def pieces(self, trace: int | None = None) -> list[Pieces] | None:
+        """The pieces of each stage, for keys [B]; None where it runs in one piece alone.
+
+        A single step is one piece anyway, and as such what it was before there were pieces.
+        """
+        first = self.stages[0]
+        if first.method.adaptive:
+            if first.method.pieces is None:
+                return None
+            positions = None if trace is None else POSITIONS
+            return [first.method.pieces(**first.arguments, trace=positions)]
+        if self.slots and trace is None:
+            return [refill_pieces(first.sampler, first.num_steps, self.slots)]
+        if len(self.stages) == 1 and first.num_steps == 1:
+            return None
+        return [_of_stage(i, stage, trace) for i, stage in enumerate(self.stages)]
+
+
+def _of_stage(number: int, stage: Stage, trace: int | None) -> Pieces:
+    """The pieces of a stage, whose noise is that of its number, as `sampling.chain` has it."""
+    run = pieces(stage.sampler, stage.num_steps, stage_trace(trace, stage.num_steps))
+    advance = lambda key, *rest: run.advance(fold_in(key, number), *rest)
+    return run._replace(advance=advance)
 
 
 def guided_product(config, methods: Methods) -> str:

@@ -155,6 +155,8 @@ class Sampler(Record):
         None where it has none.
       steps: bound arguments -> its number of steps; None: the config's num_steps.
       adaptive: whether it chooses its own steps.
+      pieces: of an adaptive one, (**fields, trace) -> `sampling.core.Pieces`; None: each batch is
+        one call, within which no progress shows.
     """
 
     make: Callable
@@ -167,6 +169,7 @@ class Sampler(Record):
     levels: Callable | None
     steps: Callable[[Mapping], int] | None
     adaptive: bool
+    pieces: Callable | None = None
 
     def __post_init__(self):
         self._check("follows", FIELDS)

@@ -55,6 +55,64 @@ def advance(state: State, x: Array, calls: int, memory: Any = ()) -> State:
     )
 
 
+class Pieces(NamedTuple):
+    """A sampler's run in pieces, which whoever holds the carry may stop and take up again.
+
+    `sample` is these pieces in one call; the program runs one compiled `advance`, whose bounds are
+    arguments, a second's worth of steps at a time.
+
+    Attributes:
+      begin: (field, x, cond) -> the carry, a pytree of arrays.
+      advance: (key, field, carry, cond, first, last) -> the carry after steps first … last - 1;
+        it comes back early where nothing is left to do.
+      share: (carry, last) -> float32 in [0, 1], of any shape: how much is done; all 1: finished.
+      finish: (field, carry) -> Samples.
+      steps: how many there are at most; None: not known, as of adaptive solvers.
+    """
+
+    begin: Callable
+    advance: Callable
+    share: Callable
+    finish: Callable
+    steps: int | None
+
+
+def pieces(sampler: Sampler, num_steps: int, trace: int | None = None) -> Pieces:
+    """The pieces of `sample`; a trace is filled as the steps are made."""
+
+    def begin(field, x, cond=None):
+        positions = None
+        if trace is not None:
+            empty = jnp.zeros((1 + num_steps // trace, *x.shape), x.dtype)
+            positions = empty.at[0].set(x)
+        return sampler.init(x, num_steps), positions
+
+    def advance(key, field, carry, cond, first, last):
+        def step(k, carry):
+            state, positions = carry
+            state = sampler.step(fold_in(key, k), field, state, cond)
+            if trace is not None:  # each step of a block writes the place that its last one keeps
+                positions = positions.at[k // trace + 1].set(state.x, mode="drop")
+            return state, positions
+
+        if trace is not None or not sampler.stops:
+            return jax.lax.fori_loop(first, last, step, carry)
+        more = lambda at: (at[0] < last) & ~jnp.all(at[1][0].done)
+        once = lambda at: (at[0] + 1, step(*at))
+        return jax.lax.while_loop(more, once, (jnp.int32(first), carry))[1]
+
+    def share(carry, last):
+        part = jnp.float32(last / num_steps)
+        return jnp.where(jnp.all(carry[0].done), 1.0, part) if sampler.stops else part
+
+    def finish(field, carry):
+        state, positions = carry
+        nfe = state.nfe * evaluations(field)
+        return Samples(x=state.x, nfe=nfe, trace=positions, info=sampler.info(state))
+
+    return Pieces(begin, advance, share, finish, num_steps)
+
+
 def sample(
     key: Array,
     field: Field,
@@ -81,33 +139,9 @@ def sample(
     key, field = typed(key), checked(field)
     if key.shape not in ((), x.shape[:1]):
         raise ValueError(f"key must be one key, or one a sample: {len(x)}, not {key.shape}")
-
-    def body(state, k):
-        return sampler.step(fold_in(key, k), field, state, cond), None
-
-    def run(state, steps):
-        return jax.lax.scan(body, state, steps)[0]
-
-    def traced(state, steps):
-        state = run(state, steps)
-        return state, state.x
-
-    state, positions = sampler.init(x, num_steps), None
-    steps = jnp.arange(num_steps)
-    if trace is None and sampler.stops:
-        more = lambda carry: (carry[1] < num_steps) & ~jnp.all(carry[0].done)
-        once = lambda carry: (body(*carry)[0], carry[1] + 1)
-        state, _ = jax.lax.while_loop(more, once, (state, jnp.int32(0)))
-    elif trace is None:
-        state = run(state, steps)
-    else:
-        whole = num_steps // trace * trace
-        state, positions = jax.lax.scan(traced, state, steps[:whole].reshape(-1, trace))
-        positions = jnp.concatenate([x[None], positions])
-        if whole < num_steps:
-            state = run(state, steps[whole:])
-    nfe = state.nfe * evaluations(field)
-    return Samples(x=state.x, nfe=nfe, trace=positions, info=sampler.info(state))
+    run = pieces(sampler, num_steps, trace)
+    carry = run.advance(key, field, run.begin(field, x, cond), cond, 0, num_steps)
+    return run.finish(field, carry)
 
 
 def chain(
@@ -124,21 +158,29 @@ def chain(
     Evaluations add up, `info` is the union, and traces are joined: each stage's positions after
     every `trace` of its steps, and its end.
     """
-    key, nfe, traces, info = typed(key), 0, [], {}
+    key, outs = typed(key), []
     for i, (sampler, num_steps) in enumerate(stages):
-        stage_trace = None if trace is None else min(trace, num_steps)
-        out = sample(
-            fold_in(key, i),
-            field,
-            x,
-            sampler,
-            num_steps=num_steps,
-            cond=cond,
-            trace=stage_trace,
-        )
-        x, nfe, info = out.x, nfe + out.nfe, info | out.info
+        x = outs[-1].x if outs else x
+        every = stage_trace(trace, num_steps)
+        run = dict(num_steps=num_steps, cond=cond, trace=every)
+        outs.append(sample(fold_in(key, i), field, x, sampler, **run))
+    return joined(outs, [num_steps for _, num_steps in stages], trace)
+
+
+def stage_trace(trace: int | None, num_steps: int) -> int | None:
+    """The trace of one stage of a chain."""
+    return None if trace is None else min(trace, num_steps)
+
+
+def joined(outs: Sequence[Samples], lengths: Sequence[int], trace: int | None) -> Samples:
+    """What the stages of a chain gave, each of so many steps, as one; see `chain`."""
+    nfe, traces, info = 0, [], {}
+    for i, (out, num_steps) in enumerate(zip(outs, lengths, strict=True)):
+        nfe, info = nfe + out.nfe, info | out.info
         if trace is not None:
             traces.append(out.trace if i == 0 else out.trace[1:])
-            if num_steps % stage_trace:
-                traces.append(x[None])  # where a stage ends, the next one starts
-    return Samples(x=x, nfe=nfe, trace=jnp.concatenate(traces) if traces else None, info=info)
+            if num_steps % stage_trace(trace, num_steps):
+                traces.append(out.x[None])  # where a stage ends, the next one starts
+    return Samples(
+        x=outs[-1].x, nfe=nfe, trace=jnp.concatenate(traces) if traces else None, info=info
+    )

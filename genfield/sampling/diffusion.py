@@ -7,6 +7,7 @@ them at x ~ N(0, I), which their `init` scales by sigma_max.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,8 +19,8 @@ from genfield import registry
 from genfield.fields import Field, evaluations, expand, squared_norm
 from genfield.registry import Positive, PositiveInt
 from genfield.rng import normal, split
-from genfield.sampling.core import Sampler, Samples, State, advance, start
-from genfield.sampling.ode import solve_ode
+from genfield.sampling.core import Pieces, Sampler, Samples, State, advance, start
+from genfield.sampling.ode import ode_pieces, solve_ode
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # EDM Table 1; Flux Matching Table 4
 SIGMA_DATA = 0.5  # EDM Table 1: of images in [-1, 1]
@@ -324,30 +325,66 @@ def probability_flow(
     Raises:
       ValueError: not 0 < sigma_min < sigma_max, sigma_data negative, or an unknown method.
     """
+    y, times, back = _flow(sigma_min, sigma_max, sigma_data, trace, reverse)
+    out = solve_ode(
+        flow_velocity(field, sigma_data),
+        y(x),
+        cond=cond,
+        method=method,
+        rtol=rtol,
+        atol=atol,
+        **times,
+        max_steps=max_steps,
+        per_sample=per_sample,
+        trace=trace,
+    )
+    return back(out)
+
+
+def _flow(sigma_min, sigma_max, sigma_data, trace, reverse) -> tuple[Callable, dict, Callable]:
+    """x -> y at the start, the ends of the integration, and from its samples of y to those of x."""
     check_noise_levels(sigma_min, sigma_max)
     if sigma_data < 0:
         raise ValueError(f"sigma_data must not be negative, got {sigma_data}")
     ends = [(sigma_max, sigma_max), (sigma_min, 1.0)]  # a noise level, and the unit of x there
     (first, unit), (last, last_unit) = reversed(ends) if reverse else ends
-    out = solve_ode(
-        flow_velocity(field, sigma_data),
-        x * (unit / flow_scale(first, sigma_data)),
-        cond=cond,
-        method=method,
-        rtol=rtol,
-        atol=atol,
-        t0=math.log(first),
-        t1=math.log(last),
-        max_steps=max_steps,
-        per_sample=per_sample,
-        trace=trace,
-    )
-    x = out.x * (flow_scale(last, sigma_data) / last_unit)
-    if trace is not None:
-        levels = jnp.geomspace(first, last, trace + 1)
-        scale = flow_scale(levels, sigma_data).at[0].divide(unit).at[-1].divide(last_unit)
-        out = out._replace(trace=out.trace * scale.reshape(-1, *(1,) * x.ndim))
-    return out._replace(x=x)
+
+    def back(out: Samples) -> Samples:
+        x = out.x * (flow_scale(last, sigma_data) / last_unit)
+        if trace is not None:
+            levels = jnp.geomspace(first, last, trace + 1)
+            scale = flow_scale(levels, sigma_data).at[0].divide(unit).at[-1].divide(last_unit)
+            out = out._replace(trace=out.trace * scale.reshape(-1, *(1,) * x.ndim))
+        return out._replace(x=x)
+
+    start = lambda x: x * (unit / flow_scale(first, sigma_data))
+    return start, dict(t0=math.log(first), t1=math.log(last)), back
+
+
+def flow_pieces(
+    *,
+    sigma_min: float,
+    sigma_max: float,
+    sigma_data: float,
+    trace: int | None = None,
+    reverse: bool = False,
+    **options,
+) -> Pieces:
+    """The pieces of `probability_flow`; options: the other arguments of `ode.ode_pieces`."""
+    y, times, back = _flow(sigma_min, sigma_max, sigma_data, trace, reverse)
+    run = ode_pieces(**options, **times, trace=trace)
+    velocity = lambda field: flow_velocity(field, sigma_data)
+
+    def begin(field, x, cond=None):
+        return run.begin(velocity(field), y(x), cond)
+
+    def advance(key, field, carry, cond, first, last):
+        return run.advance(key, velocity(field), carry, cond, first, last)
+
+    def finish(field, carry):
+        return back(run.finish(velocity(field), carry))
+
+    return Pieces(begin, advance, run.share, finish, None)
 
 
 def _edm_grid(bound, num_steps: int) -> Array:
@@ -362,7 +399,7 @@ def _flow_grid(bound, num_steps: int) -> Array:
     return jnp.geomspace(bound["sigma_max"], bound["sigma_min"], num_steps + 1)
 
 
-def _method(name: str, make, follows: str, noisy, levels, adaptive=False) -> registry.Sampler:
+def _method(name: str, make, follows: str, noisy, levels, pieces=None) -> registry.Sampler:
     """The facts that samplers down noise levels share, and what is each one's own."""
     return registry.Sampler(
         name=name,
@@ -375,7 +412,8 @@ def _method(name: str, make, follows: str, noisy, levels, adaptive=False) -> reg
         step_scales_field=False,
         levels=levels,
         steps=None,
-        adaptive=adaptive,
+        adaptive=pieces is not None,
+        pieces=pieces,
     )
 
 
@@ -392,5 +430,7 @@ METHODS = (
     _method("edm_euler", edm_euler, "denoiser", _by_churn, _edm_grid),
     _method("reverse_ve", reverse_ve, "score", _always, _log_grid),
     _method("predictor_corrector", predictor_corrector, "score", _always, _log_grid),
-    _method("probability_flow", probability_flow, "score", lambda bound: False, _flow_grid, True),
+    _method(
+        "probability_flow", probability_flow, "score", lambda bound: False, _flow_grid, flow_pieces
+    ),
 )

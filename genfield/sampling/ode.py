@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -15,7 +17,7 @@ from jax import Array
 from genfield import registry
 from genfield.fields import Field, direction, evaluations
 from genfield.registry import Positive, PositiveInt
-from genfield.sampling.core import Sampler, Samples, advance, start
+from genfield.sampling.core import Pieces, Sampler, Samples, advance, start
 
 
 def _clock(x: Array, num_steps: int):
@@ -90,15 +92,23 @@ def solve_ode(
     Raises:
       ValueError: unknown method. diffrax's own error: max_steps were not enough.
     """
+    solve = _solver(method, rtol, atol, t0, t1, max_steps, trace)
+    adjoint = diffrax.RecursiveCheckpointAdjoint()
+    whole = lambda x, cond: solve(field, x, cond, adjoint, throw=True)
+    solution = _each(whole, per_sample)(x, cond)
+    return _samples(solution, method, evaluations(field), len(x), per_sample, trace)
+
+
+def _solver(method, rtol, atol, t0, t1, max_steps, trace) -> Callable:
+    """solve(field, x [b, *D], cond, adjoint, throw) -> diffrax's solution; one step size for x."""
     if method not in SOLVERS:
         raise ValueError(f"unknown ODE method {method!r}; known: {', '.join(sorted(SOLVERS))}")
-    solver, count = SOLVERS[method]
     kept = {"t1": True} if trace is None else {"ts": jnp.linspace(t0, t1, trace + 1)}
 
-    def solve(x, cond):  # x [b, *D]
-        solution = diffrax.diffeqsolve(
+    def solve(field, x, cond, adjoint, throw):
+        return diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, y, _: direction(field(y, jnp.full(y.shape[:1], t), cond))),
-            solver(),
+            SOLVERS[method][0](),
             t0=t0,
             t1=t1,
             dt0=FIRST_STEP * (t1 - t0),
@@ -106,17 +116,99 @@ def solve_ode(
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
             saveat=diffrax.SaveAt(**kept),
             max_steps=max_steps,
+            adjoint=adjoint,
+            throw=throw,
         )
-        return solution.ys, solution.stats["num_steps"]
 
-    if per_sample:
-        one = lambda x, cond: solve(x[None], jax.tree.map(lambda c: c[None], cond))
-        ys, num_steps = jax.vmap(one, out_axes=(1, 0))(x, cond)
-        ys = ys[:, :, 0]
-    else:
-        ys, num_steps = solve(x, cond)
-    nfe = jnp.broadcast_to(count(num_steps) * evaluations(field), x.shape[:1]).astype(jnp.int32)
+    return solve
+
+
+def _each(call: Callable, per_sample: bool) -> Callable:
+    """call(x [b, *D], cond, …) for the batch, or for each sample of it by itself."""
+    if not per_sample:
+        return call
+    row = lambda tree: jax.tree.map(lambda a: a[None], tree)
+    return jax.vmap(lambda x, cond, *rest: call(x[None], row(cond), *rest))
+
+
+def _samples(solution, method, cost, num, per_sample, trace) -> Samples:
+    ys, num_steps = solution.ys, solution.stats["num_steps"]
+    if per_sample:  # [B, positions, 1, *D]
+        ys = jnp.moveaxis(ys, 0, 1)[:, :, 0]
+    nfe = jnp.broadcast_to(SOLVERS[method][1](num_steps) * cost, (num,)).astype(jnp.int32)
     return Samples(x=ys[-1], nfe=nfe, trace=None if trace is None else ys, info={})
+
+
+class Paused(diffrax.AbstractAdjoint):
+    """diffrax's loop, going on from a state to its `last` step; stats["state"] is the one there.
+
+    diffrax itself goes on from a solution, but rounds the time of the next step anew and forgets
+    the positions that it has saved.
+    """
+
+    state: Any  # the arrays of the loop's state; None: where it starts
+    last: Any  # None: no step is made
+
+    def loop(self, *, throw, passed_solver_state, passed_controller_state, **kwargs):
+        reached = []
+
+        def outer(cond_fun, body_fun, init, max_steps, buffers):
+            state = init if self.state is None else eqx.combine(self.state, init)
+            if self.last is not None:
+                limit = jnp.minimum(self.last, max_steps)
+                more = lambda s: cond_fun(s) & (s.num_steps < limit)
+                state = eqxi.while_loop(more, body_fun, state, buffers=buffers, kind="lax")
+            reached.append(_arrays(state))
+            return state
+
+        inner = functools.partial(eqxi.while_loop, kind="lax")
+        final, stats = self._loop(**kwargs, inner_while_loop=inner, outer_while_loop=outer)
+        return final, stats | {"state": reached[0]}
+
+
+def _arrays(state):
+    """The state of a loop as arrays, of one type from step to step."""
+    strong = lambda a: jax.lax.convert_element_type(a, jnp.result_type(a).type)
+    return jax.tree.map(strong, eqx.filter(state, eqx.is_array_like))
+
+
+def ode_pieces(
+    method: str = "dopri5",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    t0: float = 0.0,
+    t1: float = 1.0,
+    max_steps: int = 4096,
+    per_sample: bool = True,
+    trace: int | None = None,
+) -> Pieces:
+    """The pieces of `solve_ode`; a step is one that the solver attempts."""
+    solve, sign = _solver(method, rtol, atol, t0, t1, max_steps, trace), 1 if t1 > t0 else -1
+
+    def states(field, last):
+        def call(x, cond, state=None):
+            return solve(field, x, cond, Paused(state, last), throw=False).stats["state"]
+
+        return _each(call, per_sample)
+
+    def begin(field, x, cond=None):
+        return x, cond, states(field, None)(x, cond)
+
+    def advance(key, field, carry, cond, first, last):
+        return *carry[:2], states(field, last)(*carry)
+
+    def share(carry, last):
+        state, ends = carry[2], (jnp.float32(sign * t0), jnp.float32(sign * t1))
+        part = jnp.minimum((state.tprev - ends[0]) / (ends[1] - ends[0]), 0.999)
+        over = (state.tprev >= ends[1]) | (state.num_steps >= max_steps)
+        return jnp.where(over, 1.0, part)
+
+    def finish(field, carry):
+        call = lambda x, cond, state: solve(field, x, cond, Paused(state, None), throw=True)
+        solution = _each(call, per_sample)(*carry)
+        return _samples(solution, method, evaluations(field), len(carry[0]), per_sample, trace)
+
+    return Pieces(begin, advance, share, finish, None)
 
 
 METHODS = (
@@ -159,6 +251,7 @@ METHODS = (
             levels=None,
             steps=None,
             adaptive=True,
+            pieces=functools.partial(ode_pieces, method=name),
         )
         for name in SOLVERS
     ),

@@ -13,7 +13,7 @@ from jax import Array
 from genfield import registry
 from genfield.fields import Field, Prediction, direction, evaluations, expand, squared_norm
 from genfield.rng import typed
-from genfield.sampling.core import Sampler, Samples
+from genfield.sampling.core import Pieces, Sampler, Samples, State
 
 
 class Rule(NamedTuple):
@@ -105,37 +105,71 @@ def refill(
     Raises:
       ValueError: slots or num_steps not positive, or a sampler with a clock.
     """
-    n = len(x)
     if slots < 1 or num_steps < 1:
         raise ValueError(f"slots and num_steps must be positive, got {slots} and {num_steps}")
-    slots, key = min(slots, n), typed(key)
+    key = typed(key)
     if key.ndim == 0:
-        key = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))
-    state = sampler.init(x[:slots], num_steps)
-    if any(leaf.shape[:1] != (slots,) for leaf in jax.tree.leaves(state)):
-        raise ValueError("refill needs a sampler without a clock: its steps are not in time")
-    results = lambda state: (state.x, state.nfe, sampler.info(state))
-    empty = jax.tree.map(lambda a: jnp.zeros((n, *a.shape[1:]), a.dtype), results(state))
+        key = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(x)))
+    run = refill_pieces(sampler, num_steps, slots)
+    carry = run.begin(field, x, cond)
+    return run.finish(field, run.advance(key, field, carry, cond, 0, len(x) * num_steps))
 
-    def body(carry):
-        index, k, state, following, out = carry  # an index of n: nothing is left for this slot
-        at = jnp.minimum(index, n - 1)
-        here = jax.tree.map(lambda c: c[at], cond)
-        state = sampler.step(jax.vmap(jax.random.fold_in)(key[at], k), field, state, here)
-        finished = (state.done | (k + 1 >= num_steps)) & (index < n)
+
+class Slots(NamedTuple):
+    """What `refill` carries: n samples through some slots; every array has an axis in front."""
+
+    x: Array  # [n, *D], where the samples start
+    index: Array  # [slots], of the sample in each; n: nothing is left for this slot
+    k: Array  # [slots], its step
+    state: State
+    following: Array  # [1], the next sample to enter
+    out: tuple  # x, nfe and info of the finished ones, [n] each
+
+
+def refill_pieces(sampler: Sampler, num_steps: int, slots: int) -> Pieces:
+    """The pieces of `refill`, with keys [N]."""
+    results = lambda state: (state.x, state.nfe, sampler.info(state))
+
+    def begin(field, x, cond=None):
+        n, here = len(x), min(slots, len(x))
+        state = sampler.init(x[:here], num_steps)
+        if any(leaf.shape[:1] != (here,) for leaf in jax.tree.leaves(state)):
+            raise ValueError("refill needs a sampler without a clock: its steps are not in time")
+        empty = jax.tree.map(lambda a: jnp.zeros((n, *a.shape[1:]), a.dtype), results(state))
+        following, k = jnp.full((1,), here, jnp.int32), jnp.zeros(here, jnp.int32)
+        return Slots(x, jnp.arange(here), k, state, following, empty)
+
+    def step(key, field, at: Slots, cond) -> Slots:
+        n, index = len(at.x), at.index
+        row = jnp.minimum(index, n - 1)
+        here = jax.tree.map(lambda c: c[row], cond)
+        state = sampler.step(jax.vmap(jax.random.fold_in)(key[row], at.k), field, at.state, here)
+        finished = (state.done | (at.k + 1 >= num_steps)) & (index < n)
         place = jnp.where(finished, index, n)
         keep = lambda a, value: a.at[place].set(value, mode="drop")
-        out = jax.tree.map(keep, out, results(state))
-        taken = following + jnp.cumsum(finished) - 1
+        out = jax.tree.map(keep, at.out, results(state))
+        taken = at.following + jnp.cumsum(finished) - 1
         index = jnp.where(finished, jnp.minimum(taken, n), index)
-        fresh = sampler.init(x[jnp.minimum(index, n - 1)], num_steps)
+        fresh = sampler.init(at.x[jnp.minimum(index, n - 1)], num_steps)
         enter = lambda new, old: jnp.where(expand(finished, old), new, old)
         state = jax.tree.map(enter, fresh, state)
-        return index, jnp.where(finished, 0, k + 1), state, following + jnp.sum(finished), out
+        k = jnp.where(finished, 0, at.k + 1)
+        return Slots(at.x, index, k, state, at.following + jnp.sum(finished), out)
 
-    start = (jnp.arange(slots), jnp.zeros(slots, jnp.int32), state, jnp.int32(slots), empty)
-    *_, (x, nfe, info) = jax.lax.while_loop(lambda carry: jnp.any(carry[0] < n), body, start)
-    return Samples(x=x, nfe=nfe * evaluations(field), trace=None, info=info)
+    def advance(key, field, at: Slots, cond, first, last):
+        more = lambda carry: (carry[0] < last) & jnp.any(carry[1].index < len(at.x))
+        once = lambda carry: (carry[0] + 1, step(key, field, carry[1], cond))
+        return jax.lax.while_loop(more, once, (jnp.int32(first), at))[1]
+
+    def share(at: Slots, last):
+        waiting = jnp.maximum(len(at.x) - at.following, 0)
+        return 1 - (waiting + jnp.sum(at.index < len(at.x))) / len(at.x)
+
+    def finish(field, at: Slots):
+        x, nfe, info = at.out
+        return Samples(x=x, nfe=nfe * evaluations(field), trace=None, info=info)
+
+    return Pieces(begin, advance, share, finish, None)
 
 
 METHODS = (

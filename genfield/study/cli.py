@@ -159,10 +159,11 @@ def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     if STUDIES[name].straight and loss_of(config, methods).at_levels:
         raise UserError(f"{name} is for fields on straight paths, not {config.loss.name}")
     command.check_devices()
-    exp = experiment.prepare(config, workdir, methods)
+    exp = experiment.prepare(config, workdir, methods, reads_data=False)
     modes.check(exp)
     command.describe(exp)
     preemption.begin()
+    preemption.nothing_to_save("stopped; the same command starts again")
     state, step = load_state(exp, values.step, values.best)
     folder = workdir / "studies"
     modes.make_folder(folder)

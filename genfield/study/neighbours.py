@@ -10,10 +10,10 @@ from genfield.data import pixels, to_unit
 from genfield.distances import Neighbours
 from genfield.errors import UserError
 from genfield.figures.study import histograms, image_rows
-from genfield.machine import logbook
+from genfield.machine import logbook, preemption
 from genfield.machine.logbook import say
 from genfield.metrics import detection, images
-from genfield.program import card, generate, modes
+from genfield.program import card, generate
 from genfield.program import evaluate as evaluation
 from genfield.program.experiment import Experiment
 from genfield.registry import PositiveInt
@@ -71,7 +71,7 @@ def neighbours(
             spaces[network["network"]] = extract(made), extract(x1), blocks
     found = {}
     for name, (ours, theirs, points) in spaces.items():
-        tick = modes.told(logbook.Progress(name, size, unit="examples"))
+        tick = preemption.told(logbook.Progress(name, size, unit="examples"))
         both = distances.nearest(np.concatenate([ours, theirs]), points, k, on_block=tick)
         cuts = slice(0, len(ours)), slice(len(ours), None)
         found[name] = Found(*(Neighbours(*(a[cut] for a in both)) for cut in cuts))

@@ -11,11 +11,11 @@ import numpy as np
 from genfield import registry, rng
 from genfield.data import pixels, sets, to_unit
 from genfield.errors import UserError
-from genfield.machine import logbook, sharding
+from genfield.machine import logbook, preemption, sharding
 from genfield.machine.logbook import say
 from genfield.metrics import images
 from genfield.program import evaluate as evaluation
-from genfield.program import generate, modes, sampler
+from genfield.program import generate, sampler
 from genfield.program.experiment import Experiment
 from genfield.registry import choose
 from genfield.study import measures
@@ -94,8 +94,7 @@ def source(subject: Subject, num: int) -> np.ndarray:
 
 def labels(exp: Experiment, num: int) -> np.ndarray | None:
     """Those of samples 0 … num - 1."""
-    count = exp.data.num_classes
-    return (np.arange(num) % count).astype(np.int32) if count else None
+    return generate.labels_of(exp, np.arange(num), num)
 
 
 # Fields on batches
@@ -164,12 +163,12 @@ def scorer(exp: Experiment) -> Callable:
 
 def counter(what: str, total: int, unit: str = "samples") -> Callable[[int], None]:
     """tick(n): n more are done; shows progress and stops at a signal."""
-    tell, done = modes.told(logbook.Progress(what, total, unit=unit)), 0
+    tell, done = preemption.told(logbook.Progress(what, total, unit=unit)), 0
 
-    def tick(n: int) -> None:
+    def tick(n: float, note: str = "") -> None:
         nonlocal done
         done += n
-        tell(done)
+        tell(done, note)
 
     return tick
 
@@ -178,7 +177,7 @@ def from_zero(tick: Callable[[int], None]) -> Callable[[int], None]:
     """`tick(n)` as an `on_batch(done)`."""
     last = 0
 
-    def on_batch(done: int) -> None:
+    def on_batch(done: float, note: str = "") -> None:
         nonlocal last
         tick(done - last)
         last = done

@@ -4,10 +4,15 @@ The program runs as a process of its own. Its config file strikes it from within
 prints or a step that it takes, so that the moment never depends on the machine's speed.
 """
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from programs import ROOT, SMALL, arguments, losses, start
 
@@ -208,3 +213,66 @@ def test_a_mistake_ends_the_process_with_2_and_one_line(tmp_path):
     output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 2, output
     assert output.splitlines()[0].startswith("genfield: error: ") and output.count("\n") == 1
+
+
+def test_a_signal_within_a_batch_is_obeyed_there_and_costs_no_bit(launch, trained, tmp_path):
+    """Of 16 samples in 2 steps, a piece of one step is 8: the batch is not done."""
+    whole = Path(shutil.copytree(trained, tmp_path / "whole"))
+    code, output = launch(trained, "--mode=sample", number=signal.SIGINT, moment="sample 8.0/")
+    assert code == 143 and "the same command goes on" in output, output
+    assert "sample 16/" not in output and not list(trained.glob("samples/*.npz"))
+    for workdir in (trained, whole):
+        code, output = launch(workdir, "--mode=sample")
+        assert code == 0, output
+    one, other = (np.load(folder / "samples" / "step_40.npz") for folder in (trained, whole))
+    for name in one.files:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+# A process whose main thread is inside one compiled call, of minutes, when the signals come.
+DEAF = """
+import sys, threading, time, os, signal
+from genfield.machine import preemption
+preemption.install()
+import jax, jax.numpy as jnp
+preemption.begin()
+if sys.argv[1] == "nothing":
+    preemption.nothing_to_save("nothing is lost")
+x = jax.random.normal(jax.random.key(0), (256, 256))
+long = lambda x, n: jax.lax.fori_loop(0, n, lambda i, x: jnp.tanh(x @ x), x)
+long = jax.jit(long).lower(x, 10_000_000).compile()
+
+def strike():
+    time.sleep(1)
+    for number in map(int, sys.argv[2:]):
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+
+threading.Thread(target=strike, daemon=True).start()
+print("begun", flush=True)
+jax.block_until_ready(long(x, 10_000_000))
+"""
+
+
+@pytest.mark.parametrize(
+    "state, numbers, says",
+    [
+        ("nothing", [signal.SIGTERM], "nothing is lost"),
+        ("nothing", [signal.SIGINT], "nothing is lost"),
+        ("something", [signal.SIGINT, signal.SIGINT], "stopped without saving"),
+    ],
+)
+def test_a_compiled_call_of_minutes_is_left_within_seconds(state, numbers, says):
+    """The call takes hours; where something is to be saved, the second Ctrl-C ends it."""
+    command = [sys.executable, "-c", DEAF, state, *(str(int(n)) for n in numbers)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, env=env, **pipes) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            begun = time.monotonic()
+            output, _ = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+    assert process.returncode == 143 and says in output, output
+    assert time.monotonic() - begun < 30
