@@ -117,12 +117,16 @@ def _beside(pairs: Dataset, real: Dataset) -> Dataset:
             f"{pairs.num_classes} ({shown[1]}): set data.real.labels and data.real.classes as the "
             "teacher had them"
         )
-    fingerprint = short_hash(pairs.fingerprint, real.fingerprint)
+    both = [
+        (a, b) for a in (pairs.fingerprint, *pairs.older) for b in (real.fingerprint, *real.older)
+    ]
+    fingerprint, *older = (short_hash(*pair) for pair in both)
     state = iterator_state(pairs.state(0)["seed"], fingerprint)
+    marks = {"fingerprint": fingerprint, "older": tuple(older), "state": state}
     if real.draw is not None:  # points: nothing but metrics reads them
         points = np.asarray(real.draw(jax.random.key(toys.HELDOUT_SEED), REAL_POINTS))
         examples = {"train": from_arrays({"x1": points})}
-        return pairs._replace(examples=examples, fingerprint=fingerprint, state=state)
+        return pairs._replace(examples=examples, **marks)
     names = {"x1": "real", "label": "real_label"}
     named = lambda batch: {names[key]: values for key, values in batch.items()}
 
@@ -136,9 +140,7 @@ def _beside(pairs: Dataset, real: Dataset) -> Dataset:
                 part.close()
 
     heldout = lambda index, n: pairs.heldout(index, n) | named(real.heldout(index, n))
-    return pairs._replace(
-        train=train, heldout=heldout, examples=real.examples, fingerprint=fingerprint, state=state
-    )
+    return pairs._replace(train=train, heldout=heldout, examples=real.examples, **marks)
 
 
 def _manifest(path: Path) -> dict:

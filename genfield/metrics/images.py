@@ -121,6 +121,7 @@ def make_extract(
         parts = filled.reshape(-1, size, *images.shape[1:])
 
         def one(part):
+            part = on_white(part) if part.shape[-1] == 4 else part
             out = network.apply(params, resize(part, network.size, convention))
             return {name: out[name] for name in outputs}
 

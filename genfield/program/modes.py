@@ -352,7 +352,7 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
             "--config.evaluate.metrics=\"('frechet','kid')\". Known: " + ", ".join(known)
         )
     mesh = sharding.make_mesh(config.mesh)
-    of = sets.open_images(samples)
+    of = sets.open_images(samples, say)
     for metric in judged:
         if of.size < metric.least:
             raise UserError(

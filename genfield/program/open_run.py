@@ -45,7 +45,7 @@ def restore(
         return None
     items, meta = found
     here, there = exp.data.fingerprint, meta["data"].get("fingerprint")
-    if here != there:
+    if there not in (here, *exp.data.older):
         raise UserError(
             f"the data differ from what the run was trained on (fingerprint {here}, not {there}): "
             "point config.data.path to the same files"

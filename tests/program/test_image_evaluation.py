@@ -421,7 +421,7 @@ def test_a_wrong_command_line_is_one_line(extra, message, tmp_path, capsys):
 
 
 def test_floats_are_levels_where_they_lie_in_the_unit_interval():
-    np.testing.assert_array_equal(sets.to_levels(FLOATS, "these"), LEVELS)
+    np.testing.assert_array_equal(npz.to_levels(FLOATS, "these"), LEVELS)
 
 
 def test_images_on_disk_against_images_on_disk(tmp_path, capsys):
