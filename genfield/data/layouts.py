@@ -40,7 +40,8 @@ class Layout(NamedTuple):
 
     Attributes:
       splits: the names of the images of each, sorted; `Asked.split` alone where there are none.
-      classes: name of an image -> name of its class; None where none were asked for.
+      classes: name of an image that is trained on or held out -> name of its class; None where
+        none were asked for.
       class_names: in the order of the labels.
       how: for a reader, as "10 classes in folders".
       left_out: files that are not read.
@@ -75,20 +76,19 @@ def find(files: Files, asked: Asked, where: str) -> Layout:
                 splits.setdefault(top, []).append(name)
     else:
         splits = {asked.split: inside}
-    wanted = (asked.split, heldout(splits, asked.split, asked.heldout_split))
-    known = {name: splits[name] for name in dict.fromkeys(wanted) if name in splits}
-    used, labelled = [name for names in known.values() for name in names], None
+    wanted = dict.fromkeys((asked.split, heldout(splits, asked.split, asked.heldout_split)))
+    used, labelled = [name for split in wanted for name in splits.get(split, ())], None
     if asked.labels:
         # Of how many folders the last one says the class: more than any has where none is to.
         depth = 1 << 30 if asked.layout == "flat" else root.count("/") + in_splits
         heap = tables.Heap(files, root, depth, in_splits, where, asked.labels_from)
-        labelled = tables.classes(heap, known[asked.split], used)
+        labelled = tables.classes(heap, splits[asked.split], used)
         used += labelled.read
     read = set(used)
-    left_out = [name for name in files.names if name not in read]
+    rest = [name for name in files.names if name not in read]
     if labelled is None:
-        return Layout(known, None, (), "no classes", left_out)
-    return Layout(known, labelled.of, labelled.names, labelled.how, left_out)
+        return Layout(splits, None, (), "no classes", rest)
+    return Layout(splits, labelled.of, labelled.names, labelled.how, rest)
 
 
 def left_out(names: Iterable[str], prefix: str = "images") -> list[str]:
@@ -102,8 +102,9 @@ def left_out(names: Iterable[str], prefix: str = "images") -> list[str]:
     total = kinds.total() + folders.total()
     if not total:
         return []
-    told = [f"{count:,} {kind}" for kind, count in kinds.most_common()]
-    told += [f"{count:,} images in {folder or '.'}/" for folder, count in folders.most_common()]
+    order = lambda counts: sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{count:,} {kind}" for kind, count in order(kinds)]
+    told += [f"{count:,} images in {folder or '.'}/" for folder, count in order(folders)]
     return [f"{prefix}: left out {total:,} file{'s' * (total > 1)}: {', '.join(told)}"]
 
 

@@ -42,8 +42,8 @@ def tfds(
       data_dir: where it was prepared; None is TFDS's own default.
       split, heldout_split: names, or slices such as "train[:90%]".
       image_key, label_key: the features that hold the image and its class.
-      heldout_fraction, labels, size, channels, background, flip, in_memory, memory_limit_gb, max_images: as
-        for `images`.
+      heldout_fraction, labels, size, channels, background, flip, in_memory, memory_limit_gb,
+        max_images: as for `images`.
     Raises:
       UserError: TFDS is not installed; the data set is unknown, not prepared or prepared in
         another file format; a split or a feature is absent.

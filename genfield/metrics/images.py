@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from genfield import features, registry
+from genfield.data.pixels import on_white
 from genfield.data.sets import ImageSet
 from genfield.errors import UserError
 from genfield.features.resize import CONVENTIONS, resize
