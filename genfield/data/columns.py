@@ -114,7 +114,7 @@ def _parquet(place: Path, split: str, limit: float) -> dict[str, Any]:
 def _image_column(place: Path, table, asked: str | None) -> str:
     datasets, features = _package(), table.features
     if asked is not None:
-        return choose(f"column of {place}", asked, features)
+        return choose(f"column of {place}", asked, list(features))
     found = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     found = found or [name for name in (BINARY,) if name in features]
     if len(found) != 1:
@@ -128,7 +128,7 @@ def _image_column(place: Path, table, asked: str | None) -> str:
 def _label_column(place: Path, table, asked: str | None) -> str:
     datasets, features = _package(), table.features
     if asked is not None:
-        return choose(f"column of {place}", asked, features)
+        return choose(f"column of {place}", asked, list(features))
     found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     found = found or [name for name in LABELS if name in features]
     if len(found) != 1:

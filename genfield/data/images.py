@@ -136,10 +136,9 @@ def _content(
     train: Examples, heldout: Examples, notes: Notes, where: str, log: Callable
 ) -> tuple[str, list[str]]:
     """A hash of all examples, and what was odd about their files."""
-    parts = [identity.examples_hash(train, where, log)]
-    if heldout is not train:
-        parts.append(identity.examples_hash(heldout, where, log))
-    return short_hash(*parts), notes.lines()
+    first = identity.examples_hash(train, where, log)
+    other = first if heldout is train else identity.examples_hash(heldout, where, log)
+    return short_hash(first, other), notes.lines()
 
 
 METHOD = registry.DataSource(

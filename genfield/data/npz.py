@@ -40,7 +40,8 @@ READ_ERRORS = (
 def npz_splits(
     path: Path, asked: Asked, reading: Reading
 ) -> tuple[dict[str, Callable[[], Examples]], tuple[str, ...], list[str]]:
-    """The examples of each split in the file, the classes' names, and the arrays that are not read.
+    """The examples of each split in the file, the classes' names, and lines that name what is not
+    read or not as it is.
 
     A file holds `train_images`, `train_labels`, `test_images`, … (or `x_train`, `y_train`, …), or
     images under one of IMAGE_KEYS and labels under one of LABEL_KEYS: uint8 [N, H, W] or [N, H, W,
@@ -56,10 +57,12 @@ def npz_splits(
     if asked.layout != "flat":
         known = {asked.split, heldout(splits, asked.split, asked.heldout_split)}
         splits = {name: keys for name, keys in splits.items() if name in known}
-    read, names, used = {}, set(), set()
+    read, names, used, told = {}, set(), set(), []
     for name, (image_key, label_key) in splits.items():
         arrays = {"x1": _images(f"{image_key} in {path}", stored[image_key], reading)}
         used.add(image_key)
+        if stored[image_key].dtype.kind == "f":
+            told.append(f"images: {image_key} are floats, rounded to 256 levels")
         if asked.labels:
             arrays["label"] = _labels(path, label_key, stored, len(arrays["x1"]))
             names |= set(range(int(arrays["label"].max()) + 1))
@@ -69,8 +72,11 @@ def npz_splits(
         parts = [read[name] for name in sorted(read)]
         read = {asked.split: _joined(path, parts)}
     rest = [key for key in stored if key not in used]
+    if rest:
+        arrays = f"array{'s' * (len(rest) != 1)}"
+        told.append(f"images: left out {len(rest)} {arrays}: {', '.join(rest)}")
     examples = {name: partial(from_arrays, arrays) for name, arrays in read.items()}
-    return examples, _class_names(path, stored, len(names)), rest
+    return examples, _class_names(path, stored, len(names)), told
 
 
 def _split_keys(path: Path, stored: dict, split: str | None) -> dict[str, tuple[str, str]]:

@@ -45,10 +45,8 @@ def find(place: Path, asked: Asked, reading: Reading, limit: float, notes: Notes
         `column_splits`.
     """
     if place.suffix == ".npz":
-        known, names, rest = npz_splits(place, asked, reading)
+        known, names, told = npz_splits(place, asked, reading)
         how = f"{_classes(names)} in its labels" if asked.labels else "no classes"
-        arrays = f"array{'s' * (len(rest) != 1)}"
-        told = [f"images: left out {len(rest)} {arrays}: {', '.join(rest)}"] if rest else []
         return Found(known, names, how, told)
     if files_of(place) is not None:
         known, names, column = column_splits(place, asked, reading, limit, notes)

@@ -560,7 +560,9 @@ def test_bad_splits(folder):
     refuses(
         r"no split 'training' in .*expected training/<class>", path=str(folder), split="training"
     )
-    refuses("unknown split of .* 'tset'.*Known: train", path=str(folder), heldout_split="tset")
+    refuses(
+        "unknown split of .* 'tset'.*Known: test, train", path=str(folder), heldout_split="tset"
+    )
     refuses("folder empty of .* holds no", path=str(folder), split="empty")
     refuses("folder empty of .* holds no", path=str(folder), heldout_split="empty")
     refuses("heldout_fraction=1.5 must", path=str(folder), heldout_fraction=1.5)

@@ -347,14 +347,14 @@ def npz(**arrays):
     return write
 
 
-FLOATS, BYTES = np.zeros((20, 8, 8, 3), np.float32), np.zeros((20, 8, 8, 3), np.uint8)
+FLOATS, BYTES = np.full((20, 8, 8, 3), -1, np.float32), np.zeros((20, 8, 8, 3), np.uint8)
 DATA = [
     (unset, "", "data.path is None", "--config.data.path="),
     (absent, "", "absent", "does not exist"),
     (broken_image, "", "train/a/02.png", "not an image"),
     (broken_image_in_tar, "", "train/a/02.png", "images.tar", "not an image"),
     (cut_tar, "", "images.tar is damaged"),
-    (text_file, "", "images.tar.gz is damaged", "tar archive"),
+    (text_file, "", "images.tar.gz is damaged", "tar or zip archive"),
     (two_sizes, "", "train/a/02.png", "8x9", "set data.size"),
     (make_images, "data.split=validation", "'validation'", "validation/<class>"),
     (make_images, "batch_size=64", "batch_size 64 exceeds the 20 training examples"),

@@ -349,8 +349,8 @@ NOT_A_NUMBER[3, 0, 0, 0] = np.nan
     [
         (lambda folder: folder / "nowhere", "nowhere does not exist"),
         (folder_of(), "images holds no image that can be read; it has nothing"),
-        (folder_of(a=b"not an image"), "cannot read the image .*a.png: not an image"),
-        (folder_of(a=LEVELS[0], b=LEVELS[1, :4]), "images of several sizes .*a.png.*b.png"),
+        (folder_of(a=b"not an image"), "cannot read the image a.png in .*: not an image"),
+        (folder_of(a=LEVELS[0], b=LEVELS[1, :4]), "several sizes: a.png in .* is 8x8x3, b.png"),
         (save(arr_0=NOT_A_NUMBER), "arr_0 in .* has NaN, first in image 3"),
         (save(arr_0=FLOATS * 2 - 1), r"has values outside \[0, 1\], first in image 0"),
         (save(arr_0=LEVELS[..., :2]), r"uint8 \[6, 8, 8, 2\]: expected"),
