@@ -99,3 +99,58 @@ def numbers(dataset, split="train", count=200, size=(8, 8)) -> list[int]:
     """Which `picture`s the examples of a split are, in their order."""
     known = {picture(i, size).tobytes(): i for i in range(count)}
     return [known[image.tobytes()] for image in everything(dataset, split)["x1"]]
+
+
+def odd_shapes(root: Path, count: int = 200) -> Path:
+    """Pictures as people have them, in four classes: discs, squares, triangles and crosses.
+
+    Of many sizes; as JPEG, also turned by EXIF, PNG with transparency, WebP, grey and palette; and
+    two files that are none.
+    """
+    generator = np.random.default_rng(0)
+    kinds = ("disc", "square", "triangle", "cross")
+    for number in range(count):
+        kind, (width, height) = kinds[number % 4], generator.integers(40, 200, 2)
+        levels, inside = _shape(kind, int(width), int(height), generator)
+        image, name = Image.fromarray(levels), root / kind / f"{number:03}"
+        match number // 4 % 6:
+            case 0:
+                write(name.with_suffix(".jpg"), image, quality=90)
+            case 1:  # stored on its side
+                block = Image.Exif()
+                block[0x0112] = 6
+                turned = image.transpose(Image.Transpose.ROTATE_90)
+                write(name.with_suffix(".JPG"), turned, quality=90, exif=block)
+            case 2:  # what lies beneath is noise
+                hidden = np.where(
+                    inside[..., None], levels, generator.integers(0, 256, levels.shape)
+                )
+                alpha = np.where(inside, 255, 0)[..., None]
+                both = np.concatenate([hidden, alpha], -1).astype(np.uint8)
+                write(name.with_suffix(".png"), both)
+            case 3:
+                write(name.with_suffix(".webp"), image, quality=90)
+            case 4:
+                write(name.with_suffix(".png"), image.convert("L"))
+            case 5:
+                write(name.with_suffix(".gif"), image.quantize(32))
+    (root / "notes.txt").write_text("drawn")
+    (root / "disc" / "list.csv").write_text("name")
+    return root
+
+
+def _shape(kind: str, width: int, height: int, generator) -> tuple[np.ndarray, np.ndarray]:
+    """A shape of one colour on white, [H, W, 3], and where it is."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    centre, radius = generator.uniform(-0.1, 0.1, 2), generator.uniform(0.25, 0.42)
+    scale = min(width, height)
+    x, y = (x - width / 2) / scale - centre[0], (y - height / 2) / scale - centre[1]
+    inside = {
+        "disc": x**2 + y**2 < radius**2,
+        "square": np.maximum(abs(x), abs(y)) < 0.85 * radius,
+        "triangle": (y < 0.6 * radius) & (y > 2 * abs(x) - radius),
+        "cross": (np.minimum(abs(x), abs(y)) < 0.3 * radius)
+        & (np.maximum(abs(x), abs(y)) < radius),
+    }[kind]
+    colour = generator.integers(0, 200, 3)
+    return np.where(inside[..., None], colour, 255).astype(np.uint8), inside

@@ -61,12 +61,12 @@ def test_an_edit_of_a_held_out_image_is_noticed(tmp_path):
 
 def test_an_edit_of_a_reference_is_noticed(tmp_path):
     folder = flat(tmp_path / "a")
-    places = [
-        folder,
-        lambda: tar(folder, tmp_path / "a.tar"),
-        lambda: zipped(folder, tmp_path / "a.zip"),
-    ]
-    first = [sets.open_images(str(p if p is folder else p())).identity for p in places]
+
+    def identities():
+        places = [folder, tar(folder, tmp_path / "a.tar"), zipped(folder, tmp_path / "a.zip")]
+        return [sets.open_images(str(place)).identity for place in places]
+
+    first = identities()
     assert sets.open_images(str(folder)).identity == first[0]
     replace(folder / "train" / "3.png", 99)
     second = identities()
