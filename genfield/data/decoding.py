@@ -42,7 +42,7 @@ class Reading(NamedTuple):
         """Raises UserError for values that no source of images takes."""
         if self.channels not in MODES:
             raise UserError(
-                f"data.channels={self.channels!r} must be 1 (grayscale) or 3 (RGB) or 4 (RGB with "
+                f"data.channels={self.channels!r} must be 1 (grayscale), 3 (RGB) or 4 (RGB with "
                 "transparency)"
             )
         if self.size is not None and (not isinstance(self.size, int) or self.size < 1):

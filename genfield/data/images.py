@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from genfield import registry
 from genfield.data import identity, places
 from genfield.data.containers import walk
 from genfield.data.decoding import WHITE, Notes, Reading
-from genfield.data.layouts import Asked
+from genfield.data.layouts import LABELS_FROM, LAYOUTS, Asked
 from genfield.data.npz import cached
 from genfield.data.pipeline import Dataset, Examples, Feed, assemble, check_classes, short_hash
 from genfield.data.splits import Splits
 from genfield.errors import UserError
-from genfield.registry import Place
+from genfield.registry import OneOf, Place
 
 
 def images(
@@ -24,8 +25,8 @@ def images(
     flip: bool = True,
     labels: bool = False,
     classes: tuple[int, ...] | None = None,
-    layout: str = "auto",
-    labels_from: str = "auto",
+    layout: Annotated[str, OneOf(LAYOUTS)] = "auto",
+    labels_from: Annotated[str, OneOf(LABELS_FROM)] = "auto",
     image_key: str | None = None,
     label_key: str | None = None,
     split: str = "train",
@@ -82,7 +83,6 @@ def images(
     splits.check()
     labelled = labels or classes is not None
     asked = Asked(split, heldout_split, labelled, layout, labels_from, image_key, label_key)
-    asked.check()
     if path is None:
         raise UserError("data.path is None: pass --config.data.path=<folder, archive or .npz>")
     place = Path(path).expanduser()

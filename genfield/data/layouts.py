@@ -11,6 +11,7 @@ from genfield.data.decoding import is_picture, suffix
 from genfield.errors import UserError
 
 LAYOUTS = ("auto", "splits", "folders", "flat")
+LABELS_FROM = ("auto", "folders", "table", "files")
 SHOWN = 3  # names that a message lists
 
 
@@ -24,15 +25,6 @@ class Asked(NamedTuple):
     labels_from: str = "auto"
     image_key: str | None = None
     label_key: str | None = None
-
-    def check(self) -> None:
-        """Raises UserError for an unknown name."""
-        known = {"layout": LAYOUTS, "labels_from": ("auto", *tables.FROM)}
-        for field, names in known.items():
-            if getattr(self, field) not in names:
-                raise UserError(
-                    f"data.{field}={getattr(self, field)!r} must be one of {', '.join(names)}"
-                )
 
 
 class Layout(NamedTuple):

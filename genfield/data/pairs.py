@@ -13,6 +13,7 @@ import numpy as np
 
 from genfield import registry
 from genfield.data import toys
+from genfield.data.identity import files_hash
 from genfield.data.own import open_source
 from genfield.data.pipeline import (
     SPLIT_SEED,
@@ -75,6 +76,7 @@ def pairs(
         out["x0"][order], out["x1"][order] = x0[rows[order]], x1[rows[order]]
         return out | {"label": np.asarray(label[rows], np.int32)}
 
+    arrays = {n: folder / f"{n}.npy" for n in ("x0", "x1", *["labels"] * bool(classes))}
     everything = Examples(count, gather)
     rows = np.random.default_rng(SPLIT_SEED).permutation(count)
     held = max(1, min(HELDOUT, count // 10))
@@ -84,7 +86,8 @@ def pairs(
         class_names=names,
         labels=classes > 0,
         flip=False,
-        fingerprint=short_hash("pairs", settings),
+        fingerprint=short_hash("pairs", settings, files_hash(arrays)),
+        older=(short_hash("pairs", settings),),
         feed=feed,
     )
     source = settings.get("source", "normal")

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from genfield.data.containers import Files
 from genfield.errors import UserError
 
-FROM = ("folders", "table", "files")
 TABLES = ("dataset.json", "labels.csv", "labels.json")
 NAMES = ("LOC_synset_mapping.txt", "words.txt")
 SYNSET = re.compile(r"n\d{8}")
@@ -24,7 +23,7 @@ class Heap(NamedTuple):
     Attributes:
       root: the folder in which splits or classes lie. depth: how many folders lie above a class.
       in_splits: whether the folders at the root are splits.
-      where: their place, for messages. source: of FROM, or "auto".
+      where: their place, for messages. source: `data.labels_from`.
     """
 
     files: Files
@@ -72,7 +71,7 @@ def classes(heap: Heap, train: list[str], used: list[str]) -> Classes:
 
 
 def _source(heap: Heap, train: list[str]) -> str:
-    """Which of FROM says the classes."""
+    """What says the classes: "folders", "table" or "files"."""
     if heap.source != "auto":
         return heap.source
     folders = {name.split("/")[heap.depth] for name in train if name.count("/") > heap.depth}

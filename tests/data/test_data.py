@@ -727,13 +727,27 @@ def test_missing_packages_name_their_extra(monkeypatch):
 # ---------------------------------------------------------------- TFDS
 
 
+def write_records(file, chosen):
+    """A file of ArrayRecord with these pictures, of two classes by turns."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    writer = ArrayRecordWriter(str(file), "group_size:1")
+    for i, number in enumerate(chosen):
+        image = encoded(Image.fromarray(picture(number)))
+        values = {
+            "image": tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[image])),
+            "label": tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[i % 2])),
+        }
+        example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=values))
+        writer.write(example.SerializeToString())
+    writer.close()
+
+
 @pytest.fixture
 def prepared(tmp_path):
     """A TFDS data set as `download_and_prepare` would leave it, written without TensorFlow."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
-
     folder = tmp_path / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     tfds.features.FeaturesDict(
@@ -745,16 +759,7 @@ def prepared(tmp_path):
     counts = {"train": 10, "test": 4}
     for split, count in counts.items():
         file = folder / f"tiny-{split}.array_record-00000-of-00001"
-        writer = ArrayRecordWriter(str(file), "group_size:1")
-        for i in range(count):
-            image = encoded(Image.fromarray(picture(i + 100 * (split == "test"))))
-            values = {
-                "image": tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[image])),
-                "label": tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[i % 2])),
-            }
-            example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=values))
-            writer.write(example.SerializeToString())
-        writer.close()
+        write_records(file, range(100, 104) if split == "test" else range(count))
     info = {
         "name": "tiny",
         "version": "1.0.0",
@@ -789,6 +794,14 @@ def test_tfds(prepared):
     sliced = create(**options, split="train[:60%]", heldout_split="train[60%:]")
     assert sliced.sizes == {"train": 6, "test": 4}
     assert sliced.fingerprint != made[0].fingerprint == made[1].fingerprint
+    lines = []
+    create(**options, log=lines.append)
+    assert lines == ["TFDS tiny: 10 to train on, 4 held out (test)"]
+    # Another image in the same place of a file of the same size.
+    (file,) = (prepared / "tiny" / "1.0.0").glob("tiny-test*")
+    write_records(file, range(101, 105))
+    other = create(**options, labels=True)
+    assert other.fingerprint != made[0].fingerprint and other.older == made[0].older
 
 
 def test_tfds_mistakes(prepared):

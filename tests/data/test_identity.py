@@ -1,5 +1,6 @@
 """Identity is content: an edit is noticed, by caches and by what is remembered; old runs go on."""
 
+import json
 import os
 import time
 
@@ -8,6 +9,7 @@ import pytest
 from own_images import create, everything, numbers, picture, tar, told, tree, write, zipped
 from PIL import Image
 
+from genfield import data
 from genfield.data import identity, pipeline, sets
 
 
@@ -156,3 +158,24 @@ def test_fingerprints_of_earlier_versions_are_accepted(tmp_path):
     # What the old rule saw as a change still is one; so is what is read now and was not then.
     write(folder / "train" / "cat" / "99.webp", picture(99), lossless=True)
     assert create(folder).older != (old_fingerprint(folder),)
+
+
+def test_an_edit_of_pairs_is_noticed_and_runs_on_older_ones_go_on(tmp_path):
+    folder, generator = tmp_path / "pairs", np.random.default_rng(0)
+    folder.mkdir()
+    for name in ("x0", "x1"):
+        np.save(folder / f"{name}.npy", generator.standard_normal((20, 8, 8, 3), np.float32))
+    settings = {"num_classes": 0, "class_names": [], "pixels": True}
+    (folder / "manifest.json").write_text(json.dumps({"num": 20, "settings": settings}))
+    real = flat(tmp_path / "real")
+    section = {"name": "pairs", "path": str(folder)}
+    beside = section | {"real": {"name": "images", "path": str(real), "heldout_split": "train"}}
+    of = lambda section: data.create(section, batch_size=1, seed=0)
+    alone, both = of(section), of(beside)
+    old = pipeline.short_hash(pipeline.short_hash("pairs", settings), 18)
+    assert alone.older == (old,)
+    assert pipeline.short_hash(old, old_fingerprint(real, wanted=("train",), size=8)) in both.older
+    np.save(folder / "x1.npy", generator.standard_normal((20, 8, 8, 3), np.float32))
+    assert of(section).fingerprint != alone.fingerprint
+    replace(real / "train" / "3.png", 99)
+    assert len({of(beside).fingerprint, both.fingerprint}) == 2

@@ -120,7 +120,7 @@ def test_splits_that_are_not_there(tmp_path):
     fill(tmp_path / "c", ["cat/0", "dog/0"])
     refuses(r"no split 'train' in", tmp_path / "c", layout="splits")
     refuses(r"no split 'training' in", tmp_path / "c", split="training")
-    refuses(r"data\.layout='split' must be one of auto, splits", tmp_path / "c", layout="split")
+    refuses(r"unknown data\.layout 'split'.*Known: auto, flat", tmp_path / "c", layout="split")
 
 
 # ---- Labels from elsewhere
@@ -204,7 +204,7 @@ def test_tables_that_do_not_fit(tmp_path):
     refused(r"gives a/0\.png the class \[0, 1\]", '{"a/0.png": [0, 1]}', "labels.json")
     refused(r"labels\.json in .* is no table", "{", "labels.json")
     refuses(r"has no table of labels: expected one of", folder, labels=True, labels_from="table")
-    refuses(r"labels_from='tables' must be one of", folder, labels=True, labels_from="tables")
+    refuses(r"unknown data\.labels_from 'tables'", folder, labels=True, labels_from="tables")
     (folder / "labels.csv").write_text("x,y\n")
     (folder / "labels.json").write_text("{}")
     refuses(r"several tables: labels\.csv, labels\.json", folder, labels=True, labels_from="table")

@@ -359,7 +359,7 @@ DATA = [
     (make_images, "data.split=validation", "'validation'", "validation/<class>"),
     (make_images, "batch_size=64", "batch_size 64 exceeds the 20 training examples"),
     (make_images, "data.size=0", "data.size=0", "positive"),
-    (make_images, "data.channels=2", "channels=2", "1 (grayscale) or 3 (RGB)"),
+    (make_images, "data.channels=2", "channels=2", "1 (grayscale), 3 (RGB) or 4"),
     (make_images, "data.flip=3", "data.flip=3", "True or False"),
     (make_images, "evaluate.metrics=('point_cloud',)", "needs a point problem", "images"),
     (without_classes, "data.labels=True", "no class folder", "data.labels=False"),
