@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from genfield.data.containers import split_in, walk
+from genfield.data.containers import files_below, split_in
 from genfield.data.decoding import Notes, Reading, decode, is_picture, suffix
 from genfield.data.layouts import Asked, heldout
 from genfield.data.pipeline import Examples
@@ -23,15 +23,12 @@ def files_of(place: Path) -> dict[str, Path] | None:
     """The files of such a data set by their names; None where a place is none."""
     if not place.is_dir():
         return {place.name: place} if suffix(place.name) == ".parquet" else None
-    files = {
-        (Path(folder) / name).relative_to(place).as_posix(): Path(folder) / name
-        for folder, names in walk(place)
-        for name in names
-    }
-    if any(name in files for name in SAVED):
-        return files
-    parquet = {name: path for name, path in files.items() if suffix(name) == ".parquet"}
-    return parquet if parquet and not any(map(is_picture, files)) else None
+    names = [name for _, files in files_below(place) for name in files]
+    if not any((place / name).is_file() for name in SAVED):
+        if any(map(is_picture, names)):
+            return None
+        names = [name for name in names if suffix(name) == ".parquet"]
+    return {name: place / name for name in names} or None
 
 
 def column_splits(

@@ -56,7 +56,7 @@ def sources(place: Path) -> dict[str, Path]:
     """
     if not place.is_dir():
         return {place.name: place}
-    names = [name for _, files in _walk(place) for name in files]
+    names = [name for _, files in files_below(place) for name in files]
     if not any(map(is_picture, names)) and any(map(is_archive, names)):
         return {name: place / name for name in names if is_archive(name)}
     return {n: place / n for n in names if is_picture(n) or suffix(n) in BESIDE}
@@ -74,7 +74,7 @@ def open_files(place: Path, limit: float) -> Files:
     if not place.is_dir():
         return _archive(place, limit)
     names, folders = [], set()
-    for folder, files in _walk(place):
+    for folder, files in files_below(place):
         folders.add(folder)
         names += files
     archives = [name for name in sorted(names) if is_archive(name)]
@@ -111,7 +111,7 @@ def walk(path: Path) -> Iterator[tuple[str, list[str]]]:
         yield directory, [name for name in files if not name.startswith(".")]
 
 
-def _walk(place: Path) -> Iterator[tuple[str, list[str]]]:
+def files_below(place: Path) -> Iterator[tuple[str, list[str]]]:
     """Each folder below a place, and the files in it, by their names relative to the place."""
     for directory, files in walk(place):
         relative = Path(directory).relative_to(place).as_posix()

@@ -17,6 +17,13 @@ from genfield.registry import choose
 PROBES = 256  # images read to tell one data set on disk from another
 
 
+def reading_of(section: Mapping) -> Reading:
+    """How samples and references are read beside the data of a config's section `data`."""
+    section = section.get("real") or section
+    background = section.get("background")
+    return Reading() if background is None else Reading(background=background)
+
+
 class ImageSet(NamedTuple):
     """Images in a fixed order.
 

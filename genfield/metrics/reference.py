@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from genfield.data.decoding import Reading
 from genfield.data.identity import file_hash
 from genfield.data.npz import IMAGE_KEYS, read_npz
 from genfield.data.pipeline import SPLIT_SEED
@@ -64,12 +65,15 @@ def of_images(images: ImageSet, judge: Judge) -> Reference:
 
 
 def open_reference(
-    path: str, judge: Judge, log: Callable[[str], None] = lambda line: None
+    path: str,
+    judge: Judge,
+    log: Callable[[str], None] = lambda line: None,
+    reading: Reading = Reading(),
 ) -> Reference:
     """Images at a path, as `open_images` takes them, or an .npz of statistics.
 
     Args:
-      log: told what of the images is not read.
+      log: told what of the images is not read. reading: how they are.
 
     Raises:
       UserError: nothing there or nothing readable, statistics of another network or resize, or
@@ -78,11 +82,11 @@ def open_reference(
     place = Path(path).expanduser()
     stored = _read(place) if place.is_file() and place.suffix == ".npz" else {}
     if "mu" not in stored:
-        return of_images(open_images(path, log), judge)
+        return of_images(open_images(path, log, reading), judge)
     manifest = _check(place, stored, judge)
     needs = outputs_of(judge.metrics, "features", reference=True)
     there = any(name in IMAGE_KEYS or name.endswith("_images") for name in stored)
-    images = open_images(path, log) if needs and there else None
+    images = open_images(path, log, reading) if needs and there else None
     if needs and images is None and "features" not in stored:
         asked = ", ".join(m.name for m in judge.metrics if m.of_reference and m.features)
         raise UserError(

@@ -93,10 +93,24 @@ def test_images_with_transparency_train_sample_and_are_judged_on_white(config, t
     assert fid(tmp_path / "x", tmp_path / "a", tmp_path / "flat.npz")[0] < 1e-2
 
 
-def fid(workdir, samples, reference):
+def test_samples_and_references_lie_on_the_background_of_the_data(config, tmp_path):
+    clear = np.zeros((12, 8, 8, 4), np.uint8)
+    clear[..., 3] = np.arange(12)[:, None, None] * 20
+    for i, image in enumerate(clear):
+        write(tmp_path / "a" / f"{i:02}.png", image)
+    share = clear[..., 3:] / 255
+    np.savez(tmp_path / "flat.npz", arr_0=np.round(90 * (1 - share)).repeat(3, -1).astype(np.uint8))
+    more = [f"--config={config}", "--config.data.background=90", "--config.data.path=unused"]
+    places = (tmp_path / "a", tmp_path / "flat.npz")
+    for samples, reference in (places, reversed(places)):
+        assert abs(fid(tmp_path / "run", samples, reference, *more)[0]) < 1e-2
+        assert fid(tmp_path / "run", samples, reference)[0] > 1
+
+
+def fid(workdir, samples, reference, *more):
     argv = ["genfield", "--mode=evaluate", f"--workdir={workdir}", f"--samples={samples}"]
     argv += [f"--config.evaluate.reference={reference}", "--config.evaluate.metrics=('frechet',)"]
-    assert main(argv) == 0
+    assert main([*argv, *more]) == 0
     card = json.loads((workdir / "card.json").read_text())
     return card["metrics"]["fid"]["value"], card
 
@@ -143,7 +157,7 @@ def test_a_run_goes_on_where_its_data_lie_now(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("held", ["test", "val"])
-def test_a_run_of_an_earlier_version_resumes_on_the_same_data(held, config, tmp_path, monkeypatch):
+def test_a_run_of_an_earlier_version_resumes(held, config, tmp_path, monkeypatch, capsys):
     """A run whose checkpoint holds the fingerprint of names and sizes, as it was written then."""
     folder = tree(tmp_path / "images", (("train", 6, 4), (held, 3, 2)))
     before = {} if held == "test" else {"data.heldout_split": None}
@@ -165,7 +179,9 @@ def test_a_run_of_an_earlier_version_resumes_on_the_same_data(held, config, tmp_
         (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
     monkeypatch.setattr(images, "assemble", original)
     more = before | {"train.steps": 4}
+    capsys.readouterr()
     assert started(tmp_path / "run", config, folder, **more) == 0
+    assert "data: this run knew them by names and sizes" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
     # From here on it knows its data by their contents.
     write(folder / "train" / "cat" / "00.png", picture(99))
