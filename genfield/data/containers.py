@@ -30,7 +30,7 @@ READ_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplem
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".zip")
 BESIDE = (".csv", ".json", ".txt", ".cls")  # what may say classes
 SPLITS = ("train", "test", "val", "valid", "validation")
-ZIP = b"PK\x03\x04"
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with files in it, and without
 
 
 class Files(NamedTuple):
@@ -122,7 +122,7 @@ def files_below(place: Path) -> Iterator[tuple[str, list[str]]]:
 def _archive(path: Path, limit: float) -> Files:
     try:
         with open(path, "rb") as file:
-            is_zip = file.read(len(ZIP)) == ZIP
+            is_zip = file.read(4) in ZIP
         return _zip(path) if is_zip else _tar(path, limit)
     except ARCHIVE_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")

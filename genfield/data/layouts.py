@@ -96,7 +96,8 @@ def left_out(names: Iterable[str], prefix: str = "images") -> list[str]:
         return []
     order = lambda counts: sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     told = [f"{count:,} {kind}" for kind, count in order(kinds)]
-    told += [f"{count:,} images in {folder or '.'}/" for folder, count in order(folders)]
+    for folder, count in order(folders):
+        told.append(f"{count:,} image{'s' * (count > 1)} in {folder or '.'}/")
     return [f"{prefix}: left out {total:,} file{'s' * (total > 1)}: {', '.join(told)}"]
 
 

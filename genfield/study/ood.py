@@ -37,7 +37,7 @@ def ood(
     """AUROC of scores: held-out data against other sets (EqM Table 6, DM Table 5).
 
     num: examples of each set; held-out images of classes left out of training (data.classes) are
-    one. other: images of another kind: a folder, .npz or tar archive. blur: standard deviation of
+    one. other: images of another kind: a folder, archive or .npz. blur: standard deviation of
     the Gaussian filter, in pixels.
     """
     exp = subject.exp

@@ -239,3 +239,6 @@ def test_a_place_without_images_says_what_it_holds(tmp_path):
     for read in (create, lambda path: sets.open_images(str(path))):
         with pytest.raises(UserError, match=r"holds no image that can be read; it has 1 \.pdf, 1"):
             read(tmp_path)
+    zipfile.ZipFile(tmp_path / "a.zip", "w").close()
+    with pytest.raises(UserError, match=r"a\.zip holds no image that can be read; it has nothing"):
+        create(tmp_path / "a.zip")

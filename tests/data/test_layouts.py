@@ -92,7 +92,7 @@ def test_folders_around_the_layout_do_not_matter(tmp_path):
     assert create(tmp_path / "b", labels=True).class_names == ("cat", "dog")
     fill(tmp_path / "c", ["preview", "data/train/0", "data/train/1", "data/test/0"])
     assert create(tmp_path / "c").sizes == {"train": 2, "test": 1}
-    assert told(tmp_path / "c")[1:] == ["images: left out 1 file: 1 images in ./"]
+    assert told(tmp_path / "c")[1:] == ["images: left out 1 file: 1 image in ./"]
 
 
 def test_what_may_be_read_in_two_ways_is_refused_with_what_to_set(tmp_path):
