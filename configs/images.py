@@ -1,6 +1,7 @@
 """Flow matching on your own images, in whatever folder or archive they lie (docs/images.md).
 
-`:small` trains at 32x32, a quarter of an hour on two cores; `:medium`, the default, at 64x64 on one GPU.
+`:small` trains at 32x32, about a quarter of an hour on two cores; `:medium`, the default, at 64x64
+on one GPU.
 
     python -m genfield.main --config=configs/images.py:small --workdir=runs/mine \\
         --config.data.path=FOLDER
