@@ -22,10 +22,13 @@ def get_config(size: str = "medium"):
     config.loss = dict(name="flow_matching")
     config.sampler = dict(name="heun", num_steps=25)
     shared.reduced(config, size)
+    # Batches for folders of few images too; figures that need many images wait to be asked for.
+    config.train.eval_samples, config.checkpoint.best_metric = 64, "loss"
+    config.evaluate.metrics = ("heldout_loss",)
     if size == "medium":
         config.net.channel_multipliers = (1, 2, 2, 2)
-    if size == "small":
-        config.batch_size = 32  # for folders of few images too
-        config.train.update(steps=1_500, eval_every=500, eval_samples=64)
-        config.checkpoint.every = 500
+        config.batch_size, config.optimizer.learning_rate = 64, 2e-4
+    else:
+        config.batch_size, config.train.steps = 32, 1_500
+        config.train.eval_every = config.checkpoint.every = 500
     return config
