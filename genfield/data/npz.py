@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from genfield.data.decoding import Reading, prepare
+from genfield.data.layouts import Asked, heldout
 from genfield.data.pipeline import Examples, from_arrays
-from genfield.data.pixels import prepare
 from genfield.errors import UserError
 
-IMAGE_KEYS, LABEL_KEYS = ("images", "x", "arr_0"), ("labels", "y")
+# Where an .npz may hold images without splits, and labels. arr_0 and arr_1 are the ADM evaluator's.
+IMAGE_KEYS, LABEL_KEYS = ("images", "x", "arr_0", "samples"), ("labels", "y", "arr_1")
+CLASS_NAMES = "class_names"
 # Everything that a damaged or strange .npz can make NumPy and the standard library say.
 READ_ERRORS = (
     ArithmeticError,
@@ -35,50 +38,106 @@ READ_ERRORS = (
 
 
 def npz_splits(
-    path: Path,
-    split: str,
-    heldout_split: str | None,
-    *,
-    size: int | None,
-    channels: int,
-    labels: bool,
-) -> tuple[dict[str, Callable[[], Examples]], tuple[str, ...]]:
-    """The examples of each split in the file, and the classes' names: "0", "1", ...
+    path: Path, asked: Asked, reading: Reading
+) -> tuple[dict[str, Callable[[], Examples]], tuple[str, ...], list[str]]:
+    """The examples of each split in the file, the classes' names, and lines that name what is not
+    read or not as it is.
 
+    A file holds `train_images`, `train_labels`, `test_images`, … (or `x_train`, `y_train`, …), or
+    images under one of IMAGE_KEYS and labels under one of LABEL_KEYS: uint8 [N, H, W] or [N, H, W,
+    1, 3 or 4], or floats in [0, 1], which round to the nearest level; whole numbers [N] from 0 on,
+    whose names are "0", "1", … or stand under `class_names`.
     Raises:
       UserError: not an .npz file, no images under a known name, wrong dtypes or shapes, no labels
         where they are wanted.
     """
-    stored = read_npz(path, f"{path} is not a readable .npz file")
-    keys = {
-        name: (f"{name}_images", f"{name}_labels")
-        for name in (split, heldout_split)
-        if f"{name}_images" in stored
-    }
-    image_key = next((key for key in IMAGE_KEYS if key in stored), None)
-    if not keys and image_key:
-        label_key = next((key for key in LABEL_KEYS if key in stored), LABEL_KEYS[0])
-        keys = {split: (image_key, label_key)}
-    if split not in keys:
-        raise UserError(
-            f"no images in {path}: expected {split}_images or one of {', '.join(IMAGE_KEYS)}; "
-            f"it has {', '.join(stored) or 'nothing'}"
-        )
-    known, classes = {}, 0
-    for name, (image_key, label_key) in keys.items():
-        arrays = {"x1": _images(path, image_key, stored[image_key], size, channels)}
-        if labels:
+    wanted = lambda name: _is_images(name) or _is_labels(name) or name == CLASS_NAMES
+    stored = read_npz(path, f"{path} is not a readable .npz file", wanted)
+    splits = _split_keys(path, stored, None if asked.layout == "flat" else asked.split)
+    if asked.layout != "flat":
+        known = {asked.split, heldout(splits, asked.split, asked.heldout_split)}
+        splits = {name: keys for name, keys in splits.items() if name in known}
+    read, names, used, told = {}, set(), set(), []
+    for name, (image_key, label_key) in splits.items():
+        arrays = {"x1": _images(f"{image_key} in {path}", stored[image_key], reading)}
+        used.add(image_key)
+        if stored[image_key].dtype.kind == "f":
+            told.append(f"images: {image_key} are floats, rounded to 256 levels")
+        if asked.labels:
             arrays["label"] = _labels(path, label_key, stored, len(arrays["x1"]))
-            classes = max(classes, int(arrays["label"].max()) + 1)
-        known[name] = partial(from_arrays, arrays)
-    return known, tuple(map(str, range(classes)))
+            names |= set(range(int(arrays["label"].max()) + 1))
+            used |= {label_key, CLASS_NAMES}
+        read[name] = arrays
+    if asked.layout == "flat":
+        parts = [read[name] for name in sorted(read)]
+        read = {asked.split: _joined(path, parts)}
+    rest = [key for key in stored if key not in used]
+    if rest:
+        arrays = f"array{'s' * (len(rest) != 1)}"
+        told.append(f"images: left out {len(rest)} {arrays}: {', '.join(rest)}")
+    examples = {name: partial(from_arrays, arrays) for name, arrays in read.items()}
+    return examples, _class_names(path, stored, len(names)), told
+
+
+def _split_keys(path: Path, stored: dict, split: str | None) -> dict[str, tuple[str, str]]:
+    """The names of images and labels of each split; of `split`, if that is given, at least."""
+    keys = {}
+    for key in stored:
+        if key.endswith("_images"):
+            name = key.removesuffix("_images")
+            keys[name] = (key, f"{name}_labels")
+        elif key.startswith("x_"):
+            keys.setdefault(key.removeprefix("x_"), (key, f"y_{key.removeprefix('x_')}"))
+    bare = [key for key in IMAGE_KEYS if key in stored]
+    if len(bare) > 1:
+        raise UserError(
+            f"{path} holds {' and '.join(bare)}, which may all be the images: leave one of them"
+        )
+    if bare and (split or "") not in keys:
+        label_key = next((key for key in LABEL_KEYS if key in stored), LABEL_KEYS[0])
+        keys[split or ""] = (bare[0], label_key)
+    if not keys or split not in (None, *keys):
+        known = ", ".join(stored) or "nothing"
+        raise UserError(
+            f"no images in {path}: expected {split or 'train'}_images or one of "
+            f"{', '.join(IMAGE_KEYS)}; it has {known}"
+        )
+    return keys
+
+
+def _is_images(name: str) -> bool:
+    return name in IMAGE_KEYS or name.endswith("_images") or name.startswith("x_")
+
+
+def _is_labels(name: str) -> bool:
+    return name in LABEL_KEYS or name.endswith("_labels") or name.startswith("y_")
+
+
+def _joined(path: Path, parts: list[dict]) -> dict:
+    shapes = {part["x1"].shape[1:] for part in parts}
+    if len(shapes) > 1:
+        told = " and ".join(map(str, sorted(shapes)))
+        raise UserError(f"{path} holds images of several shapes, {told}: resize them first")
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _class_names(path: Path, stored: dict, count: int) -> tuple[str, ...]:
+    """Of the labels 0 … count - 1."""
+    if not count or CLASS_NAMES not in stored:
+        return tuple(map(str, range(count)))
+    names = tuple(map(str, np.ravel(stored[CLASS_NAMES])))
+    if len(names) < count:
+        raise UserError(f"{path} holds {len(names)} {CLASS_NAMES} and labels up to {count - 1}")
+    return names[:count]
 
 
 def cached(
-    file: Path, read: Callable[[], tuple[Examples, Examples, tuple[str, ...]]]
-) -> tuple[Examples, Examples, tuple[str, ...]]:
+    file: Path, read: Callable[[list[str]], tuple[Examples, Examples, tuple[str, ...]]]
+) -> tuple[Examples, Examples, tuple[str, ...], list[str]]:
     """What `read` gives, from `file` if it exists; otherwise written to it, if it is in memory.
 
+    Args:
+      read: gives train, held-out and class names, and adds to a list what there is to tell.
     Raises:
       UserError: the file is damaged, or its folder cannot be made.
     """
@@ -88,20 +147,23 @@ def cached(
             {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)}
             for part in ("train_", "heldout_")
         )
-        return from_arrays(train), from_arrays(heldout), tuple(map(str, arrays["class_names"]))
+        names, told = (tuple(map(str, arrays[key])) for key in ("class_names", "told"))
+        return from_arrays(train), from_arrays(heldout), names, list(told)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder data.cache={file.parent}: {error}") from error
-    train, heldout, class_names = read()
+    told = []
+    train, heldout, class_names = read(told)
     if train.arrays is not None and heldout.arrays is not None:
         arrays = {f"train_{k}": v for k, v in train.arrays.items()}
         arrays |= {f"heldout_{k}": v for k, v in heldout.arrays.items()}
+        arrays |= {"class_names": np.array(class_names, str), "told": np.array(told, str)}
         # Whole or not at all, also when several processes write it.
         unfinished = file.with_name(f".{uuid.uuid4().hex}.npz")
-        np.savez(unfinished, class_names=np.array(class_names, dtype=str), **arrays)
+        np.savez(unfinished, **arrays)
         unfinished.replace(file)
-    return train, heldout, class_names
+    return train, heldout, class_names, told
 
 
 def read_npz(
@@ -123,22 +185,48 @@ def read_npz(
         raise UserError(f"{complaint}: {reason}") from error
 
 
-def _images(path: Path, key: str, images: np.ndarray, size: int | None, channels: int):
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+def to_levels(images: np.ndarray, what: str) -> np.ndarray:
+    """Images as uint8 [N, H, W, 1, 3 or 4]; `what` names them in messages.
+
+    Raises:
+      UserError: other shapes or dtypes, none at all, NaN, floats outside [0, 1].
+    """
+    images = images[..., None] if images.ndim == 3 else images
+    floats = images.dtype.kind == "f"
+    known = floats or images.dtype == np.uint8
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape[1:3] or not known:
         raise UserError(
-            f"{key} in {path} is {images.dtype} {list(images.shape)}: "
-            "expected uint8 [N, H, W] or [N, H, W, 1, 3 or 4]"
+            f"{what} is {images.dtype} {list(images.shape)}: expected uint8, or floats in [0, 1], "
+            "of shape [N, H, W] or [N, H, W, 1, 3 or 4]"
         )
     if not len(images):
-        raise UserError(f"{key} in {path} is empty")
+        raise UserError(f"{what} is empty")
+    if not floats:
+        return images
+    for start in range(0, len(images), 1024):
+        part = images[start : start + 1024]
+        for name, bad in (
+            ("NaN", np.isnan(part)),
+            ("values outside [0, 1]", abs(part - 0.5) > 0.5),
+        ):
+            if bad.any():
+                first = start + int(bad.any((1, 2, 3)).argmax())
+                raise UserError(
+                    f"{what} ({images.dtype}) has {name}, first in image {first}: "
+                    "expected uint8, or floats in [0, 1]"
+                )
+    return np.round(images * np.float32(255)).astype(np.uint8)
+
+
+def _images(what: str, images: np.ndarray, reading: Reading) -> np.ndarray:
+    images = to_levels(images, what)
     height, width = images.shape[1:3]
-    if images.shape[1:] == (size or height, size or width, channels):
+    size = (reading.size or height, reading.size or width)
+    if images.shape[1:] == (*size, reading.channels):
         return images
     if images.shape[-1] == 1:
         images = images[..., 0]
-    return np.stack([prepare(Image.fromarray(image), size, channels) for image in images])
+    return np.stack([prepare(Image.fromarray(image), reading) for image in images])
 
 
 def _labels(path: Path, key: str, stored: dict, count: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from genfield import registry
 from genfield.data import toys
+from genfield.data.identity import files_hash
 from genfield.data.own import open_source
 from genfield.data.pipeline import (
     SPLIT_SEED,
@@ -76,6 +77,7 @@ def pairs(
         out["x0"][order], out["x1"][order] = x0[rows[order]], x1[rows[order]]
         return out | {"label": np.asarray(label[rows], np.int32)}
 
+    arrays = {n: folder / f"{n}.npy" for n in ("x0", "x1", *["labels"] * bool(classes))}
     everything = finite(Examples(count, gather, labels=np.asarray(label, np.int32)), str(folder))
     rows = np.random.default_rng(SPLIT_SEED).permutation(count)
     held = max(1, min(HELDOUT, count // 10))
@@ -85,7 +87,8 @@ def pairs(
         class_names=names,
         labels=classes > 0,
         flip=False,
-        fingerprint=short_hash("pairs", settings),
+        fingerprint=short_hash("pairs", settings, files_hash(arrays)),
+        older=(short_hash("pairs", settings),),
         feed=feed,
     )
     source = settings.get("source", "normal")
@@ -118,12 +121,16 @@ def _beside(pairs: Dataset, real: Dataset) -> Dataset:
             f"{pairs.num_classes} ({shown[1]}): set data.real.labels and data.real.classes as the "
             "teacher had them"
         )
-    fingerprint = short_hash(pairs.fingerprint, real.fingerprint)
+    both = [
+        (a, b) for a in (pairs.fingerprint, *pairs.older) for b in (real.fingerprint, *real.older)
+    ]
+    fingerprint, *older = (short_hash(*pair) for pair in both)
     state = iterator_state(pairs.state(0)["seed"], fingerprint)
+    marks = {"fingerprint": fingerprint, "older": tuple(older), "state": state}
     if real.draw is not None:  # points: nothing but metrics reads them
         points = np.asarray(real.draw(jax.random.key(toys.HELDOUT_SEED), REAL_POINTS))
         examples = {"train": from_arrays({"x1": points})}
-        return pairs._replace(examples=examples, fingerprint=fingerprint, state=state)
+        return pairs._replace(examples=examples, **marks)
     names = {"x1": "real", "label": "real_label"}
     named = lambda batch: {names[key]: values for key, values in batch.items()}
 
@@ -137,9 +144,7 @@ def _beside(pairs: Dataset, real: Dataset) -> Dataset:
                 part.close()
 
     heldout = lambda index, n: pairs.heldout(index, n) | named(real.heldout(index, n))
-    return pairs._replace(
-        train=train, heldout=heldout, examples=real.examples, fingerprint=fingerprint, state=state
-    )
+    return pairs._replace(train=train, heldout=heldout, examples=real.examples, **marks)
 
 
 def _manifest(path: Path) -> dict:

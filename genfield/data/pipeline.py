@@ -53,9 +53,10 @@ class Dataset(NamedTuple):
         `data.classes` also "other_classes": the held-out examples of the classes that are left out
         of training, if there are any, without labels.
       pixels: whether the examples are images, uint8, whose samples can be shown and judged.
-      fingerprint: changes when other files lie at the same path, and with `data.classes`.
+      fingerprint: of the examples themselves, where they are images; changes with `data.classes`.
       state: step -> what a checkpoint keeps, {"step", "seed", "fingerprint"}.
       source: the name of what `draw_source` draws.
+      older: fingerprints that earlier versions gave these data: runs of theirs go on.
       starts: held-out examples with "x0", where a sample begins at the source of a pair (image to
         image): sample i at the i-th of them, cycling; None: noise.
     """
@@ -74,6 +75,7 @@ class Dataset(NamedTuple):
     state: Callable[[int], dict]
     source: str = "normal"
     starts: Examples | None = None
+    older: tuple[str, ...] = ()
 
 
 class Feed(NamedTuple):
@@ -242,6 +244,7 @@ def assemble(
     fingerprint: str,
     feed: Feed,
     classes: tuple[int, ...] | None = None,
+    older: tuple[str, ...] = (),
 ) -> Dataset:
     """The data set that feeds `train` and evaluates on `heldout`.
 
@@ -249,7 +252,8 @@ def assemble(
       class_names: of all labels; empty where the examples have none.
       labels: whether batches carry labels.
       flip: mirror each training image with probability 1/2.
-      fingerprint: of the files; the size of the training set and the classes are added.
+      fingerprint: of the contents; the size of the training set and the classes are added.
+      older: what earlier versions gave in its place.
       classes: train and evaluate on these labels alone, numbered anew from 0 in this order.
     Raises:
       UserError: labels wanted and absent; a batch larger than the training set; classes that
@@ -266,9 +270,9 @@ def assemble(
         train, heldout, left_out = part_classes(train, heldout, classes, which)
         others = {"other_classes": left_out} if left_out.size else {}
         class_names = tuple(class_names[c] for c in classes)
-        fingerprint = short_hash(fingerprint, tuple(classes))
     check_batch(train, feed)
-    fingerprint = short_hash(fingerprint, train.size)
+    part = (lambda mark: mark) if classes is None else lambda mark: short_hash(mark, tuple(classes))
+    fingerprint, *older = (short_hash(part(m), train.size) for m in (fingerprint, *older))
     order = np.random.default_rng(SPLIT_SEED).permutation(heldout.size)
 
     def heldout_batch(index: int, batch_size: int) -> dict:
@@ -289,6 +293,7 @@ def assemble(
         pixels=first.dtype == np.uint8,
         fingerprint=fingerprint,
         state=iterator_state(feed.seed, fingerprint),
+        older=tuple(older),
     )
 
 

@@ -1,25 +1,20 @@
-"""Pixels: scaling to [-1, 1] and back, decoding, cropping, and decoding whole sets into memory."""
+"""Pixels: scaling to [-1, 1] and back, and decoding whole sets into memory."""
 
-import io
 import os
-import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from genfield.data.pipeline import Examples, from_arrays
 from genfield.errors import UserError
 from genfield.registry import choose
 
-MODES = {1: "L", 3: "RGB"}
 CHUNK = 256  # images a thread decodes between two reports of progress
-# Everything that Pillow was seen to raise on damaged files.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 def to_unit(x):
@@ -50,51 +45,11 @@ def to_uint8(x, rounding: str = "nearest"):
     return xp.clip(levels, 0, 255).astype(np.uint8)
 
 
-def prepare(image: Image.Image, size: int | None, channels: int) -> np.ndarray:
-    """A PIL image -> uint8 [H, W, channels].
-
-    Transparency is dropped, colours become luma where `channels` is 1. With a size, the centre
-    square is resized to [size, size] by an antialiased bicubic filter.
-    Raises:
-      ValueError: more than 8 bits a channel.
-    """
-    if image.mode[0] in "IF":
-        raise ValueError(f"mode {image.mode} has more than 8 bits a channel: convert it to 8")
-    if image.mode == "P":
-        image = image.convert("RGBA")
-    if image.mode != MODES[channels]:
-        image = image.convert(MODES[channels])
-    if size is not None:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        # Not resize(box=...): its filter would reach beyond the box, into what is cropped.
-        image = image.crop((left, top, left + side, top + side))
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(image.height, image.width, channels)
-
-
-def decode(data: bytes, size: int | None, channels: int, name: str) -> np.ndarray:
-    """The bytes of an image file -> uint8 [H, W, channels]; see `prepare`.
-
-    Raises:
-      UserError: not an image, or a damaged one; says `name`.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return prepare(image, size, channels)
-    except DECODE_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image"
-        raise UserError(f"cannot read the image {name}: {reason}") from error
-
-
-def check_pixels(size: int | None, channels: int) -> None:
-    """Raises UserError for a size or a number of channels that no image source takes."""
-    if channels not in MODES:
-        raise UserError(f"data.channels={channels!r} must be 1 (grayscale) or 3 (RGB)")
-    if size is not None and (not isinstance(size, int) or size < 1):
-        raise UserError(f"data.size={size!r} must be a positive whole number or None")
+def on_white(levels: jax.Array) -> jax.Array:
+    """uint8 [..., 4], of colours and opacity -> uint8 [..., 3], as they look on white."""
+    opacity = levels[..., 3:].astype(jnp.float32) / 255.0
+    laid = levels[..., :3].astype(jnp.float32) * opacity + 255.0 * (1.0 - opacity)
+    return jnp.round(laid).astype(jnp.uint8)
 
 
 def on_demand(count: int, read: Callable[[int], tuple[np.ndarray, int | None, str]]) -> Examples:
@@ -110,7 +65,7 @@ def on_demand(count: int, read: Callable[[int], tuple[np.ndarray, int | None, st
         if image.shape != first.shape:
             raise UserError(
                 f"images of several sizes: {first_name} is {_shape(first)}, "
-                f"{name} is {_shape(image)}: set data.size"
+                f"{name} is {_shape(image)}: set data.size, or resize samples and references first"
             )
         return image, label
 
@@ -144,19 +99,29 @@ def load(examples: Examples, what: str, log: Callable[[str], None]) -> Examples:
     one = examples.gather(np.arange(1))
     arrays = {k: np.empty((examples.size, *v.shape[1:]), v.dtype) for k, v in one.items()}
 
-    def fill(rows: np.ndarray) -> int:
-        for name, values in examples.gather(rows).items():
+    def fill(rows: np.ndarray, batch: dict) -> None:
+        for name, values in batch.items():
             arrays[name][rows] = values
-        return int(rows[-1]) + 1
 
+    over_chunks(examples, fill, f"decoding {what}", log)
+    return from_arrays(arrays)
+
+
+def over_chunks(
+    examples: Examples, use: Callable[[np.ndarray, dict], Any], doing: str, log: Callable
+) -> list:
+    """`use(rows, batch)` of each chunk of a set, on all cores; what it gave, in order."""
     chunks = np.split(np.arange(examples.size), range(CHUNK, examples.size, CHUNK))
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
-    start, report_after = time.monotonic(), 2.0
+    start, report_after, out = time.monotonic(), 2.0, []
     try:
-        for done in pool.map(fill, chunks):
+        for rows, value in zip(
+            chunks, pool.map(lambda rows: use(rows, examples.gather(rows)), chunks), strict=True
+        ):
+            out.append(value)
             if time.monotonic() - start > report_after:
-                log(f"decoding {what}: {done:,} of {examples.size:,} images")
+                log(f"{doing}: {int(rows[-1]) + 1:,} of {examples.size:,} images")
                 report_after *= 2
     finally:
         pool.shutdown(cancel_futures=True)
-    return from_arrays(arrays)
+    return out

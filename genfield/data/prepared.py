@@ -1,13 +1,16 @@
 """TFDS data sets that were prepared once as ArrayRecord: read at random, without TensorFlow."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from genfield import registry
+from genfield.data import identity
+from genfield.data.decoding import DECODE_ERRORS, WHITE, Reading, prepare
 from genfield.data.pipeline import Dataset, Examples, Feed, assemble, short_hash
-from genfield.data.pixels import DECODE_ERRORS, check_pixels, on_demand, prepare
+from genfield.data.pixels import on_demand
 from genfield.data.splits import Splits
 from genfield.errors import UserError
 from genfield.registry import Place, choose
@@ -24,6 +27,7 @@ def tfds(
     labels: bool = False,
     size: int | None = None,
     channels: int = 3,
+    background: int | tuple[int, ...] = WHITE,
     flip: bool = True,
     in_memory: bool | str = "auto",
     memory_limit_gb: float = 8.0,
@@ -38,13 +42,14 @@ def tfds(
       data_dir: where it was prepared; None is TFDS's own default.
       split, heldout_split: names, or slices such as "train[:90%]".
       image_key, label_key: the features that hold the image and its class.
-      heldout_fraction, labels, size, channels, flip, in_memory, memory_limit_gb, max_images: as
-        for `images`.
+      heldout_fraction, labels, size, channels, background, flip, in_memory, memory_limit_gb,
+        max_images: as for `images`.
     Raises:
       UserError: TFDS is not installed; the data set is unknown, not prepared or prepared in
         another file format; a split or a feature is absent.
     """
-    check_pixels(size, channels)
+    reading = Reading(size, channels, background)
+    reading.check()
     splits = Splits(split, heldout_split, heldout_fraction, in_memory, memory_limit_gb, max_images)
     splits.check()
     builder = _prepared_builder(dataset, data_dir)
@@ -63,7 +68,7 @@ def tfds(
             pixels = np.asarray(example[image_key])
             try:
                 image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-                image = prepare(image, size, channels)
+                image = prepare(image, reading)
             except (*DECODE_ERRORS, TypeError) as error:
                 raise UserError(f"cannot read the image {where}: {error}") from error
             return image, int(example[label_key]) if labels else None, where
@@ -74,15 +79,23 @@ def tfds(
     # A slice such as "train[:90%]" exists where its split does.
     wanted = [n for n in (split, heldout_split) if n and n.split("[")[0] in infos]
     known = {name: partial(examples, name) for name in dict.fromkeys([*infos, *wanted])}
-    train, heldout = splits.settle(known, f"TFDS {dataset}", feed)
+    train, heldout, line = splits.settle(known, f"TFDS {dataset}", feed)
+    feed.log(f"TFDS {dataset}: {line}")
     shards = [(info.name, info.shard_lengths, info.num_bytes) for info in infos.values()]
+    options = (split, heldout_split, heldout_fraction, image_key, label_key, labels, max_images)
+    files = sorted(path for path in Path(builder.data_path).iterdir() if path.is_file())
+    sets = [train] if heldout is train else [train, heldout]
+    content = lambda: [identity.examples_hash(s, f"TFDS {dataset}", feed.log) for s in sets]
+    in_memory = all(part.arrays is not None for part in sets)
+    found = content() if in_memory else identity.remembered((options, reading), files, content)
     return assemble(
         train,
         heldout,
         class_names=class_names,
         labels=labels,
         flip=flip,
-        fingerprint=short_hash(builder.info.full_name, shards, split),
+        fingerprint=short_hash(*found),
+        older=(short_hash(builder.info.full_name, shards, split),),
         feed=feed,
     )
 

@@ -21,6 +21,7 @@ def facts(dataset: Dataset) -> dict:
         "class_names": list(dataset.class_names),
         "pixels": bool(dataset.pixels),
         "fingerprint": dataset.fingerprint,
+        "older": list(dataset.older),
         "source": dataset.source,
         "sizes": list(dataset.sizes.items()),
         "examples": list(dataset.examples),
@@ -92,4 +93,5 @@ def dataset(known: dict, create: Callable[[], Dataset], seed: int) -> Dataset:
         state=iterator_state(seed, known["fingerprint"]),
         source=known["source"],
         starts=Later(lambda: opened().starts) if known["starts"] else None,
+        older=tuple(known.get("older", ())),
     )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from genfield.data.layouts import heldout as heldout_of
 from genfield.data.pipeline import SPLIT_SEED, Examples, Feed, check_batch, subset
 from genfield.data.pixels import load, nbytes
 from genfield.errors import UserError
@@ -44,8 +45,10 @@ class Splits(NamedTuple):
         known: Mapping[str, Callable[[], Examples]],
         where: str,
         feed: Feed,
-    ) -> tuple[Examples, Examples]:
-        """The training and the held-out examples, in memory if that is asked for or fits.
+    ) -> tuple[Examples, Examples, str]:
+        """The training and the held-out examples, and a line that says how many and which.
+
+        In memory, if that is asked for or fits.
 
         Args:
           known: the examples of each split that exists.
@@ -54,15 +57,17 @@ class Splits(NamedTuple):
           UserError: an absent split, fewer examples than a batch, image shapes that differ.
         """
         train = choose(f"split of {where}", self.split, known)()
-        if self.heldout_split == self.split:
-            heldout = train
-        elif self.heldout_split in known:
-            heldout = known[self.heldout_split]()
-        elif self.heldout_split in (None, DEFAULT_HELDOUT):
+        held = heldout_of(known, self.split, self.heldout_split)
+        which = held
+        if held == self.split:
+            heldout, which = train, "the same"
+        elif held in known:
+            heldout = known[held]()
+        elif held in (None, DEFAULT_HELDOUT):
             train, heldout = hold_out(train, self.heldout_fraction)
-            feed.log(f"{where}: holding out {heldout.size:,} of the {self.split!r} images")
+            which = f"{100 * self.heldout_fraction:g}% of them"
         else:
-            choose(f"split of {where}", self.heldout_split, known)
+            choose(f"split of {where}", held, known)
         shapes = [s.gather(np.arange(1))["x1"].shape[1:] for s in (train, heldout)]
         if shapes[0] != shapes[1]:
             raise UserError(
@@ -74,10 +79,11 @@ class Splits(NamedTuple):
         heldout = train if same else at_most(heldout, self.max_images)
         check_batch(train, feed)  # before the long work
         needed = nbytes(train) + (0 if same else nbytes(heldout))
+        line = f"{train.size:,} to train on, {heldout.size:,} held out ({which})"
         if self.in_memory is False or needed > self.limit:
-            return train, heldout
+            return train, heldout, line
         train = load(train, where, feed.log)
-        return train, train if same else load(heldout, where, feed.log)
+        return train, train if same else load(heldout, where, feed.log), line
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from genfield.data import to_uint8
+from genfield.data.pixels import on_white
 from genfield.fields import Prediction, direction
 from genfield.figures.style import END, MIDDLE, START, TARGET, bare, save
 
@@ -120,8 +121,13 @@ def series(path: Path, samples: np.ndarray, real: np.ndarray) -> Path:
 
 
 def image_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Path:
-    """Images [N, H, W, C], uint8 or in [-1, 1], as one PNG, row by row; small ones enlarged."""
+    """Images [N, H, W, C], uint8 or in [-1, 1], as one PNG, row by row; small ones enlarged.
+
+    uint8 of four channels have transparency, and lie on white; of other four the first three show.
+    """
     images = np.asarray(images)
+    if images.dtype == np.uint8 and images.shape[-1] == 4:
+        images = np.asarray(on_white(images))
     images = images if images.dtype == np.uint8 else to_uint8(images)
     n, h, w, c = images.shape
     scale = max(1, 64 // h)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from genfield import features, registry
+from genfield.data.pixels import on_white
 from genfield.data.sets import ImageSet
 from genfield.errors import UserError
 from genfield.features.resize import CONVENTIONS, resize
@@ -121,6 +122,7 @@ def make_extract(
         parts = filled.reshape(-1, size, *images.shape[1:])
 
         def one(part):
+            part = on_white(part) if part.shape[-1] == 4 else part
             out = network.apply(params, resize(part, network.size, convention))
             return {name: out[name] for name in outputs}
 

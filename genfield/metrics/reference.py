@@ -16,9 +16,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from genfield.data.npz import read_npz
+from genfield.data.decoding import Reading
+from genfield.data.identity import file_hash
+from genfield.data.npz import IMAGE_KEYS, read_npz
 from genfield.data.pipeline import SPLIT_SEED
-from genfield.data.sets import IMAGES, ImageSet, file_hash, open_images
+from genfield.data.sets import ImageSet, open_images
 from genfield.errors import UserError
 from genfield.features import weights
 from genfield.machine.sharding import agreed
@@ -62,20 +64,29 @@ def of_images(images: ImageSet, judge: Judge) -> Reference:
     return Reference(images, {}, describe(images, judge))
 
 
-def open_reference(path: str, judge: Judge) -> Reference:
-    """A folder of images, an .npz of images, or an .npz of statistics.
+def open_reference(
+    path: str,
+    judge: Judge,
+    log: Callable[[str], None] = lambda line: None,
+    reading: Reading = Reading(),
+) -> Reference:
+    """Images at a path, as `open_images` takes them, or an .npz of statistics.
+
+    Args:
+      log: told what of the images is not read. reading: how they are.
 
     Raises:
       UserError: nothing there or nothing readable, statistics of another network or resize, or
         statistics alone where a metric needs the images.
     """
     place = Path(path).expanduser()
-    stored = _read(place) if place.is_file() else {}
+    stored = _read(place) if place.is_file() and place.suffix == ".npz" else {}
     if "mu" not in stored:
-        return of_images(open_images(path), judge)
+        return of_images(open_images(path, log, reading), judge)
     manifest = _check(place, stored, judge)
     needs = outputs_of(judge.metrics, "features", reference=True)
-    images = open_images(path) if needs and any(name in stored for name in IMAGES) else None
+    there = any(name in IMAGE_KEYS or name.endswith("_images") for name in stored)
+    images = open_images(path, log, reading) if needs and there else None
     if needs and images is None and "features" not in stored:
         asked = ", ".join(m.name for m in judge.metrics if m.of_reference and m.features)
         raise UserError(

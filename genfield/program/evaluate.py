@@ -328,7 +328,8 @@ def open_reference(section, judge, config=None, data=None) -> reference.Referenc
     if not any(parts):
         return reference.Reference(None, {}, {"source": "none", "count": None, "identity": "none"})
     if section.reference is not None:
-        return reference.open_reference(section.reference, judge)
+        reading = sets.reading_of({} if config is None else config.data)
+        return reference.open_reference(section.reference, judge, logbook.say, reading)
     split = sets.from_dataset(data, section.reference_split, config.data)
     return reference.of_images(split, judge)
 

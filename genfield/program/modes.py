@@ -225,7 +225,7 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
             "--config.evaluate.metrics=\"('frechet','kid')\". Known: " + ", ".join(known)
         )
     mesh = sharding.make_mesh(config.mesh)
-    of = sets.open_images(samples)
+    of = sets.open_images(samples, say, sets.reading_of(config.data))
     for metric in judged:
         if of.size < metric.least:
             raise UserError(
@@ -254,7 +254,7 @@ def open_data_reference(config, judge, methods: Methods):
     """The config's reference; its data are read where it names none."""
     parts = [images.outputs_of(judge.metrics, part, reference=True) for part in images.PARTS]
     if config.evaluate.reference is not None or not any(parts):
-        return evaluation.open_reference(config.evaluate, judge)
+        return evaluation.open_reference(config.evaluate, judge, config)
     sources = methods[registry.DataSource]
     source = sources.get(config.data.name)
     if source is not None and source.drawn:

@@ -45,10 +45,15 @@ def restore(
         return None
     items, meta = found
     here, there = exp.data.fingerprint, meta["data"].get("fingerprint")
-    if here != there:
+    if there not in (here, *exp.data.older):
         raise UserError(
             f"the data differ from what the run was trained on (fingerprint {here}, not {there}): "
             "point config.data.path to the same files"
+        )
+    if there != here:
+        say(
+            "data: this run knew them by names and sizes, as earlier versions did; from here on by "
+            "their contents, read as a viewer shows them"
         )
     put = jax.jit(lambda: jnp.int32(meta["step"]), out_shardings=exp.abstract.step.sharding)
     return TrainState(step=put(), **items), meta

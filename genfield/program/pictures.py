@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from genfield import rng
+from genfield.data.pixels import to_uint8
 from genfield.figures import run as figures
 from genfield.machine import logbook, preemption
 from genfield.program import evaluate as evaluation
@@ -36,6 +37,8 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
             samples = generate.make_drawer(exp)(params, count, seed, poll).x
         if jax.process_index() != 0:
             return []
+        if exp.data.pixels and samples.dtype != np.uint8:
+            samples = to_uint8(np.asarray(samples))
         grid = figures.image_grid(folder / "samples" / f"step_{step}.png", samples)
         return [grid, figures.curves(folder / "figures" / "loss.png", rows)]
     out = generate.make_drawer(exp, trace=1)(params, TRACED, seed, poll)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from genfield import data, rng
-from genfield.data import pixels, sets, to_unit
+from genfield.data import sets, to_unit
+from genfield.data.decoding import Reading
 from genfield.errors import UserError, local
 from genfield.figures.study import histograms, image_rows
 from genfield.machine.logbook import say
@@ -37,7 +37,7 @@ def ood(
     """AUROC of scores: held-out data against other sets (EqM Table 6, DM Table 5).
 
     num: examples of each set; held-out images of classes left out of training (data.classes) are
-    one. other: images of another kind: a folder, .npz or tar archive. blur: standard deviation of
+    one. other: images of another kind: a folder, archive or .npz. blur: standard deviation of
     the Gaussian filter, in pixels.
     """
     exp = subject.exp
@@ -128,22 +128,13 @@ def _other_images(exp: Experiment, path: str, num: int) -> np.ndarray:
     if not exp.data.pixels:
         raise UserError("--other names images, and this run was trained on none")
     height, width, channels = exp.data.shape
-    place = local(path, "--other")
-    if place.is_dir() or place.suffix == ".npz" or not place.exists():
-        opened = sets.open_images(path)
-        read, size = opened.read, opened.size
-    else:
-        section = {"name": "images", "path": path, "size": height, "channels": channels}
-        section |= {"flip": False, "max_images": num}
-        held = data.create(section, batch_size=1, seed=0, log=say).examples["test"]
-        read, size = (lambda rows: held.gather(rows)["x1"]), held.size
-    levels = read(np.random.default_rng(0).permutation(size)[:num])
+    local(path, "--other")
+    reading = Reading(height if height == width else None, channels)
+    opened = sets.open_images(path, say, reading)
+    levels = opened.read(np.random.default_rng(0).permutation(opened.size)[:num])
     if levels.shape[1:] != exp.data.shape:
-        if height != width:
-            raise UserError(f"{path} has images of {levels.shape[1:]}, not {exp.data.shape}")
-        sheets = (Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in levels)
-        levels = np.stack([pixels.prepare(sheet, height, channels) for sheet in sheets])
-    return pixels.to_unit(levels)
+        raise UserError(f"{path} has images of {levels.shape[1:]}, not {exp.data.shape}")
+    return to_unit(levels)
 
 
 # Scores

@@ -347,19 +347,19 @@ def npz(**arrays):
     return write
 
 
-FLOATS, BYTES = np.zeros((20, 8, 8, 3), np.float32), np.zeros((20, 8, 8, 3), np.uint8)
+FLOATS, BYTES = np.full((20, 8, 8, 3), -1, np.float32), np.zeros((20, 8, 8, 3), np.uint8)
 DATA = [
     (unset, "", "data.path is None", "--config.data.path="),
     (absent, "", "absent", "does not exist"),
     (broken_image, "", "train/a/02.png", "not an image"),
     (broken_image_in_tar, "", "train/a/02.png", "images.tar", "not an image"),
     (cut_tar, "", "images.tar is damaged"),
-    (text_file, "", "images.tar.gz is damaged", "tar archive"),
+    (text_file, "", "images.tar.gz is damaged", "tar or zip archive"),
     (two_sizes, "", "train/a/02.png", "8x9", "set data.size"),
     (make_images, "data.split=validation", "'validation'", "validation/<class>"),
     (make_images, "batch_size=64", "batch_size 64 exceeds the 20 training examples"),
     (make_images, "data.size=0", "data.size=0", "positive"),
-    (make_images, "data.channels=2", "channels=2", "1 (grayscale) or 3 (RGB)"),
+    (make_images, "data.channels=2", "channels=2", "1 (grayscale), 3 (RGB) or 4"),
     (make_images, "data.flip=3", "data.flip=3", "True or False"),
     (make_images, "evaluate.metrics=('point_cloud',)", "needs a point problem", "images"),
     (without_classes, "data.labels=True", "no class folder", "data.labels=False"),

@@ -15,7 +15,7 @@ from PIL import Image
 from programs import ROOT, TINY_DIGITS, arguments, run, start
 
 from genfield import configuration, data, features, sampling
-from genfield.data import pixels, sets
+from genfield.data import npz, pixels, sets
 from genfield.errors import UserError
 from genfield.machine import preemption, sharding
 from genfield.main import main
@@ -348,22 +348,22 @@ NOT_A_NUMBER[3, 0, 0, 0] = np.nan
     ("make", "message"),
     [
         (lambda folder: folder / "nowhere", "nowhere does not exist"),
-        (folder_of(), "images holds no .png, .jpg or .jpeg"),
-        (folder_of(a=b"not an image"), "cannot read the image .*a.png: not an image"),
-        (folder_of(a=LEVELS[0], b=LEVELS[1, :4]), "images of several sizes .*a.png.*b.png"),
+        (folder_of(), "images holds no image that can be read; it has nothing"),
+        (folder_of(a=b"not an image"), "cannot read the image a.png in .*: not an image"),
+        (folder_of(a=LEVELS[0], b=LEVELS[1, :4]), "several sizes: a.png in .* is 8x8x3, b.png"),
         (save(arr_0=NOT_A_NUMBER), "arr_0 in .* has NaN, first in image 3"),
         (save(arr_0=FLOATS * 2 - 1), r"has values outside \[0, 1\], first in image 0"),
         (save(arr_0=LEVELS[..., :2]), r"uint8 \[6, 8, 8, 2\]: expected"),
         (save(arr_0=LEVELS.astype(np.int32)), r"int32 .*: expected uint8"),
         (save(arr_0=LEVELS[:0]), "is empty"),
-        (save(other=LEVELS), "holds no images under arr_0, images, samples; it has other"),
+        (save(other=LEVELS), "no images in .* expected train_images or one of .*; it has other"),
         (save(mu=np.zeros(5), sigma=np.zeros((5, 5))), r"mu \(5,\) .* has 12 features"),
         (save(mu=np.full(12, np.nan), sigma=np.eye(12)), "mu or sigma with NaN"),
         (save(mu=np.zeros(12), sigma=1j * np.eye(12)), "not of real numbers"),
         (save(mu=np.zeros(12), sigma=np.tri(12)), "a sigma that is not symmetric"),
         (make_statistics(count="many"), "a damaged manifest"),
         (make_statistics(source=None), "a damaged manifest"),
-        (write("a.npy", b"\x93NUMPY"), "a.npy is not a readable .npz file: it is no zip file"),
+        (write("a.npy", b"\x93NUMPY"), "a.npy is damaged, or neither a folder nor a tar or zip"),
         (write("a.npz", b"text"), "a.npz is not a readable .npz file: it is no zip file"),
         (save(arr_0=np.zeros((5, 0, 8, 3), np.uint8)), r"uint8 \[5, 0, 8, 3\]: expected"),
         (save(arr_0=np.array([{}])), "it holds Python objects"),
@@ -421,7 +421,7 @@ def test_a_wrong_command_line_is_one_line(extra, message, tmp_path, capsys):
 
 
 def test_floats_are_levels_where_they_lie_in_the_unit_interval():
-    np.testing.assert_array_equal(sets.to_levels(FLOATS, "these"), LEVELS)
+    np.testing.assert_array_equal(npz.to_levels(FLOATS, "these"), LEVELS)
 
 
 def test_images_on_disk_against_images_on_disk(tmp_path, capsys):
