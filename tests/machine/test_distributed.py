@@ -46,7 +46,7 @@ def two_processes(tmp_path_factory):
 
 def test_two_processes_train_as_one_does(two_processes, tmp_path):
     workdir, _ = two_processes
-    assert run(tmp_path, TINY_DIGITS, **TINY) == 0
+    assert run(tmp_path, TINY_DIGITS, on=8, **TINY) == 0
     expected, found = losses(tmp_path), losses(workdir)
     assert expected.keys() == found.keys() and len(found) >= 5
     for key, values in expected.items():  # loss, its terms, and the gradient's norm
@@ -65,8 +65,8 @@ def test_only_one_process_speaks_and_all_are_counted(two_processes):
 
 def test_one_process_goes_on_where_two_stopped(two_processes, tmp_path):
     workdir, _ = two_processes
-    assert run(workdir, TINY_DIGITS, **(TINY | {"train__steps": 6})) == 0
-    assert run(tmp_path, TINY_DIGITS, **(TINY | {"train__steps": 6})) == 0
+    assert run(workdir, TINY_DIGITS, on=8, **(TINY | {"train__steps": 6})) == 0
+    assert run(tmp_path, TINY_DIGITS, on=8, **(TINY | {"train__steps": 6})) == 0
     a, b = (checkpoint.load(w, step=6, item="params") for w in (workdir, tmp_path))
     chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-5)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from meshes import devices
 from programs import ROOT, smoke
 
 from genfield import nets
-from genfield.machine import sharding
 from genfield.machine.tables import differences
 from genfield.program import config_io, experiment, match_sets
 
@@ -69,10 +69,7 @@ def write_data(config, folder: Path) -> None:
 
 def train_a_step(config, folder):
     """One step on one device; the loss."""
-    one, original = jax.devices()[:1], sharding.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda section: original(section, one))
-        exp = experiment.prepare(config, folder / "run")
+    exp = experiment.prepare(config, folder / "run")
     batch = {"step": np.int32(0)} | next(match_sets.batches(exp, 0))
     paired = config.data.name == "pairs"
     assert ("x0" in batch) == (paired or config.match_size > config.batch_size)
@@ -121,7 +118,8 @@ def test_the_full_size_lowers_for_eight_devices(name, tmp_path):
     config = load(name)
     config.mesh.data, config.mesh.fsdp = 2, 4
     write_data(config, tmp_path)
-    exp = experiment.prepare(config, tmp_path / "run")
+    with devices(8):
+        exp = experiment.prepare(config, tmp_path / "run")
     assert nets.count_parameters(exp.abstract.params) == FULL[name]
     step = experiment.jit_train_step(exp)
     x1 = jax.ShapeDtypeStruct((config.batch_size, *exp.data.shape), np.float32)
