@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_network
 from PIL import Image
-from programs import ROOT, TINY_DIGITS, arguments, run, start
+from programs import ROOT, TINY_DIGITS, run
 
 from genfield import configuration, data, features, sampling
 from genfield.data import pixels, sets
@@ -618,13 +618,11 @@ def samples_of(workdir, name="step_4") -> dict:
         return {key: file[key] for key in file.files}
 
 
-def test_one_device_writes_what_eight_do(trained):
-    assert run(trained, TINY_DIGITS, *noisy("--config.sample.name=eight"), on=8, small={}) == 0
-    argv = arguments(trained, TINY_DIGITS, *noisy("--config.sample.name=one"), small={})
-    process = start(argv, devices=1)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "images/s" in output
+def test_one_device_writes_what_eight_do(trained, capsys):
+    for name, num in (("one", 1), ("eight", 8)):
+        extra = noisy(f"--config.sample.name={name}")
+        assert run(trained, TINY_DIGITS, *extra, on=num, small={}) == 0
+        assert "images/s" in capsys.readouterr().out
     one, eight = samples_of(trained, "one"), samples_of(trained, "eight")
     assert one["arr_0"].shape == (20, 8, 8, 1) and one["arr_0"].dtype == np.uint8
     np.testing.assert_array_equal(one["arr_1"], np.arange(20) % 10)
