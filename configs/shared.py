@@ -148,7 +148,7 @@ AT_MOST |= dict(warmup_steps=0, log_every=1, eval_every=0, eval_batches=1, eval_
 AT_MOST |= dict(num=16, num_samples=16, transport_points=16, repeats=1)
 ONE_LEVEL = dict(channel_multipliers=(1,), num_res_blocks=1)
 TINY = {
-    "unet": dict(channels=8, channel_multipliers=(1, 1), num_res_blocks=1, attention_levels=(2,)),
+    "unet": ONE_LEVEL | dict(channels=8, attention_levels=()),
     "ddpmpp": ONE_LEVEL | dict(channels=8, attention_resolutions=()),
     "adm": ONE_LEVEL | dict(channels=16, attention_levels=(1,), head_channels=8, dtype="float32"),
     "sit": dict(depth=2, width=32, num_heads=2, patch_size=4),

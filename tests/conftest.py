@@ -18,6 +18,7 @@ for flag in (
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from meshes import devices  # noqa: E402
 
 # Programs of other versions would be compiled anew anyway; so their folder can be thrown away.
 VERSIONS = "_".join([platform.python_version(), *map(metadata.version, ("jax", "jaxlib"))])
@@ -44,6 +45,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.core)
         if place.name in PROCESSES:
             item.add_marker(pytest.mark.process)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_device():
+    """A mesh of eight costs a run several times its work: tests of meshes ask for it."""
+    with devices(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from meshes import devices
+
 from genfield.main import main
 from genfield.program import own_files
 
@@ -38,9 +40,10 @@ def arguments(workdir, config=MOONS, *extra: str, small: dict = SMALL, **overrid
     return ["genfield", f"--config={config}", f"--workdir={workdir}", *extra, *flags]
 
 
-def run(workdir, config=MOONS, *extra: str, **kwargs) -> int:
-    """Runs the program in this process, on the eight fake devices; its exit code."""
-    return main(arguments(workdir, config, *extra, **kwargs))
+def run(workdir, config=MOONS, *extra: str, on: int = 1, **kwargs) -> int:
+    """Runs the program in this process, on so many of the eight fake devices; its exit code."""
+    with devices(on):
+        return main(arguments(workdir, config, *extra, **kwargs))
 
 
 def start(argv: list[str], devices: int = 1, **options) -> subprocess.Popen:

@@ -297,11 +297,16 @@ def pairs(tmp_path):
     return folder, tmp_path / "real.npz"
 
 
-def test_both_players_resume_to_the_bit(tmp_path, pairs):
+def test_both_players_resume_to_the_bit(tmp_path, pairs, capsys):
     whole = adversarial_run(tmp_path / "whole", *pairs, 4)
-    first = adversarial_run(tmp_path / "parts", *pairs, 2)
+    first = checkpoint.load(tmp_path / "whole", step=2)
     assert set(first) == {"field", "discriminator", "spectral"}
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")  # and back to where step 2 left it
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "4")
+    (tmp_path / "parts" / "summary.json").unlink()
+    capsys.readouterr()
     parts = adversarial_run(tmp_path / "parts", *pairs, 4)
+    assert "resuming at step 2" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, parts, whole)
     changed = jax.tree.map(lambda a, b: np.any(a != b), first, whole)
     assert all(any(jax.tree.leaves(changed[role])) for role in changed)

@@ -320,7 +320,10 @@ def test_times_and_levels_are_float32_whatever_x_is(estimator, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         x = jax.random.normal(jax.random.key(0), (512, 2)).astype(dtype)
         options = {"sigma": 0.7, "group_size": 2, "estimator": estimator}
-        loss, terms = flux.flux_estimator(jax.random.key(1), field, x, field, rate=0.5, **options)
+        run = quick(
+            lambda x: flux.flux_estimator(jax.random.key(1), field, x, field, rate=0.5, **options)
+        )
+        loss, terms = run(x)
     assert seen == {jnp.dtype(jnp.float32)} and terms["horizon"].dtype == jnp.float32
     assert loss.dtype == jnp.promote_types(dtype, jnp.float32) and np.all(np.isfinite(loss))
     assert len(np.unique(terms["horizon"])) == (512 if estimator == "pathwise" else 256)
@@ -460,17 +463,20 @@ def test_estimators_by_hand(name, monkeypatch):
     x = jax.random.normal(jax.random.key(3), (18, 2))
     sigma = jnp.repeat(jnp.array([0.7, 1.0, 2.0]), n)
     label = jnp.arange(18) % 2 if "classes" in name else None
-    loss, aux = flux.flux_estimator(
-        jax.random.key(0),
-        cubic,
-        x,
-        cubic_score,
-        label,
-        sigma=sigma,
-        group_size=n,
-        divergence="exact",
-        **options,
+    run = quick(
+        lambda x: flux.flux_estimator(
+            jax.random.key(0),
+            cubic,
+            x,
+            cubic_score,
+            label,
+            sigma=sigma,
+            group_size=n,
+            divergence="exact",
+            **options,
+        )
     )
+    loss, aux = run(x)
     t = np.asarray(aux["horizon"], np.float64)
     x, kept = np.asarray(x, np.float64), round(options.get("probed", 1) * n)
     starts = x.reshape(3, n, 2)[:, :kept].reshape(-1, 2)

@@ -97,7 +97,6 @@ def test_the_players_gradients_do_not_leak_into_each_other(estimator):
     def mean(params, roles):
         return jnp.mean(evaluate(roles, params, **options)[0])
 
-    of_field, of_roles = jax.grad(mean, argnums=(0, 1))(PARAMS, roles)
     # The field's gradient is that of the weighted losses with all scales held fixed.
     scales = {
         "flux": jnp.log(2.0) - 2 * jnp.log(sample().t),
@@ -112,12 +111,12 @@ def test_the_players_gradients_do_not_leak_into_each_other(estimator):
         terms = evaluate(roles, params, **options)[1]
         weights = {"flux": 1.0, "mixing": 0.1, "norm": 0.2}
         total = sum(w * terms[name] * jnp.exp(-scales[name]) for name, w in weights.items())
-        return jnp.mean(total + 0.3 * terms["circulation"] / rms)
+        return jnp.mean(total + 0.3 * terms["circulation"] / rms), terms
 
-    expected = jax.grad(by_hand)(PARAMS)
+    of_field, of_roles = jax.jit(jax.grad(mean, argnums=(0, 1)))(PARAMS, roles)
+    expected, terms = jax.jit(jax.grad(by_hand, has_aux=True))(PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4), of_field, expected)
     # The horizon's parameters move by eq. 51 alone: no other loss depends on them.
-    terms = evaluate(roles, **options)[1]
     assert len(np.unique(terms["horizon"])) == (N if estimator == "pathwise" else N // GROUP)
     realized = terms["flux"] * jnp.exp(-scales["flux"])
 
@@ -126,7 +125,7 @@ def test_the_players_gradients_do_not_leak_into_each_other(estimator):
         density = jnp.log(rate) - rate * terms["horizon"] - jnp.log(1 - jnp.exp(-4 * rate))
         return -jnp.mean(realized * density)
 
-    expected = jax.grad(fit)(roles["horizon"])
+    expected = jax.jit(jax.grad(fit))(roles["horizon"])
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
     jax.tree.map(close, of_roles["horizon"], expected)
 
@@ -172,10 +171,13 @@ def test_the_normaliser_starts_at_the_scale_of_a_preconditioned_field(level):
     np.testing.assert_allclose(jnp.log(missed), levels._start_of_scale(sigma, 3.0)[0], atol=0.1)
     roles = levels.flux_roles(jax.random.key(0), learned_horizon=False)
     off = {"learned_horizon": False}
-    flux = evaluate(roles, **off)[1]["flux"]
+    run = jax.jit(
+        lambda sigma_data: evaluate(roles, sigma_data=sigma_data, **off), static_argnums=0
+    )
+    flux = run(None)[1]["flux"]
     for sigma_data, root in ((None, 1.0), (0.7, 0.7**2 / (0.7**2 + sample().t ** 2))):
         scale = jnp.log(2 * root / sample().t ** 2)
-        found = evaluate(roles, sigma_data=sigma_data, **off)[0]
+        found = run(sigma_data)[0]
         np.testing.assert_allclose(found, flux * jnp.exp(-scale) + scale, rtol=1e-4)
     with pytest.raises(ValueError, match="sigma_data is a standard deviation > 0, got 0"):
         evaluate(roles, sigma_data=0.0)
@@ -184,10 +186,14 @@ def test_the_normaliser_starts_at_the_scale_of_a_preconditioned_field(level):
 def test_a_normaliser_settles_at_the_log_of_the_loss():
     scale, tx = jnp.zeros(()), optax.adam(0.05)
     state = tx.init(scale)
-    for _ in range(400):
+
+    def step(_, carried):
+        scale, state = carried
         gradient = jax.grad(lambda s: levels.normalized(jnp.float32(7.0), s))(scale)
         updates, state = tx.update(gradient, state)
-        scale = optax.apply_updates(scale, updates)
+        return optax.apply_updates(scale, updates), state
+
+    scale, _ = jax.lax.fori_loop(0, 400, step, (scale, state))
     np.testing.assert_allclose(scale, np.log(7.0), atol=1e-3)
 
 
@@ -306,7 +312,7 @@ def test_velocity_flux_vanishes_at_the_density_s_own_velocity_and_beside_it():
         run = lambda key: losses.velocity_flux_matching(
             field, s, key=key, roles={}, estimator="pathwise", **options
         )[0]
-        return np.asarray(jax.vmap(run)(jax.random.split(jax.random.key(0), 8)))
+        return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 8)))
 
     np.testing.assert_allclose(excess(jnp.zeros_like), 0.0, atol=1e-5)
     turned = lambda g: jnp.stack([-g[:, 1], g[:, 0]], -1)

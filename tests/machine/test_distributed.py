@@ -13,6 +13,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+import tiny_statistics
 from programs import ROOT, TINY_DIGITS, arguments, losses, run
 
 from genfield.machine import checkpoint
@@ -46,7 +47,7 @@ def two_processes(tmp_path_factory):
 
 def test_two_processes_train_as_one_does(two_processes, tmp_path):
     workdir, _ = two_processes
-    assert run(tmp_path, TINY_DIGITS, **TINY) == 0
+    assert run(tmp_path, TINY_DIGITS, on=8, **TINY) == 0
     expected, found = losses(tmp_path), losses(workdir)
     assert expected.keys() == found.keys() and len(found) >= 5
     for key, values in expected.items():  # loss, its terms, and the gradient's norm
@@ -65,8 +66,8 @@ def test_only_one_process_speaks_and_all_are_counted(two_processes):
 
 def test_one_process_goes_on_where_two_stopped(two_processes, tmp_path):
     workdir, _ = two_processes
-    assert run(workdir, TINY_DIGITS, **(TINY | {"train__steps": 6})) == 0
-    assert run(tmp_path, TINY_DIGITS, **(TINY | {"train__steps": 6})) == 0
+    assert run(workdir, TINY_DIGITS, on=8, **(TINY | {"train__steps": 6})) == 0
+    assert run(tmp_path, TINY_DIGITS, on=8, **(TINY | {"train__steps": 6})) == 0
     a, b = (checkpoint.load(w, step=6, item="params") for w in (workdir, tmp_path))
     chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -91,27 +92,10 @@ def test_two_processes_write_the_images_of_one(two_processes, tmp_path):
 
 STATISTICS = """
 import sys
-import jax, numpy as np
-if sys.argv[1] != "alone":
-    jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-import tiny_network
-from genfield import configuration, features
-from genfield.machine import sharding
-from genfield.data.sets import ImageSet
-from genfield.metrics import images, known
-features.create = tiny_network.create
-section = configuration.base().evaluate
-section.features = "inception_v3"
-metrics = [known()[name] for name in ("frechet", "kid", "sfid")]
-mesh = sharding.make_mesh(configuration.base().mesh)
-judge = images.create_judge(section, mesh, metrics)
-levels = np.random.default_rng(0).integers(0, 256, (45, 8, 8, 3), dtype=np.uint8)
-of = ImageSet("test", "0", 45, (8, 8, 3), lambda rows: levels[rows])
-out = images.statistics(judge, images.blocks(of, mesh, 2))
-assert out.count == 45 and jax.device_count() == int(sys.argv[3])
-if jax.process_index() == 0:
-    mean, covariance = out.gaussians["pool"]
-    np.savez(sys.argv[4], mean=mean, covariance=covariance, features=out.features["pool"])
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import tiny_statistics
+tiny_statistics.save(sys.argv[3], 8)
 """
 
 
@@ -120,17 +104,18 @@ def test_two_processes_add_up_the_statistics_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    path = f"{ROOT}:{ROOT / 'tests'}"
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
 
-    def begin(where: str, rank: int, devices: int, count: int, name: str) -> subprocess.Popen:
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path}
-        command = [sys.executable, "-c", STATISTICS, where, str(rank), str(count)]
+    def begin(rank: int) -> subprocess.Popen:
+        command = [sys.executable, "-c", STATISTICS, address, str(rank), str(tmp_path / "two.npz")]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return subprocess.Popen([*command, str(tmp_path / name)], env=env, **pipes)
+        return subprocess.Popen(command, env=env, **pipes)
 
-    started = [begin("alone", 0, 1, 1, "one"), begin("alone", 0, 8, 8, "eight")]
-    started += [begin(address, rank, 4, 8, "two") for rank in (0, 1)]
+    started = [begin(rank) for rank in (0, 1)]
+    for name, num in (("one", 1), ("eight", 8)):
+        tiny_statistics.save(tmp_path / f"{name}.npz", num)
     for process in started:
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output

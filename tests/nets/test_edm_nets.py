@@ -365,7 +365,7 @@ def test_dropout_needs_a_key():
 )
 def test_parameters_can_be_split_over_devices(config, shape, num_classes):
     """All but a hundredth, eight ways."""
-    mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 8}))
+    mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 8}), jax.devices())
     _, params = nets.create(config, None, shape=shape, num_classes=num_classes)
     places = sharding.state_shardings(mesh, params)
     local = jax.tree.map(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from meshes import devices
 from PIL import Image
 from programs import DIGITS, MOONS, ROOT, SMALL, arguments, run
 
@@ -186,7 +187,8 @@ MISTAKES = [
 )
 def test_a_wrong_config(config, overrides, words, error, nothing_runs, tmp_path):
     argv = arguments(tmp_path / "run", config, small=SHORT)
-    message = error(argv + [f"--config.{override}" for override in overrides.split()])
+    with devices(8):
+        message = error(argv + [f"--config.{override}" for override in overrides.split()])
     assert all(word in message for word in words), message
     assert not (tmp_path / "run").exists()
 

@@ -1,5 +1,6 @@
 """Every config trains a step in its smoke size, and lowers for eight devices in its full size."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from meshes import devices
+from ml_collections import ConfigDict
 from programs import ROOT, smoke
 
 from genfield import nets
-from genfield.machine import sharding
 from genfield.machine.tables import differences
 from genfield.program import config_io, experiment, match_sets
 
@@ -69,10 +71,7 @@ def write_data(config, folder: Path) -> None:
 
 def train_a_step(config, folder):
     """One step on one device; the loss."""
-    one, original = jax.devices()[:1], sharding.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda section: original(section, one))
-        exp = experiment.prepare(config, folder / "run")
+    exp = experiment.prepare(config, folder / "run")
     batch = {"step": np.int32(0)} | next(match_sets.batches(exp, 0))
     paired = config.data.name == "pairs"
     assert ("x0" in batch) == (paired or config.match_size > config.batch_size)
@@ -88,6 +87,17 @@ def test_a_smoke_step_is_finite(name, tmp_path):
     assert np.isfinite(train_a_step(config, tmp_path))
 
 
+@functools.cache
+def counted(net: str, shape: tuple, num_classes: int) -> int:
+    """The parameters of a network in its full size; pages share networks."""
+    _, params = nets.create(ConfigDict(json.loads(net)), None, shape=shape, num_classes=num_classes)
+    return nets.count_parameters(params)
+
+
+def count(config, shape: tuple, num_classes: int = 0) -> int:
+    return counted(config.net.to_json(sort_keys=True), shape, num_classes)
+
+
 OTHER_DATA = ("cells", "digits", "springs")
 
 
@@ -96,8 +106,7 @@ def test_the_network_fits_the_data_in_its_full_size(name):
     config = load(name)
     side = config.data.get("size") or config.data.get("real", {}).get("size") or 32
     shape = tuple(config.data.get("shape", (side, side, 3)))
-    _, params = nets.create(config.net, None, shape=shape, num_classes=0)
-    assert nets.count_parameters(params) > 1e6
+    assert count(config, shape) > 1e6
 
 
 @pytest.mark.slow
@@ -121,7 +130,8 @@ def test_the_full_size_lowers_for_eight_devices(name, tmp_path):
     config = load(name)
     config.mesh.data, config.mesh.fsdp = 2, 4
     write_data(config, tmp_path)
-    exp = experiment.prepare(config, tmp_path / "run")
+    with devices(8):
+        exp = experiment.prepare(config, tmp_path / "run")
     assert nets.count_parameters(exp.abstract.params) == FULL[name]
     step = experiment.jit_train_step(exp)
     x1 = jax.ShapeDtypeStruct((config.batch_size, *exp.data.shape), np.float32)
@@ -144,8 +154,7 @@ def test_imagenet_variants_carry_the_published_sizes(size):
 @pytest.mark.parametrize("method", ["flow_matching", "equilibrium_matching", "distance_marching"])
 def test_the_medium_network_has_ten_to_fifteen_million_parameters(method):
     config = load(f"{method}_cifar10.py", "medium")
-    _, params = nets.create(config.net, None, shape=(32, 32, 3))
-    assert 10e6 < nets.count_parameters(params) < 15e6
+    assert 10e6 < count(config, (32, 32, 3)) < 15e6
     assert config.checkpoint.best_metric == "frechet" and config.train.eval_samples
 
 
@@ -165,8 +174,7 @@ def test_teachers_and_their_lines_have_the_published_sizes(
     name, variant, shape, num_classes, expected
 ):
     config = load(name, *([variant] if variant else []))
-    _, params = nets.create(config.net, None, shape=(shape, shape, 3), num_classes=num_classes)
-    assert nets.count_parameters(params) == expected
+    assert count(config, (shape, shape, 3), num_classes) == expected
 
 
 @pytest.mark.parametrize(

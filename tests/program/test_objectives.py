@@ -161,7 +161,7 @@ def test_samplers_that_need_an_energy_say_so(sampler, output, allowed):
 def test_what_a_network_gives_is_known():
     assert make(points("distance_marching", output="scalar"))[1].output == "potential"
     assert make(points("flow_matching"))[1].output == "vector"
-    _, objective, params = make(config_io.load(str(TINY_DIGITS)))
+    _, objective, params = make(config_io.load(f"{TINY_DIGITS}:sit"))
     out = objective.field(params)(jnp.zeros((2, 8, 8, 1)), None, jnp.zeros(2, jnp.int32))
     assert objective.output == "predicted" and isinstance(out, Prediction)
 

@@ -1,11 +1,15 @@
 """The train step and the loop: resume to the bit, meshes that agree, averages, NaN."""
 
+import json
+import shutil
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from meshes import devices
 from ml_collections import ConfigDict
 from programs import DIGITS, MOONS, arguments, losses, run, smoke
 
@@ -25,6 +29,7 @@ def tiny_images(method: str, unet: bool = False):
     config.batch_size = 16
     if unet:
         config.net.dropout = 0.0
+        config.net.channel_multipliers, config.net.attention_levels = (1, 1), (2,)
         return config
     config.net = ConfigDict({"name": "sit", "depth": 2, "width": 32, "num_heads": 2})
     if method == "distance_marching":
@@ -35,10 +40,7 @@ def tiny_images(method: str, unet: bool = False):
 def prepare(config, tmp_path, mesh=(1, 1)):
     """The experiment on the first devices."""
     config.mesh = ConfigDict(dict(zip(("data", "fsdp"), mesh, strict=True)))
-    devices = jax.devices()[: mesh[0] * mesh[1]]
-    original = sharding.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda section: original(section, devices))
+    with devices(mesh[0] * mesh[1]):
         return experiment.prepare(config, tmp_path)
 
 
@@ -64,7 +66,8 @@ def loss_and_gradient(exp):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_mesh_draws_and_computes_the_same(method, tmp_path, monkeypatch):
-    compare_meshes(lambda: tiny_images(method), MESHES, tmp_path, monkeypatch)
+    meshes = MESHES if method == "distance_marching" else {"both": MESHES["both"]}
+    compare_meshes(lambda: tiny_images(method), meshes, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
@@ -169,46 +172,71 @@ def test_a_batch_of_another_step_changes_nothing(tmp_path):
     chex.assert_trees_all_equal(jax.device_get(after), before)
 
 
+FEW_LINES = dict(
+    batch_size=16,
+    train__steps=20,
+    train__log_every=3,  # lines that span the moment of the resume
+    train__eval_batches=1,
+    checkpoint__every=10,
+    evaluate__figures=False,
+    ema__rate=0.9,
+)
+
+
+def check_resumed(whole, parts):
+    """Parameters, average, optimiser and losses of 20 steps and of 10 + 10 are the same."""
+    for item in ("params", "ema", "optimizer"):
+        a, b = (checkpoint.load(w, step=20, item=item) for w in (whole, parts))
+        chex.assert_trees_all_equal(a, b)
+    expected, found = losses(whole), losses(parts)
+    train_lines = {k: v for k, v in expected.items() if k[1] == "train"}
+    assert len(train_lines) == 6
+    assert all(found[k] == v for k, v in train_lines.items())
+    assert found[20, "eval"] == expected[20, "eval"]
+
+
 def test_resume_continues_to_the_bit(tmp_path):
-    """20 steps = 10 + 10: parameters, average, optimiser, losses; 2-D and images with dropout."""
-    for config, fields in [(MOONS, {}), (DIGITS, {"net__dropout": 0.1})]:
-        small = {} if config == DIGITS else None
-        shrink = dict(
-            batch_size=16,
-            train__log_every=3,  # lines that span the moment of the resume
-            train__eval_batches=1,
-            checkpoint__every=10,
-            evaluate__figures=False,
-            ema__rate=0.9,
-            **fields,
-        )
-        if config == DIGITS:
-            shrink |= dict(net__channels=8, net__channel_multipliers="(1,1)")
-            shrink |= dict(optimizer__name="adamw", optimizer__weight_decay=0.01)
-            shrink |= dict(sampler__num_steps=2, evaluate__metrics="('heldout_loss',)")
-        options = shrink if small is None else shrink | {"small": small}
-        whole, parts = tmp_path / f"{config.stem}_whole", tmp_path / f"{config.stem}_parts"
-        assert run(whole, config, **options, train__steps=20) == 0
-        assert run(parts, config, **options, train__steps=10) == 0
-        assert run(parts, config, **options, train__steps=20) == 0
-        for item in ("params", "ema", "optimizer"):
-            a, b = (checkpoint.load(w, step=20, item=item) for w in (whole, parts))
-            chex.assert_trees_all_equal(a, b)
-        expected, found = losses(whole), losses(parts)
-        train_lines = {k: v for k, v in expected.items() if k[1] == "train"}
-        assert len(train_lines) == 6
-        assert all(found[k] == v for k, v in train_lines.items())
-        assert found[20, "eval"] == expected[20, "eval"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(whole, **FEW_LINES) == 0
+    assert run(parts, **(FEW_LINES | dict(train__steps=10))) == 0
+    assert run(parts, **FEW_LINES) == 0
+    check_resumed(whole, parts)
 
 
-def test_a_run_moves_from_one_device_to_eight(tmp_path, monkeypatch):
+def test_resume_on_images_continues_to_the_bit(tmp_path, capsys):
+    """With dropout and weight decay, from the state in which step 10 left a run of 20."""
+    fields = FEW_LINES | dict(
+        net__channels=8,
+        net__channel_multipliers="(1,)",
+        net__attention_levels="()",
+        net__dropout=0.1,
+        optimizer__name="adamw",
+        optimizer__weight_decay=0.01,
+        sampler__num_steps=2,
+        evaluate__metrics="('heldout_loss',)",
+        small={},
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(whole, DIGITS, **fields) == 0
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "20")
+    (parts / "summary.json").unlink()
+    lines = (parts / "metrics.jsonl").read_text().splitlines(keepends=True)
+    early = [line for line in lines if json.loads(line)["step"] <= 10]
+    assert 0 < len(early) < len(lines)
+    (parts / "metrics.jsonl").write_text("".join(early))
+    capsys.readouterr()
+    assert run(parts, DIGITS, **fields) == 0
+    assert "resuming at step 10" in capsys.readouterr().out
+    check_resumed(whole, parts)
+
+
+def test_a_run_moves_from_one_device_to_eight(tmp_path):
     """What one device saved, eight restore, and go on as one would have, to 1e-6."""
-    original, eight = sharding.make_mesh, jax.devices()
     results = {}
-    for name, second in (("stays", eight[:1]), ("moves", eight)):
-        for devices, num in ((eight[:1], 10), (second, 20)):
-            monkeypatch.setattr(sharding, "make_mesh", lambda s, d=devices: original(s, d))
-            assert run(tmp_path / name, train__steps=num) == 0
+    for name, second in (("stays", 1), ("moves", 8)):
+        assert run(tmp_path / name, on=1, train__steps=10) == 0
+        assert run(tmp_path / name, on=second, train__steps=20) == 0
         results[name] = checkpoint.load(tmp_path / name, step=20, item="params")
     chex.assert_trees_all_close(results["moves"], results["stays"], rtol=1e-6, atol=1e-6)
 

@@ -1,6 +1,7 @@
 """Records tell the truth: each method of the package does what its record says of it."""
 
 import dataclasses
+import functools
 import inspect
 
 import jax
@@ -93,39 +94,42 @@ def potential(x, t=None, cond=None):
     return Prediction(field(x, t), 0.5 * jnp.sum(x * x, axis=-1))
 
 
+@functools.cache
+def sampled(name: str) -> list[tuple[np.ndarray, np.ndarray, set[bool]]]:
+    """For each of a sampler's settings: samples of two keys, and whether the field was told t."""
+    method, found = METHODS[registry.Sampler][name], []
+    for section in settings(name):
+        seen = set()
+
+        def listening(x, t=None, cond=None, seen=seen):
+            seen.add(t is not None)
+            return plain_field(method)(x, t)
+
+        @jax.jit
+        def run(key, section=section, listening=listening):
+            if method.adaptive:
+                return method.make(listening, X, rtol=0.01, **section).x
+            steps = 4 if method.steps is None else method.steps(registry.bound(method, section))
+            return sampling.sample(key, listening, X, method.make(**section), num_steps=steps).x
+
+        found.append((*(np.asarray(run(jax.random.key(k))) for k in (1, 2)), seen))
+    return found
+
+
 @pytest.mark.parametrize("name", all_of(registry.Sampler))
 def test_a_sampler_that_says_it_is_noisy_is_and_one_that_does_not_is_not(name):
     method = METHODS[registry.Sampler][name]
-    for section in settings(name):
-        arguments = registry.bound(method, section)
-        if method.adaptive:
-            run = lambda key, s=section: method.make(plain_field(method), X, rtol=0.01, **s)
-        else:
-            steps = 4 if method.steps is None else method.steps(arguments)
-            made, plain = method.make(**section), plain_field(method)
-            run = lambda key, made=made, plain=plain, steps=steps: sampling.sample(
-                key, plain, X, made, num_steps=steps
-            )
-        one, other = (np.asarray(run(jax.random.key(k)).x) for k in (1, 2))
+    for section, (one, other, _) in zip(settings(name), sampled(name), strict=True):
         assert np.isfinite(one).all()
-        assert (one != other).any() == method.noisy(arguments), (name, section)
+        noisy = method.noisy(registry.bound(method, section))
+        assert (one != other).any() == noisy, (name, section)
 
 
 @pytest.mark.parametrize("name", all_of(registry.Sampler))
 def test_a_sampler_with_a_clock_tells_the_time_and_one_without_does_not(name):
-    method, seen = METHODS[registry.Sampler][name], []
-
-    def listening(x, t=None, cond=None):
-        seen.append(t is not None)
-        return plain_field(method)(x, t)
-
-    for section in settings(name):
-        if method.adaptive:
-            method.make(listening, X, rtol=0.01, **section)
-        else:
-            steps = 2 if method.steps is None else method.steps(registry.bound(method, section))
-            sampling.sample(KEY, listening, X, method.make(**section), num_steps=steps)
-    assert seen and set(seen) == {method.clock}
+    method = METHODS[registry.Sampler][name]
+    for _, _, seen in sampled(name):
+        assert seen == {method.clock}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,13 @@ def test_the_levels_that_a_sampler_stands_at_fall_from_its_start(name):
 
 def called_with(name: str, section: dict, t: float) -> tuple[np.ndarray, list]:
     """A loss at one x and time t, of a field that shows its clock, and what it told the field."""
+    run, told = loss_of(name, tuple(sorted(section.items())))
+    return np.asarray(run(jnp.float32(t))), told
+
+
+@functools.cache
+def loss_of(name: str, section: tuple):
+    """The loss of a time, as one program, and what it tells its field of it."""
     method, told = METHODS[registry.Loss][name], []
     n = len(X)
 
@@ -168,7 +179,6 @@ def called_with(name: str, section: dict, t: float) -> tuple[np.ndarray, list]:
         told.append(t is not None)
         return field(x, t) if "vector" in method.outputs else potential(x, t)
 
-    sample = paths.PathSample(X + 1, X - 1, jnp.full(n, t), X, jnp.ones_like(X))
     keys = jax.random.split(KEY, n)
     extras = registry.Extras(
         key=keys,
@@ -182,8 +192,12 @@ def called_with(name: str, section: dict, t: float) -> tuple[np.ndarray, list]:
         last_layer=None,
     )
     given = {extra: getattr(extras, extra) for extra in method.extras}
-    loss, _ = method.function(listening, sample, None, **section, **given)
-    return np.asarray(loss), told
+
+    def run(t):
+        sample = paths.PathSample(X + 1, X - 1, jnp.full(n, t), X, jnp.ones_like(X))
+        return method.function(listening, sample, None, **dict(section), **given)[0]
+
+    return jax.jit(run), told
 
 
 @pytest.mark.parametrize("name", [n for n in all_of(registry.Loss) if "adversarial" not in n])

@@ -44,20 +44,19 @@ def trained(name, config, **kwargs):
     return fixture
 
 
-# A scalar network on images, which compiles in a tenth of the time of a transformer.
-MLP = {"net": "{'name':'mlp','width':16,'depth':1,'output':'scalar'}", "train.steps": 2}
-digits = trained("digits", TINY_DIGITS, small=MLP)
-transformer = trained("transformer", TINY_DIGITS, small={})
+FEW = {"train.steps": 2}
+digits = trained("digits", TINY_DIGITS, small=FEW)
+transformer = trained("transformer", f"{TINY_DIGITS}:sit", small={})
 moons = trained("moons", MOONS, train__steps=4)
 flow = trained("flow", FLOW, train__steps=2)
 edm = trained("edm", ROOT / "configs" / "edm_two_moons.py", train__steps=2, net__width=8)
-FLOWING = MLP | {
+FLOWING = FEW | {
     "net": "{'name':'mlp','width':16,'depth':1,'time_input':True}",
     "loss": "{'name':'flow_matching'}",
     "sampler": "{'name':'euler','num_steps':2}",
 }
 digit_flow = trained("digit_flow", TINY_DIGITS, small=FLOWING)
-some = trained("some", TINY_DIGITS, small=MLP, data__classes="(4,3,2,1,0)")
+some = trained("some", TINY_DIGITS, small=FEW, data__classes="(4,3,2,1,0)")
 
 
 @pytest.fixture
