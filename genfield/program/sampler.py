@@ -78,14 +78,11 @@ def create_sampler(
     Raises:
       UserError: unknown sampler or field, a clocked sampler chained, an energy that is not there.
     """
-    methods = methods or package()
-    chain = stages(config.sampler, methods)
-    _check_chain(config, chain, output, methods[registry.StopRule])
-    convert = _conversion(config, chain[0].method, methods)
-    guide, slots = _guidance(config, chain[0], num_classes, methods), config.sample.slots
+    chain, follow = create_chain(config, num_classes, output, methods)
+    slots = config.sample.slots
 
     def run(key, field, x, cond=None, trace=None):
-        field = convert(guide(field) if cond is not None else field)
+        field = follow(field, cond)
         if chain[0].method.adaptive:
             positions = None if trace is None else POSITIONS
             return chain[0].sampler(field, x, cond=cond, trace=positions)
@@ -96,6 +93,22 @@ def create_sampler(
         return sampling.chain(key, field, x, plan, cond=cond, trace=trace)
 
     return run
+
+
+def create_chain(
+    config, num_classes: int = 0, output: str = "potential", methods: Methods | None = None
+) -> tuple[list[Stage], Callable]:
+    """The stages of the section `sampler`, and follow(field, cond) -> the field they follow.
+
+    Raises:
+      UserError: as `create_sampler`.
+    """
+    methods = methods or package()
+    chain = stages(config.sampler, methods)
+    _check_chain(config, chain, output, methods[registry.StopRule])
+    convert = _conversion(config, chain[0].method, methods)
+    guide = _guidance(config, chain[0], num_classes, methods)
+    return chain, lambda field, cond=None: convert(guide(field) if cond is not None else field)
 
 
 def guided_product(config, methods: Methods) -> str:

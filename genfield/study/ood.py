@@ -1,18 +1,15 @@
 """Scores that tell what is out of distribution (EqM, arXiv:2510.02300, Table 6; DM Table 5)."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from genfield import data, rng
-from genfield.data import pixels, sets, to_unit
+from genfield.data import to_unit
 from genfield.errors import UserError
 from genfield.figures.study import histograms, image_rows
-from genfield.machine.logbook import say
 from genfield.metrics import detection
 from genfield.program.experiment import Experiment
 from genfield.registry import Positive, PositiveInt
@@ -25,6 +22,7 @@ from genfield.study.subject import (
     counter,
     drawn,
     heldout,
+    images_elsewhere,
     quantiles,
     scorer,
     source,
@@ -44,7 +42,7 @@ def ood(
     exp = subject.exp
     if blur <= 0:
         raise UserError(f"--blur must be positive, got {blur:g}")
-    others = {} if other is None else {"other": _other_images(exp, other, num)}
+    others = {} if other is None else {"other": images_elsewhere(exp, other, num, "--other")}
     x1, labels = heldout(exp, num)
     outside = _outside(subject, x1, blur) | _other_classes(exp, num) | others
     inside, scores, condition = _scores(subject, x1, labels, outside)
@@ -122,29 +120,6 @@ def _other_classes(exp: Experiment, num: int) -> dict[str, np.ndarray]:
         return {}
     rows = np.random.default_rng(0).permutation(examples.size)[:num]
     return {"other_classes": to_unit(examples.gather(rows)["x1"])}
-
-
-def _other_images(exp: Experiment, path: str, num: int) -> np.ndarray:
-    """Images from elsewhere in the size and channels of the data, [n, H, W, C]."""
-    if not exp.data.pixels:
-        raise UserError("--other names images, and this run was trained on none")
-    height, width, channels = exp.data.shape
-    place = Path(path).expanduser()
-    if place.is_dir() or place.suffix == ".npz" or not place.exists():
-        opened = sets.open_images(path)
-        read, size = opened.read, opened.size
-    else:
-        section = {"name": "images", "path": path, "size": height, "channels": channels}
-        section |= {"flip": False, "max_images": num}
-        held = data.create(section, batch_size=1, seed=0, log=say).examples["test"]
-        read, size = (lambda rows: held.gather(rows)["x1"]), held.size
-    levels = read(np.random.default_rng(0).permutation(size)[:num])
-    if levels.shape[1:] != exp.data.shape:
-        if height != width:
-            raise UserError(f"{path} has images of {levels.shape[1:]}, not {exp.data.shape}")
-        sheets = (Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in levels)
-        levels = np.stack([pixels.prepare(sheet, height, channels) for sheet in sheets])
-    return pixels.to_unit(levels)
 
 
 # Scores

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from genfield import registry, rng
+from genfield import data, registry, rng
 from genfield.data import pixels, sets, to_unit
 from genfield.errors import UserError
 from genfield.machine import logbook, sharding
@@ -46,11 +47,12 @@ class Study(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a study found: JSON-able figures, a table (the first row its head), pictures."""
+    """What a study found: JSON-able figures, a table (the first row its head), pictures, arrays."""
 
     figures: dict
     table: list[tuple]
     pictures: list[Path]
+    arrays: dict[str, np.ndarray] | None = None
 
 
 # Data and noise
@@ -63,6 +65,38 @@ def heldout(exp: Experiment, num: int) -> tuple[np.ndarray, np.ndarray | None]:
         say(f"{size:,} held-out examples, fewer than the {num:,} asked for")
     batch = exp.data.heldout(0, min(num, size) if size else num)
     return to_unit(batch["x1"]), batch.get("label")
+
+
+def images_elsewhere(
+    exp: Experiment, path: str, num: int, flag: str, *, shuffle: bool = True
+) -> np.ndarray:
+    """Up to `num` images of a folder, .npz or archive in the size and channels of the data.
+
+    Args:
+      flag: what named the path, for messages. shuffle: chosen at random, or the first.
+    Returns:
+      [n, H, W, C], as the network sees them.
+    """
+    if not exp.data.pixels:
+        raise UserError(f"{flag} names images, and this run was trained on none")
+    height, width, channels = exp.data.shape
+    place = Path(path).expanduser()
+    if place.is_dir() or place.suffix == ".npz" or not place.exists():
+        opened = sets.open_images(path)
+        read, size = opened.read, opened.size
+    else:
+        section = {"name": "images", "path": path, "size": height, "channels": channels}
+        section |= {"flip": False, "max_images": num}
+        held = data.create(section, batch_size=1, seed=0, log=say).examples["test"]
+        read, size = (lambda rows: held.gather(rows)["x1"]), held.size
+    rows = np.random.default_rng(0).permutation(size) if shuffle else np.arange(size)
+    levels = read(rows[:num])
+    if levels.shape[1:] != exp.data.shape:
+        if height != width:
+            raise UserError(f"{path} has images of {levels.shape[1:]}, not {exp.data.shape}")
+        sheets = (Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in levels)
+        levels = np.stack([pixels.prepare(sheet, height, channels) for sheet in sheets])
+    return pixels.to_unit(levels)
 
 
 def training(exp: Experiment, num: int = PER_DRAWN, part: int = 1024):
