@@ -16,7 +16,7 @@ from genfield.sampling.diffusion import (
     probability_flow,
     reverse_ve,
 )
-from genfield.sampling.editing import ascent, inpaint, interpolate, midway
+from genfield.sampling.editing import ascent, inpaint, interpolate, midway, pace
 from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracing
 from genfield.sampling.mcmc import hamiltonian, langevin
 from genfield.sampling.multistep import multistep, schedule
@@ -43,6 +43,7 @@ __all__ = [
     "midway",
     "multistep",
     "nesterov",
+    "pace",
     "predictor_corrector",
     "probability_flow",
     "refill",

@@ -25,6 +25,7 @@ def inpaint(
     *,
     times: Array | None = None,
     path: paths.Path = paths.linear,
+    noise: Array | None = None,
     resample: int = 1,
 ) -> Sampler:
     """`sampler`, whose samples are `known` where they are not `free`, to the bit.
@@ -42,12 +43,15 @@ def inpaint(
     Without `times`, of a sampler without a clock, the known part stands as it is from the start on.
     Then a gradient is that of the energy on the free part (`guidance.held`), and what a sampler is
     true to without a mask, it is true to with one: Langevin and HMC draw from the conditional law.
+    A network that learned on the path alone may not know what is noise in one part and data in
+    another: then give such a sampler the `times` of its `pace`.
 
     Args:
       known: [B, *D], read where not `free`. free: bool, broadcasts against it.
       times: [num_steps + 1], where the sampler stands before each step and at the end: times, or
-        noise levels as its record's `levels` gives them. None: the sampler has no clock.
-      path: of the field. resample: how often each step is taken, at as many times the cost; above 1
+        noise levels as its record's `levels` gives them. None: as they are throughout.
+      path: of the field. noise: of the known part, [B, *D]; None: what the sampler starts at.
+      resample: how often each step is taken, at as many times the cost; above 1
         for a standard normal source alone, by which things are noised.
     Raises:
       ValueError: resample not positive, or above 1 without times; when used: another number of
@@ -64,7 +68,7 @@ def inpaint(
         if num_steps != len(times) - 1:
             raise ValueError(f"{len(times)} times are those of {len(times) - 1} steps")
         state = sampler.init(x, num_steps)
-        return state._replace(memory=(state.memory, jnp.int32(0), x))
+        return state._replace(memory=(state.memory, jnp.int32(0), x if noise is None else noise))
 
     def step(key, field, state, cond):
         inner, k, noise = state.memory
@@ -77,7 +81,8 @@ def inpaint(
             before = State(keep(x, known_at(None)), nfe, state.done, inner)
             drawn = key if resample == 1 else fold_in(key, number)
             after = sampler.step(drawn, held(field, known_at, free), before, cond)
-            return after._replace(x=keep(after.x, at(jnp.full(x.shape[:1], there), noise)))
+            end = at(jnp.full(x.shape[:1], there), noise)
+            return after._replace(x=keep(after.x, jnp.where(k + 2 == len(times), known, end)))
 
         def again(number, carry):
             after, _ = carry
@@ -94,6 +99,24 @@ def inpaint(
 
     info = lambda state: sampler.info(state._replace(memory=state.memory[0]))
     return Sampler(init, step, info, sampler.stops)
+
+
+def pace(trace: Array) -> Array:
+    """Where on the linear path a sampler without a clock is, from its samples' traces.
+
+    The share of the way from the start to the end that each position has gone along the straight
+    line between them, in the mean over samples; never falling, from 0 to exactly 1.
+
+    Args:
+      trace: [num_steps + 1, B, *D], as `sample` gives it with trace=1.
+    Returns:
+      [num_steps + 1]: the `times` of `inpaint`.
+    """
+    flat = trace.reshape(*trace.shape[:2], -1)
+    way = flat[-1] - flat[0]
+    gone = jnp.sum((flat - flat[0]) * way, axis=-1) / jnp.sum(way * way, axis=-1)
+    times = jax.lax.cummax(jnp.clip(jnp.mean(gone, axis=1), 0.0, 1.0))
+    return times.at[0].set(0.0).at[-1].set(1.0)
 
 
 def _inpaint_still(sampler: Sampler, known: Array, free: Array, keep) -> Sampler:

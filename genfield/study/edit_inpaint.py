@@ -6,7 +6,7 @@ from genfield import rng
 from genfield.errors import UserError
 from genfield.figures.editing import conditionals
 from genfield.figures.study import image_rows
-from genfield.registry import NotNegativeInt, PositiveInt
+from genfield.registry import NotNegativeInt, PositiveInt, choose
 from genfield.study import editing
 from genfield.study.subject import (
     SHOWN,
@@ -21,6 +21,7 @@ from genfield.study.subject import (
     training,
 )
 
+KNOWN = ("auto", "path", "still")
 RESAMPLE = 10  # RePaint, appendix: r of its default schedule
 SLICES = 4  # known values of a point's picture
 NEAREST = 400  # points of the data that stand for the conditional law at a known value
@@ -33,6 +34,7 @@ def edit_inpaint(
     num: PositiveInt = 8,
     variations: PositiveInt = 3,
     resample: NotNegativeInt = 0,
+    known: str = "auto",
     images: str | None = None,
     labels: tuple[str, ...] = (),
 ) -> Findings:
@@ -42,9 +44,12 @@ def edit_inpaint(
     true part it is; auto: the center of images, the right half of points. num: examples, held out
     where no images are named. variations: of each, from noises of their own. resample: how often
     each step is taken, noised back between (RePaint); 0: 10 where the source is normal and the
-    sampler has a clock, else 1. labels: by number or name, one for all or one an example.
+    sampler has a clock, else 1. known: of a sampler without a clock: path (partly noised, at the
+    pace at which the sampler goes), still (as it is at every step), or auto: still of points.
+    labels: by number or name, one for all or one an example.
     """
     exp, made = subject.exp, editing.editor(subject)
+    choose("--known", known, KNOWN)
     name = ("right" if len(exp.data.shape) < 3 else "center") if mask == "auto" else mask
     hidden = editing.mask(name, exp.data.shape)
     repeats = _repeats(made, resample)
@@ -53,7 +58,9 @@ def edit_inpaint(
     x1, cond, count = repeated(given.x1), repeated(given.labels), len(given.x1) * variations
     noise = source(subject, count)
     tick = counter("samples", 2 * count)
-    run = editing.running(subject, made, editing.inpainted(made, hidden, repeats))
+    known = ("still" if len(exp.data.shape) == 1 else "path") if known == "auto" else known
+    pace = editing.paced(subject) if made.times is None and known == "path" else None
+    run = editing.running(subject, made, editing.inpainted(made, hidden, repeats, pace))
     out = run(subject.params, noise, x1, cond, tick=tick)
     free = sampler_from(subject)(subject.params, noise, cond, tick=tick)["x"]
     x = out["x"]
@@ -67,7 +74,7 @@ def edit_inpaint(
     rows[0]["spread_hidden"] = float(by_example.std(1)[:, hidden].mean())
     rows[0]["changed_known"] = float(np.abs((x - x1)[:, ~hidden]).max())
     figures = {"rows": rows, "hidden": float(hidden.mean()), "mask": name, "resample": repeats}
-    figures |= {"examples": len(given.x1), "labels": given.told, "known": _told(made)}
+    figures |= {"examples": len(given.x1), "labels": given.told, "known": _told(made, pace)}
     pictures = []
     if exp.data.pixels:
         shown = {"input": given.x1, "known": np.where(hidden, 0.0, given.x1)}
@@ -94,11 +101,13 @@ def _repeats(made: editing.Editor, resample: int) -> int:
     return resample or (RESAMPLE if able else 1)
 
 
-def _told(made: editing.Editor) -> str:
+def _told(made: editing.Editor, pace) -> str:
     """How the known part is held, in words."""
-    if made.times is None:
-        return "as it is at every step: the sampler has no clock"
-    return "at each time as the path makes it of data and noise"
+    if made.times is not None:
+        return "at each time as the path makes it of data and noise"
+    if pace is None:
+        return "as it is at every step"
+    return "as the path makes it of data and noise, at the pace of the sampler's own samples"
 
 
 def _conditionals(subject: Subject, run, hidden: np.ndarray, labels) -> tuple:

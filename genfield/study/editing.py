@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -17,8 +18,10 @@ from genfield.guidance import held
 from genfield.program import sampler as samplers
 from genfield.registry import choose
 from genfield.sampling import Samples
-from genfield.study.subject import Subject, heldout, images_elsewhere, on_batches
+from genfield.study.subject import Subject, heldout, images_elsewhere, on_batches, source
+from genfield.study.subject import labels as labels_of_samples
 
+PACED = 16  # samples a device whose way tells a pace
 MASKS = ("left", "right", "top", "bottom", "center")
 
 
@@ -196,19 +199,38 @@ def running(subject: Subject, made: Editor, run: Callable) -> Callable:
     return on_batches(subject.exp, call)
 
 
-def inpainted(made: Editor, hidden: np.ndarray, resample: int) -> Callable:
-    """run(keys, field, noise, x1, cond) -> Samples that are x1 outside `hidden`."""
+def paced(subject: Subject) -> np.ndarray:
+    """The `sampling.pace` of a run's sampler without a clock, on a few samples of its own."""
+    exp, num = subject.exp, PACED * subject.exp.mesh.size
+
+    def call(field, index, x, cond):
+        keys = rng.per_index(rng.stream(subject.seed, "sampler"), index, lambda k: k)
+        return exp.sampler(keys, field, x, cond, 1).trace
+
+    trace = jax.jit(lambda params, *given: call(exp.objective.field(params), *given))
+    cond = labels_of_samples(exp, num)
+    return np.asarray(
+        sampling.pace(trace(subject.params, jnp.arange(num), source(subject, num), cond))
+    )
+
+
+def inpainted(made: Editor, hidden: np.ndarray, resample: int, pace=None) -> Callable:
+    """run(keys, field, noise, x1, cond) -> Samples that are x1 outside `hidden`.
+
+    pace: of a sampler without a clock; None: the known part stands as it is.
+    """
     free = jnp.asarray(hidden)[None]
 
     def run(keys, field, noise, x1, cond) -> Samples:
         if made.first.method.adaptive:
             return _inpainted_adaptively(made, free, field, noise, x1, cond)
-        times = None if made.times is None else jnp.asarray(made.times, jnp.float32)
-        keep = dict(times=times, path=made.path, resample=resample)
-        stages = [
-            (sampling.inpaint(stage.sampler, x1, free, **keep), stage.num_steps)
-            for stage in made.chain
-        ]
+        times, begin, stages = made.times if pace is None else pace, 0, []
+        for stage in made.chain:
+            end = begin + stage.num_steps
+            keep = dict(path=made.path, resample=resample, noise=noise)
+            keep["times"] = None if times is None else times[begin : end + 1]
+            stages.append((sampling.inpaint(stage.sampler, x1, free, **keep), stage.num_steps))
+            begin = end
         return sampling.chain(keys, field, noise, stages, cond=cond)
 
     return run
