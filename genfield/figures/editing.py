@@ -48,11 +48,11 @@ def curves(path: Path, noise: np.ndarray, x: np.ndarray, target: np.ndarray) -> 
 
 
 def orders(path: Path, rows: list[dict]) -> Path:
-    """The error of there and back against the number of steps, with slopes of orders 1 and 2."""
+    """The error of there and back against the number of steps, with slopes of orders 1 to 3."""
     steps, rmse = (np.array([row[name] for row in rows]) for name in ("num_steps", "rmse"))
     figure, axes = plt.subplots(figsize=(5.2, 3.8))
     axes.plot(steps, rmse, "o-", color=END, label="reconstruction")
-    for order, style in ((1, ":"), (2, "--")):
+    for order, style in ((1, ":"), (2, "--"), (3, "-.")):
         slope = rmse[0] * (steps / steps[0]) ** float(-order)
         axes.plot(steps, slope, style, color=MIDDLE, label=f"order {order}")
     axes.set(xscale="log", yscale="log", xlabel="steps", title="root mean squared error")

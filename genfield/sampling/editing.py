@@ -113,8 +113,8 @@ def pace(trace: Array) -> Array:
       [num_steps + 1]: the `times` of `inpaint`.
     """
     flat = trace.reshape(*trace.shape[:2], -1)
-    way = flat[-1] - flat[0]
-    gone = jnp.sum((flat - flat[0]) * way, axis=-1) / jnp.sum(way * way, axis=-1)
+    way = flat[-1:] - flat[:1]
+    gone = jnp.sum((flat - flat[:1]) * way, axis=-1) / jnp.sum(way * way, axis=-1)
     times = jax.lax.cummax(jnp.clip(jnp.mean(gone, axis=1), 0.0, 1.0))
     return times.at[0].set(0.0).at[-1].set(1.0)
 

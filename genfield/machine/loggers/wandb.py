@@ -14,6 +14,7 @@ from genfield import registry
 from genfield.machine import logbook
 
 FILE, PROJECT = "wandb.json", "genfield"
+KEPT = {"id": str, "project": str, "written": dict}
 WAIT = 60  # seconds that a start or an end waits for the network
 WITHOUT_NETWORK = ("offline", "disabled", "dryrun")
 
@@ -25,9 +26,17 @@ class WandB:
         import wandb
 
         self.wandb, self.path = wandb, workdir / FILE
-        self.known = self._read() or {"id": secrets.token_hex(4), "written": {}}
+        asked = config["train"].get("project")
+        default = asked or os.environ.get("WANDB_PROJECT", PROJECT)
+        first = {"id": secrets.token_hex(4), "project": default, "written": {}}
+        self.known = self._read() or first
+        if asked not in (None, self.known["project"]):
+            raise ValueError(
+                f"this run is in project {self.known['project']!r}: delete {self.path} to begin "
+                f"one in {asked!r}"
+            )
         self.run = wandb.init(
-            project=config["train"].get("project") or os.environ.get("WANDB_PROJECT", PROJECT),
+            project=self.known["project"],
             name=os.environ.get("WANDB_NAME", workdir.name),
             id=self.known["id"],
             resume="allow",
@@ -42,7 +51,7 @@ class WandB:
     def _read(self) -> dict | None:
         try:
             known = json.loads(self.path.read_text())
-            return {"id": str(known["id"]), "written": dict(known["written"])}
+            return {name: kind(known[name]) for name, kind in KEPT.items()}
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
