@@ -35,8 +35,8 @@ def inpaint(
     not quite those of the conditional law, as the free part does not answer for the noise of the
     known one. `resample` lets it: after each step the whole is noised back to where the step began,
     and the step is taken again (RePaint, Lugmayr et al., arXiv:2201.09865, Algorithm 1). Of a
-    normal law in the plane of correlation 0.8, with its exact velocity and 50 steps, given x two
-    standard deviations above its mean, the mean and the variance of y missed the conditional ones
+    normal law in the plane of correlation 0.8, with its exact velocity and 50 steps, given x one
+    standard deviation above its mean, the mean and the variance of y missed the conditional ones
     by -57% of the shift and +86% with resample = 1, by -17% and +17% with 5, -8% and +5% with 10,
     -3% and +3% with 20, with any number of steps.
 

@@ -68,7 +68,7 @@ def edit_invert(
     figures |= {"source": {"mean": float(expected.mean()), "std": float(expected.std())}}
     pictures = [] if len(rows) < 2 else [orders(subject.picture("_steps"), rows)]
     if exp.data.pixels:
-        shown = {"input": x1, "its noise": noise["x"] / 2, "and back": again["x"]}
+        shown = {"input": x1, "its noise / 2": noise["x"] / 2, "and back": again["x"]}
         shown["difference x 10"] = 10 * np.abs(again["x"] - x1) - 1
         pictures.append(image_rows(subject.picture(""), shown, SHOWN))
     elif exp.data.shape == (2,):
