@@ -55,7 +55,8 @@ def edit_interpolate(
     flat = start.reshape(-1, *start.shape[2:])
     repeated = None if cond is None else np.repeat(cond, weights)
     tick = counter("samples", len(flat))
-    x = sampler_from(subject)(subject.params, flat, repeated, tick=tick)["x"]
+    pair = np.repeat(np.arange(num, dtype=np.int32), weights)  # whose noise a sampler's own is
+    x = sampler_from(subject)(subject.params, flat, repeated, pair, tick=tick)["x"]
     editing.check_finite(x)
     reference = list(training(exp, max_train))
     nearest = distances.nearest(x, reference).distance.reshape(num, weights)

@@ -13,7 +13,7 @@ from genfield import paths, registry, rng, sampling
 from genfield.data import to_uint8
 from genfield.data.npz import READ_ERRORS
 from genfield.errors import UserError
-from genfield.fields import expand
+from genfield.fields import evaluations, expand
 from genfield.guidance import held
 from genfield.program import sampler as samplers
 from genfield.registry import choose
@@ -237,10 +237,18 @@ def inpainted(made: Editor, hidden: np.ndarray, resample: int, pace=None) -> Cal
 
 
 def _inpainted_adaptively(made: Editor, free, field, noise, x1, cond) -> Samples:
-    """The same of a sampler that chooses its own steps: its field alone is held."""
-    at = lambda t: expand(made.path.alpha(t), x1) * x1 + expand(made.path.sigma(t), x1) * noise
-    out = made.first.sampler(held(field, at, free), noise, cond=cond)
-    return out._replace(x=jnp.where(free, out.x, x1))
+    """The same of a sampler that chooses its own steps: its field alone is held.
+
+    It may take the samples one by one, each with its own of what is passed as its condition.
+    """
+
+    def follow(x, t=None, given=None):
+        x1, noise, own = given
+        at = lambda t: expand(made.path.alpha(t), x) * x1 + expand(made.path.sigma(t), x) * noise
+        return held(field, at, free)(x, t, own)
+
+    out = made.first.sampler(follow, noise, cond=(x1, noise, cond))
+    return out._replace(x=jnp.where(free, out.x, x1), nfe=out.nfe * evaluations(field))
 
 
 def partly(made: Editor, strength: float) -> tuple[Callable, Callable, dict[str, Any]]:

@@ -166,13 +166,16 @@ def with_sampler(exp: Experiment, config) -> Experiment:
 
 
 def sampler_from(subject: Subject) -> Callable:
-    """over(params, start, cond) -> {"x", "nfe"}: the run's sampler from given points."""
+    """over(params, start, cond, number=None) -> {"x", "nfe"}: the run's sampler from given points.
+
+    number: [N], whose sampler's own noise each takes; None: its own.
+    """
     config = subject.exp.config.copy_and_resolve_references()
     config.sample.slots = 0
     exp, key = with_sampler(subject.exp, config), rng.stream(subject.seed, "sampler")
 
-    def call(field, index, start, cond):
-        keys = rng.per_index(key, index, lambda k: k)
+    def call(field, index, start, cond, number=None):
+        keys = rng.per_index(key, index if number is None else number, lambda k: k)
         out = exp.sampler(keys, field, start, cond)
         return {"x": out.x, "nfe": out.nfe}
 
