@@ -86,9 +86,13 @@ def _against() -> str | None:
     """Without a key W&B would ask for one, and wait."""
     import wandb
 
-    if wandb.setup().settings.mode in WITHOUT_NETWORK or wandb.login(prompt=False):
+    if wandb.setup().settings.mode in WITHOUT_NETWORK:
         return None
-    return "has no account here: run `wandb login`, or set WANDB_MODE=offline"
+    try:
+        known = wandb.login(prompt=False)
+    except wandb.Error:  # a key that cannot be tried now: the start says so, and training goes on
+        return None
+    return None if known else "has no account here: run `wandb login`, or set WANDB_MODE=offline"
 
 
 METHOD = registry.Logger(
