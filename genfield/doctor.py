@@ -23,6 +23,7 @@ OPTIONAL = (
     ),
     ("ot", "W2 of more than 3,000 points in seconds", "transport"),
     ("tensorboardX", "TensorBoard events", "tensorboard"),
+    ("wandb", "train.loggers: Weights & Biases", "wandb"),
 )
 
 

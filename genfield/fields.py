@@ -151,6 +151,19 @@ def negate(field: Field) -> Field:
     return velocity
 
 
+def backwards(field: Field) -> Field:
+    """The velocity of a path gone from its end to its start: -v(x, 1 - t).
+
+    Samplers that integrate a velocity from t = 0 to 1 then take data to noise.
+    """
+
+    def velocity(x, t=None, cond=None):
+        return -direction(field(x, None if t is None else 1 - t, cond))
+
+    velocity.evaluations = evaluations(field)
+    return velocity
+
+
 def divergence(field: Field, x: Array, t: Array | None = None, cond: Any = None) -> Array:
     """Exact divergence by one jvp a dimension, [B, *D] -> [B]; for few dimensions."""
     size = x[0].size

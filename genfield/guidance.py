@@ -1,10 +1,10 @@
-"""Fields made of fields: guidance, sums and multiples.
+"""Fields made of fields: guidance, sums, multiples, and fields of which a part of x is known.
 
 Guidance has one convention: u + w (c - u), w the scale. Scale 0 is the unconditional field, 1 the
 conditional one, larger values overshoot it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -208,3 +208,28 @@ def scaled(field: Field, factor: Array | float) -> Field:
 
     times.evaluations = evaluations(field)
     return times
+
+
+def held(field: Field, known: Callable[[Array | None], Array], free: Array) -> Field:
+    """The field where a part of x is known: it sees that part as it is, not as x has it.
+
+    The gradient of a field without t is zero in the known part. So a field that is the gradient of
+    an energy becomes that of the energy on the rest, exactly, and any sampler that descends or
+    explores it stays within what is known. Fields with a clock keep what they say of the known
+    part, which no sample follows (`sampling.inpaint`).
+
+    Args:
+      known: t [B] or None -> [B, *D], what the known part is there; the rest of it is not read.
+      free: True where x is not known; broadcasts against x.
+    """
+
+    def restricted(x, t=None, cond=None):
+        output = field(jnp.where(free, x, known(t)), t, cond)
+        if t is not None:
+            return output
+        if isinstance(output, Prediction):
+            return output._replace(direction=jnp.where(free, output.direction, 0.0))
+        return jnp.where(free, output, 0.0)
+
+    restricted.evaluations = evaluations(field)
+    return restricted

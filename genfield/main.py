@@ -35,8 +35,13 @@ def run(argv: list[str]) -> None:
     command.start_distributed(values)
     command.check_devices()
     # Only now, with the simple mistakes told within a second, the slow imports.
+    from genfield import registry
+    from genfield.machine import loggers
     from genfield.program import experiment, modes
+    from genfield.program.methods import package
 
+    if values.mode in ("train", "evaluate") and values.samples is None:
+        loggers.check(config.train.loggers, (methods or package())[registry.Logger])
     if values.samples is not None:
         modes.evaluate_images(config, workdir, values.samples, methods)
         return

@@ -41,10 +41,13 @@ def _box(*clouds: np.ndarray) -> tuple:
     return (low[0] - margin, high[0] + margin), (low[1] - margin, high[1] + margin)
 
 
-def moves(path: Path, panels: dict[str, tuple], target: np.ndarray) -> Path:
-    """For each name, where samples started (black) and ended (blue), over the target; 2-D."""
+def moves(path: Path, panels: dict[str, tuple], target: np.ndarray, *more: np.ndarray) -> Path:
+    """For each name, where samples started (black) and ended (blue), over the target; 2-D.
+
+    more: further points that the pictures have room for.
+    """
     figure, axes = grid(len(panels), 3.4, 3.6)
-    limits = _box(target, *(start for start, _ in panels.values()))
+    limits = _box(target, *more, *(start for start, _ in panels.values()))
     for (title, (start, end)), panel in zip(panels.items(), axes, strict=True):
         scatter(panel, target, TARGET, 1, 0.25)
         lines = np.stack([start, end])[:, :200]

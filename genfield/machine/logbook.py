@@ -1,4 +1,4 @@
-"""What a run tells: progress on the screen, metrics.jsonl, TensorBoard, summary.json."""
+"""What a run tells: progress on the screen, metrics.jsonl, summary.json."""
 
 import json
 import math
@@ -7,6 +7,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from genfield.errors import tell
 
@@ -94,21 +95,14 @@ class Progress:
 
 
 class Metrics:
-    """metrics.jsonl, a JSON object a line, and TensorBoard events where tensorboardX is there."""
+    """metrics.jsonl, a JSON object a line, and the loggers beside it (`machine.loggers`)."""
 
-    def __init__(self, workdir: Path, step: int = 0):
+    def __init__(self, workdir: Path, step: int = 0, loggers: Any = None):
         """Appends to the file; lines beyond `step`, of a run that was killed later, go."""
-        self.path = workdir / "metrics.jsonl"
+        self.path, self.loggers = workdir / "metrics.jsonl", loggers
         self.active = first_process()
-        self.board = None
-        if not self.active:
-            return
-        self._replace([row for row in read_metrics(workdir) if row["step"] <= step])
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            return
-        self.board = SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+        if self.active:
+            self._replace([row for row in read_metrics(workdir) if row["step"] <= step])
 
     def _replace(self, rows: list[dict]) -> None:
         replace_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -124,14 +118,18 @@ class Metrics:
         self.written.add((step, split))
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(f"{split}/{name}", value, step)
+        if self.loggers is not None:
+            self.loggers.write(step, split, values)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """A PNG of a step, for the loggers that show pictures."""
+        if self.active and self.loggers is not None:
+            self.loggers.images(step, name, path)
 
     def close(self) -> None:
-        """Flushes the TensorBoard events."""
-        if self.board is not None:
-            self.board.close()
+        """Ends the loggers."""
+        if self.loggers is not None:
+            self.loggers.close()
 
 
 def read_metrics(workdir: Path) -> list[dict]:

@@ -97,6 +97,8 @@ SECTIONS = dict(
         eval_every=not_negative(0),  # 0: at the end
         eval_batches=positive(4),  # of held-out examples
         eval_samples=not_negative(0),  # drawn and measured at each evaluation, with a picture
+        loggers=("auto",),  # beside metrics.jsonl; auto: tensorboard where it is installed
+        project=Unset(str),  # of loggers that have one; wandb: WANDB_PROJECT, else genfield
     ),
     checkpoint=dict(
         every=positive(1000), keep=positive(2), keep_best=not_negative(1), best_metric="loss"

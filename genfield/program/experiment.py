@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from genfield import data, registry, rng
 from genfield.data import Dataset, recorded
 from genfield.errors import UserError
-from genfield.machine import checkpoint, logbook, sharding
-from genfield.program import checks, objective, optimizer, parts, sampler, train_step
+from genfield.machine import checkpoint, logbook, loggers, sharding
+from genfield.program import checks, config_io, objective, optimizer, parts, sampler, train_step
 from genfield.program.methods import package
 from genfield.program.objective import Objective
 from genfield.program.train_step import TrainState
@@ -132,6 +132,7 @@ def open_data(config, workdir: Path, methods: Methods, now: bool) -> Dataset:
 def check_names(config, methods: Methods) -> None:
     """Raises UserError for unknown losses, samplers, couplings, …; before any data are read."""
     choose("net", config.net.get("name"), methods[registry.Network])
+    loggers.named(config.train.loggers, methods[registry.Logger])
     parts.create(config, methods)
     sampler.create_sampler(config, methods=methods)
 
@@ -199,6 +200,13 @@ def _label_rows(config, dataset: Dataset, methods: Methods) -> set[str]:
             found.append({name: leaf.shape for name, leaf in leaves})
     names = {name for shapes in found for name in shapes}
     return {name for name in names if len({shapes.get(name) for shapes in found}) > 1}
+
+
+def open_metrics(exp: Experiment, step: int) -> logbook.Metrics:
+    """metrics.jsonl of a run that begins or goes on at `step`, and the loggers that it asks for."""
+    records = loggers.named(exp.config.train.loggers, exp.methods[registry.Logger])
+    opened = loggers.Loggers(records, exp.workdir, config_io.to_dict(exp.config), step)
+    return logbook.Metrics(exp.workdir, step, opened)
 
 
 def draw_batch(experiment: Experiment) -> Callable | None:

@@ -46,7 +46,7 @@ class Loop:
         self.counted = meta.get("counted", 0)
         self.spent = meta.get("wall_time_s", 0.0)
         self.begun = time.monotonic()
-        self.metrics = logbook.Metrics(exp.workdir, self.step)
+        self.metrics = experiment.open_metrics(exp, self.step)
         self.pending: deque[tuple[int, Any, Any]] = deque()  # (step, metrics, batch), unread
         self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
         self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
@@ -58,6 +58,13 @@ class Loop:
 
     def run(self) -> None:
         """Trains to `train.steps`; raises preemption.Preempted after saving."""
+        try:
+            self._train()
+        except BaseException:
+            self.metrics.close()  # what was logged is sent, whatever ended the training
+            raise
+
+    def _train(self) -> None:
         config, steps = self.config, self.config.train.steps
         if self.step < steps:
             say("compiling the train step …")
@@ -167,7 +174,8 @@ class Loop:
             say(f"not measured at step {self.step}: {error}")
             return {}
         if pictures is not None and jax.process_index() == 0:
-            figures.image_grid(self.exp.workdir / "samples" / f"step_{self.step}.png", pictures)
+            path = self.exp.workdir / "samples" / f"step_{self.step}.png"
+            self.metrics.picture(self.step, "samples", figures.image_grid(path, pictures))
         return out.results
 
     def _save(self) -> None:

@@ -5,7 +5,7 @@ import functools
 from genfield import registry
 from genfield.registry import Methods
 
-ROOMS = ("paths", "couplings", "losses", "sampling", "nets", "data", "metrics")
+ROOMS = ("paths", "couplings", "losses", "sampling", "nets", "data", "metrics", "machine.loggers")
 
 
 @functools.cache

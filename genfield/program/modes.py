@@ -11,7 +11,7 @@ from genfield import data, registry, rng
 from genfield.data import recorded, sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
-from genfield.machine import logbook, preemption, sharding
+from genfield.machine import logbook, loggers, preemption, sharding
 from genfield.machine.logbook import say
 from genfield.metrics import images
 from genfield.program import (
@@ -28,7 +28,7 @@ from genfield.program import (
 )
 from genfield.program import evaluate as evaluation
 from genfield.program.evaluate import Evaluation, Evaluator
-from genfield.program.experiment import Experiment
+from genfield.program.experiment import Experiment, open_metrics
 from genfield.program.loop import Loop
 from genfield.program.methods import package
 from genfield.program.open_run import load_state
@@ -150,7 +150,7 @@ def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
     evaluator = Evaluator(exp)
     state, step = load_state(exp, step, best)
     newest = max((row["step"] for row in logbook.read_metrics(exp.workdir)), default=step)
-    metrics = logbook.Metrics(exp.workdir, newest)
+    metrics = open_metrics(exp, newest)
     out, made, drawn = finish(exp, evaluator, state, step, metrics)
     metrics.close()
     closing.report(exp, evaluator, out, made, drawn)
@@ -183,6 +183,8 @@ def finish(
     )
     card.write(exp.workdir, made)
     drawn = pictures.draw(exp, params, step, out.images) if section.figures else []
+    for path in drawn:
+        metrics.picture(step, loggers.picture_name(path), path)
     say(f"evaluated in {logbook.duration(time.monotonic() - started)}")
     return out, made, drawn
 

@@ -82,25 +82,19 @@ def create_sampler(
     Raises:
       UserError: unknown sampler or field, a clocked sampler chained, an energy that is not there.
     """
-    methods = methods or package()
-    chain = stages(config.sampler, methods)
-    _check_chain(config, chain, output, methods[registry.StopRule])
-    convert = _conversion(config, chain[0].method, methods)
-    guide = _guidance(config, chain[0], num_classes, methods)
-    follow = lambda field, cond: convert(guide(field) if cond is not None else field)
-    return Course(follow, chain, config.sample.slots)
+    return Course(*create_chain(config, num_classes, output, methods), config.sample.slots)
 
 
 class Course(NamedTuple):
     """The sampler of a config; called, it runs in one piece.
 
     Attributes:
-      follow: (field, cond) -> the field that its stages follow.
-      stages: of the chain. slots: of `sample.slots`.
+      stages: of the chain. follow: (field, cond) -> the field that they follow.
+      slots: of `sample.slots`.
     """
 
-    follow: Callable
     stages: list[Stage]
+    follow: Callable
     slots: int
 
     def __call__(self, key, field, x, cond=None, trace=None) -> Samples:
@@ -137,6 +131,22 @@ def _of_stage(number: int, stage: Stage, trace: int | None) -> Pieces:
     run = pieces(stage.sampler, stage.num_steps, stage_trace(trace, stage.num_steps))
     advance = lambda key, *rest: run.advance(fold_in(key, number), *rest)
     return run._replace(advance=advance)
+
+
+def create_chain(
+    config, num_classes: int = 0, output: str = "potential", methods: Methods | None = None
+) -> tuple[list[Stage], Callable]:
+    """The stages of the section `sampler`, and follow(field, cond) -> the field they follow.
+
+    Raises:
+      UserError: as `create_sampler`.
+    """
+    methods = methods or package()
+    chain = stages(config.sampler, methods)
+    _check_chain(config, chain, output, methods[registry.StopRule])
+    convert = _conversion(config, chain[0].method, methods)
+    guide = _guidance(config, chain[0], num_classes, methods)
+    return chain, lambda field, cond=None: convert(guide(field) if cond is not None else field)
 
 
 def guided_product(config, methods: Methods) -> str:

@@ -356,3 +356,25 @@ class Metric(Record):
 
     def __post_init__(self):
         self._check("reads", READINGS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Logger(Record):
+    """Where figures go beside metrics.jsonl: make(workdir, *, config, step) -> an object with
+
+    write(step, split, values {name: number}), images(step, name, path of a PNG), close(). `config`
+    is the run's, as JSON types; `step` is where it begins or goes on: what was written beyond it is
+    written anew. Only process 0 opens one, and what it raises is a warning.
+
+    Attributes:
+      needs: the module that it imports; None: nothing. install: what pip installs for it.
+      against: () -> what stands against starting it now, in words that go on "'name' …", told
+        before training; None: nothing.
+      automatic: whether "auto" in `train.loggers` means it where it is installed.
+    """
+
+    make: Callable
+    needs: str | None
+    install: str
+    against: Callable[[], str | None]
+    automatic: bool

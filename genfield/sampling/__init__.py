@@ -16,6 +16,7 @@ from genfield.sampling.diffusion import (
     probability_flow,
     reverse_ve,
 )
+from genfield.sampling.editing import ascent, inpaint, interpolate, midway, pace
 from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracing
 from genfield.sampling.mcmc import hamiltonian, langevin
 from genfield.sampling.multistep import multistep, schedule
@@ -27,6 +28,7 @@ __all__ = [
     "Sampler",
     "Samples",
     "State",
+    "ascent",
     "chain",
     "edm_euler",
     "edm_heun",
@@ -35,9 +37,13 @@ __all__ = [
     "gradient_norm",
     "hamiltonian",
     "heun",
+    "inpaint",
+    "interpolate",
     "langevin",
+    "midway",
     "multistep",
     "nesterov",
+    "pace",
     "predictor_corrector",
     "probability_flow",
     "refill",

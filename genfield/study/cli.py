@@ -145,8 +145,12 @@ def run(argv: list[str]) -> None:
     found = STUDIES[name].run(subject, **{p.name: settings[flag] for flag, p in known.items()})
     path = subject.picture("").with_suffix(".json")
     logbook.write_json(path, _plain(_record(name, subject, settings, found)))
+    lines = [f"figures: {path}", *(f"picture: {p}" for p in found.pictures)]
+    if found.arrays:
+        np.savez(path.with_suffix(".npz"), **found.arrays)
+        lines.append(f"arrays: {path.with_suffix('.npz')}")
     say("\n" + columns(found.table))
-    say("\n".join([f"figures: {path}", *(f"picture: {p}" for p in found.pictures)]))
+    say("\n".join(lines))
 
 
 def _open(name: str, values, overrides: list[str], file: str) -> Subject:

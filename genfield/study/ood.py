@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from genfield import data, rng
-from genfield.data import sets, to_unit
-from genfield.data.decoding import Reading
-from genfield.errors import UserError, local
+from genfield.data import to_unit
+from genfield.errors import UserError
 from genfield.figures.study import histograms, image_rows
-from genfield.machine.logbook import say
 from genfield.metrics import detection
 from genfield.program.experiment import Experiment
 from genfield.registry import Positive, PositiveInt
@@ -24,6 +22,7 @@ from genfield.study.subject import (
     counter,
     drawn,
     heldout,
+    images_elsewhere,
     quantiles,
     scorer,
     source,
@@ -43,7 +42,7 @@ def ood(
     exp = subject.exp
     if blur <= 0:
         raise UserError(f"--blur must be positive, got {blur:g}")
-    others = {} if other is None else {"other": _other_images(exp, other, num)}
+    others = {} if other is None else {"other": images_elsewhere(exp, other, num, "--other")}
     x1, labels = heldout(exp, num)
     outside = _outside(subject, x1, blur) | _other_classes(exp, num) | others
     inside, scores, condition = _scores(subject, x1, labels, outside)
@@ -121,20 +120,6 @@ def _other_classes(exp: Experiment, num: int) -> dict[str, np.ndarray]:
         return {}
     rows = np.random.default_rng(0).permutation(examples.size)[:num]
     return {"other_classes": to_unit(examples.gather(rows)["x1"])}
-
-
-def _other_images(exp: Experiment, path: str, num: int) -> np.ndarray:
-    """Images from elsewhere in the size and channels of the data, [n, H, W, C]."""
-    if not exp.data.pixels:
-        raise UserError("--other names images, and this run was trained on none")
-    height, width, channels = exp.data.shape
-    local(path, "--other")
-    reading = Reading(height if height == width else None, channels)
-    opened = sets.open_images(path, say, reading)
-    levels = opened.read(np.random.default_rng(0).permutation(opened.size)[:num])
-    if levels.shape[1:] != exp.data.shape:
-        raise UserError(f"{path} has images of {levels.shape[1:]}, not {exp.data.shape}")
-    return to_unit(levels)
 
 
 # Scores

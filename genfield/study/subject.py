@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from genfield import registry, rng
-from genfield.data import pixels, sets, to_unit
-from genfield.errors import UserError
+from genfield.data import sets, to_unit
+from genfield.errors import UserError, local
 from genfield.machine import logbook, preemption, sharding
 from genfield.machine.logbook import say
 from genfield.metrics import images
@@ -46,11 +46,12 @@ class Study(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a study found: JSON-able figures, a table (the first row its head), pictures."""
+    """What a study found: JSON-able figures, a table (the first row its head), pictures, arrays."""
 
     figures: dict
     table: list[tuple]
     pictures: list[Path]
+    arrays: dict[str, np.ndarray] | None = None
 
 
 # Data and noise
@@ -63,6 +64,30 @@ def heldout(exp: Experiment, num: int) -> tuple[np.ndarray, np.ndarray | None]:
         say(f"{size:,} held-out examples, fewer than the {num:,} asked for")
     batch = exp.data.heldout(0, min(num, size) if size else num)
     return to_unit(batch["x1"]), batch.get("label")
+
+
+def images_elsewhere(
+    exp: Experiment, path: str, num: int, flag: str, *, shuffle: bool = True
+) -> np.ndarray:
+    """Up to `num` images of a folder, .npz or archive in the size and channels of the data.
+
+    Args:
+      flag: what named the path, for messages. shuffle: chosen at random, or the first.
+    Returns:
+      [n, H, W, C], as the network sees them.
+    """
+    if not exp.data.pixels:
+        raise UserError(f"{flag} names images, and this run was trained on none")
+    height, width, channels = exp.data.shape
+    local(path, flag)
+    reading = sets.reading_of(exp.config.data)
+    reading = reading._replace(size=height if height == width else None, channels=channels)
+    opened = sets.open_images(path, say, reading)
+    rows = np.random.default_rng(0).permutation(opened.size) if shuffle else np.arange(opened.size)
+    levels = opened.read(rows[:num])
+    if levels.shape[1:] != exp.data.shape:
+        raise UserError(f"{path} has images of {levels.shape[1:]}, not {exp.data.shape}")
+    return to_unit(levels)
 
 
 def training(exp: Experiment, num: int = PER_DRAWN, part: int = 1024):
@@ -131,13 +156,16 @@ def with_sampler(exp: Experiment, config) -> Experiment:
 
 
 def sampler_from(subject: Subject) -> Callable:
-    """over(params, start, cond) -> {"x", "nfe"}: the run's sampler from given points."""
+    """over(params, start, cond, number=None) -> {"x", "nfe"}: the run's sampler from given points.
+
+    number: [N], whose sampler's own noise each takes; None: its own.
+    """
     config = subject.exp.config.copy_and_resolve_references()
     config.sample.slots = 0
     exp, key = with_sampler(subject.exp, config), rng.stream(subject.seed, "sampler")
 
-    def call(field, index, start, cond):
-        keys = rng.per_index(key, index, lambda k: k)
+    def call(field, index, start, cond, number=None):
+        keys = rng.per_index(key, index if number is None else number, lambda k: k)
         out = exp.sampler(keys, field, start, cond)
         return {"x": out.x, "nfe": out.nfe}
 

@@ -19,6 +19,7 @@ METHODS = package()
 KINDS = (
     *(registry.Loss, registry.Sampler, registry.StopRule, registry.Coupling, registry.Rematching),
     *(registry.Path, registry.TimeLaw, registry.Network, registry.DataSource, registry.Metric),
+    registry.Logger,
 )
 GIVEN = {  # fields that a method has no default for
     "gradient_descent": {"step_size": 0.1},

@@ -167,7 +167,7 @@ def test_other_images_take_the_shape_of_the_data(digits, tmp_path):
     subject = opened(digits)
     levels = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "same.npz", levels)
-    out = ood._other_images(subject.exp, str(tmp_path / "same.npz"), 5)
+    out = subjects.images_elsewhere(subject.exp, str(tmp_path / "same.npz"), 5, "--other")
     assert out.shape == (5, 8, 8, 1)
     given = {image.tobytes() for image in levels}
     assert all(image.tobytes() in given for image in pixels.to_uint8(out))
