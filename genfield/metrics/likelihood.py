@@ -20,10 +20,9 @@ from genfield.sampling.diffusion import (
     SIGMA_MAX,
     SIGMA_MIN,
     check_noise_levels,
-    flow_scale,
-    flow_velocity,
 )
 from genfield.sampling.ode import solve_ode
+from genfield.sampling.probability_flow import flow_scale, flow_velocity
 
 LEVELS = 256  # of a uint8 pixel
 

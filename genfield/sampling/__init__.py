@@ -13,7 +13,6 @@ from genfield.sampling.diffusion import (
     edm_euler,
     edm_heun,
     predictor_corrector,
-    probability_flow,
     reverse_ve,
 )
 from genfield.sampling.editing import ascent, inpaint, interpolate, midway, pace
@@ -21,6 +20,7 @@ from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracin
 from genfield.sampling.mcmc import hamiltonian, langevin
 from genfield.sampling.multistep import multistep, schedule
 from genfield.sampling.ode import SOLVERS, euler, heun, solve_ode
+from genfield.sampling.probability_flow import probability_flow
 from genfield.sampling.stopping import gradient_norm, refill, rising_distance, stopping
 
 __all__ = [

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genfield import registry, rng
-from genfield.data import sets, to_unit
+from genfield.data import sets, to_uint8, to_unit
 from genfield.errors import UserError, local
 from genfield.machine import logbook, preemption, sharding
 from genfield.machine.logbook import say
@@ -256,7 +256,7 @@ def make_features(exp: Experiment, metric: registry.Metric) -> Callable:
 
 def statistics(judge: images.Judge, x: np.ndarray) -> images.Statistics:
     """What a judge knows of images [N, H, W, C] in [-1, 1]."""
-    levels = pixels.to_uint8(x)
+    levels = to_uint8(x)
     held = sets.ImageSet("", "", len(levels), levels.shape[1:], lambda rows: levels[rows])
     return images.statistics(judge, images.blocks(held, judge.mesh, judge.batch_size))
 
