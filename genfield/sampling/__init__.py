@@ -13,9 +13,9 @@ from genfield.sampling.diffusion import (
     edm_euler,
     edm_heun,
     predictor_corrector,
-    probability_flow,
     reverse_ve,
 )
+from genfield.sampling.diffusion_flow import probability_flow
 from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracing
 from genfield.sampling.mcmc import hamiltonian, langevin
 from genfield.sampling.multistep import multistep, schedule
