@@ -164,8 +164,7 @@ def test_a_run_gives_samples_of_labels_and_of_keys(tmp_path):
     one, same = opened.sample(4, labels=3, key=key).x, opened.sample(4, labels=[3] * 4, key=key).x
     np.testing.assert_array_equal(one, same)
     assert (one != opened.sample(4, labels=3).x).any()
-    line = r"11 is no class of this run. Known: 0, 1, 2"
-    with pytest.raises(genfield.errors.UserError, match=line):
+    with pytest.raises(genfield.errors.UserError, match=r"11 is no class of this run"):
         opened.sample(2, labels=11)
 
 

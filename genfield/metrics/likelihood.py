@@ -15,14 +15,9 @@ from jax import Array
 from genfield.fields import Field, direction, evaluations, sum_features
 from genfield.fields import divergence as exact_divergence
 from genfield.rng import normal, typed, uniform
-from genfield.sampling.diffusion import (
-    SIGMA_DATA,
-    SIGMA_MAX,
-    SIGMA_MIN,
-    check_noise_levels,
-)
+from genfield.sampling.diffusion import SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, check_noise_levels
+from genfield.sampling.diffusion_flow import flow_scale, flow_velocity
 from genfield.sampling.ode import solve_ode
-from genfield.sampling.probability_flow import flow_scale, flow_velocity
 
 LEVELS = 256  # of a uint8 pixel
 

@@ -15,12 +15,12 @@ from genfield.sampling.diffusion import (
     predictor_corrector,
     reverse_ve,
 )
+from genfield.sampling.diffusion_flow import probability_flow
 from genfield.sampling.editing import ascent, inpaint, interpolate, midway, pace
 from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracing
 from genfield.sampling.mcmc import hamiltonian, langevin
 from genfield.sampling.multistep import multistep, schedule
 from genfield.sampling.ode import SOLVERS, euler, heun, solve_ode
-from genfield.sampling.probability_flow import probability_flow
 from genfield.sampling.stopping import gradient_norm, refill, rising_distance, stopping
 
 __all__ = [

@@ -264,7 +264,7 @@ def _log_grid(bound, num_steps: int) -> Array:
     return log_noise_levels(num_steps, bound["sigma_min"], bound["sigma_max"])
 
 
-def _method(name: str, make, follows: str, noisy, levels) -> registry.Sampler:
+def method_of(name: str, make, follows: str, noisy, levels, pieces=None) -> registry.Sampler:
     """The facts that samplers down noise levels share, and what is each one's own."""
     return registry.Sampler(
         name=name,
@@ -277,7 +277,8 @@ def _method(name: str, make, follows: str, noisy, levels) -> registry.Sampler:
         step_scales_field=False,
         levels=levels,
         steps=None,
-        adaptive=False,
+        adaptive=pieces is not None,
+        pieces=pieces,
     )
 
 
@@ -290,8 +291,8 @@ def _by_churn(bound) -> bool:
 
 
 METHODS = (
-    _method("edm_heun", edm_heun, "denoiser", _by_churn, _edm_grid),
-    _method("edm_euler", edm_euler, "denoiser", _by_churn, _edm_grid),
-    _method("reverse_ve", reverse_ve, "score", _always, _log_grid),
-    _method("predictor_corrector", predictor_corrector, "score", _always, _log_grid),
+    method_of("edm_heun", edm_heun, "denoiser", _by_churn, _edm_grid),
+    method_of("edm_euler", edm_euler, "denoiser", _by_churn, _edm_grid),
+    method_of("reverse_ve", reverse_ve, "score", _always, _log_grid),
+    method_of("predictor_corrector", predictor_corrector, "score", _always, _log_grid),
 )

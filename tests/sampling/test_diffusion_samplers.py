@@ -14,7 +14,7 @@ import scipy.integrate
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genfield import fields, guidance, rng, sampling
-from genfield.sampling import diffusion
+from genfield.sampling import diffusion, diffusion_flow
 
 BATCH, DIM, STEPS, CHAINS = 8, 2, 5, 4000
 MEAN, STD = np.array([0.5, -1.0]), np.array([0.3, 0.8])
@@ -156,9 +156,9 @@ def test_wrong_options_are_said():
     with pytest.raises(ValueError, match="corrector_ratio must be positive"):
         diffusion.predictor_corrector(corrector_ratio=0.0)
     with pytest.raises(ValueError, match="known: dopri5, heun_adaptive"):
-        diffusion.probability_flow(gaussian_score, starts(), method="rk45")
+        diffusion_flow.probability_flow(gaussian_score, starts(), method="rk45")
     with pytest.raises(ValueError, match="sigma_data must not be negative"):
-        diffusion.probability_flow(gaussian_score, starts(), sigma_data=-1.0)
+        diffusion_flow.probability_flow(gaussian_score, starts(), sigma_data=-1.0)
 
 
 # What they all promise.
@@ -230,7 +230,7 @@ def test_images_keep_their_shape():
         lambda x, s=case.sampler: sampling.sample(jax.random.key(0), field, x, s, num_steps=3)
         for case in CASES.values()
     ]
-    for run in (*runs, lambda x: diffusion.probability_flow(field, x)):
+    for run in (*runs, lambda x: diffusion_flow.probability_flow(field, x)):
         assert jax.eval_shape(run, images).x == images
 
 
@@ -396,7 +396,7 @@ def test_predictor_corrector_is_algorithm_3(one_key):
 
 
 def sampling_flow(x, **options):
-    return diffusion.probability_flow(gaussian_score, x, **options)
+    return diffusion_flow.probability_flow(gaussian_score, x, **options)
 
 
 @pytest.mark.parametrize(("method", "per_sample"), [("heun_adaptive", True), ("dopri5", False)])
@@ -423,7 +423,7 @@ def reference_flow(x):
 @functools.cache
 def mixture_solver(sigma_data, reverse):
     return quick(
-        lambda x, tolerance: diffusion.probability_flow(
+        lambda x, tolerance: diffusion_flow.probability_flow(
             mixture_score,
             x,
             method="dopri5",
@@ -468,7 +468,7 @@ def test_adaptive_evaluations_are_counted_exactly(reverse):
     field, rows = counting(gaussian_score)
     guided = guidance.classifier_free(field, 1.0, 0)
     run = quick(
-        lambda x, cond: diffusion.probability_flow(
+        lambda x, cond: diffusion_flow.probability_flow(
             guided, x, cond=cond, rtol=1e-2, atol=1e-2, per_sample=False, reverse=reverse
         )
     )

@@ -9,8 +9,7 @@ import pytest
 
 from genfield import rng, sampling
 from genfield.fields import Prediction
-from genfield.sampling import core, ode
-from genfield.sampling.probability_flow import flow_pieces
+from genfield.sampling import core, diffusion_flow, ode
 from genfield.sampling.stopping import refill_pieces
 
 KEY = jax.random.key(0)
@@ -131,7 +130,7 @@ def test_the_probability_flow_may_be_cut_anywhere():
     options = dict(method="dopri5", rtol=1e-3, sigma_min=0.1, sigma_max=10.0, sigma_data=0.5)
     score = lambda x, t, cond=None: (denoiser(x, t, cond) - x) / (t**2)[:, None]
     whole = jax.jit(lambda: sampling.probability_flow(score, X, cond=COND, **options))()
-    same(cut(flow_pieces(**options), score, (2, 3))[0], whole)
+    same(cut(diffusion_flow.flow_pieces(**options), score, (2, 3))[0], whole)
 
 
 def test_too_few_steps_of_a_solver_end_with_an_error_not_with_a_loop():

@@ -1,7 +1,6 @@
-"""The probability flow: the ODE whose solutions have the marginals of the noise levels' process.
+"""The probability flow of the variance-exploding process: an ODE, integrated adaptively.
 
-Song et al., arXiv:2011.13456; EDM (Karras et al., arXiv:2206.00364), eq. 1; the baseline of Flux
-Matching's Table 4. It follows a score, or a generative field in its place.
+EDM eq. 1 (arXiv:2206.00364); arXiv:2011.13456 eq. 13. It follows a score; see `diffusion`.
 """
 
 import math
@@ -11,11 +10,16 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from genfield import registry
 from genfield.fields import Field, evaluations, expand
 from genfield.registry import Positive, PositiveInt
 from genfield.sampling.core import Pieces, Samples
-from genfield.sampling.diffusion import SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, check_noise_levels
+from genfield.sampling.diffusion import (
+    SIGMA_DATA,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    check_noise_levels,
+    method_of,
+)
 from genfield.sampling.ode import ode_pieces, solve_ode
 
 
@@ -152,17 +156,8 @@ def _flow_grid(bound, num_steps: int) -> Array:
     return jnp.geomspace(bound["sigma_max"], bound["sigma_min"], num_steps + 1)
 
 
-METHOD = registry.Sampler(
-    name="probability_flow",
-    make=probability_flow,
-    follows="score",
-    clock=True,
-    noisy=lambda bound: False,
-    needs_output=None,
-    product="direction",
-    step_scales_field=False,
-    levels=_flow_grid,
-    steps=None,
-    adaptive=True,
-    pieces=flow_pieces,
+METHODS = (
+    method_of(
+        "probability_flow", probability_flow, "score", lambda bound: False, _flow_grid, flow_pieces
+    ),
 )
