@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from genfield import registry
+from genfield.data.identity import files_hash
 from genfield.data.npz import read_npz
 from genfield.data.own import own
-from genfield.data.pipeline import Dataset, Feed
+from genfield.data.pipeline import Dataset, Feed, short_hash
 from genfield.errors import UserError
 from genfield.registry import Place
 
@@ -54,7 +55,7 @@ def arrays(
     for key in ("x0", "x1"):
         if key in found and scale != 1 and found[key].dtype != np.uint8:
             found[key] = found[key] * np.float32(scale)
-    return own("arrays", Arrays(found, place), feed)
+    return own("arrays", Arrays(found, place), feed, short_hash(scale, files_hash({"x1": place})))
 
 
 def _read(place: Path) -> dict[str, np.ndarray]:

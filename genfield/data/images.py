@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from genfield import registry
 from genfield.data import identity, places
@@ -77,7 +77,7 @@ def images(
         an unreadable image (named), images of several shapes without a `size`, `classes` that
         are unknown or have no image, a layout that may be read in two ways.
     """
-    reading, notes = Reading(size, channels, background), Notes()
+    reading = Reading(size, channels, background)
     reading.check()
     splits = Splits(split, heldout_split, heldout_fraction, in_memory, memory_limit_gb, max_images)
     splits.check()
@@ -89,47 +89,72 @@ def images(
     if not place.exists():
         raise UserError(f"data.path {path} does not exist")
 
-    def read(told: list[str]) -> tuple[Examples, Examples, tuple[str, ...]]:
-        found = places.find(place, asked, reading, splits.limit, notes)
-        if classes is not None:
-            check_classes(classes, found.class_names)  # before the long work
-        train, heldout, line = splits.settle(found.known, str(path), feed)
-        told += [f"images: {found.how}, {line}", *found.left_out]
-        told += notes.lines() if train.arrays is not None else []  # of all images, not of the first
-        return train, heldout, found.class_names
-
-    options = (asked, reading, heldout_fraction, max_images)
     try:
-        files = places.on_disk(place)
-        if cache is None:
-            told = []
-            train, heldout, class_names = read(told)
-        else:
-            key = short_hash(identity.files_hash(files), *options)
-            stored = Path(cache).expanduser() / f"{key}.npz"
-            train, heldout, class_names, told = cached(stored, read)
-        content = partial(_content, train, heldout, notes, str(path), feed.log)
-        if train.arrays is None or heldout.arrays is None:
-            mark, noted = identity.remembered(options, files.values(), content)
-        else:
-            mark, noted = content()
-        wanted = [name for name in (split, heldout_split) if name]
-        older = identity.older(place, wanted, walk)
+        opened = _open(place, asked, reading, splits, classes, cache, feed)
+        older = identity.older(place, [name for name in (split, heldout_split) if name], walk)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    for line in dict.fromkeys([*told, *noted]):
+    for line in opened.told:
         feed.log(line)
     return assemble(
-        train,
-        heldout,
-        class_names=class_names,
+        opened.train,
+        opened.heldout,
+        class_names=opened.class_names,
         labels=labels,
         flip=flip,
-        fingerprint=mark,
+        fingerprint=opened.mark,
         older=(short_hash(older, split),),
         feed=feed,
         classes=classes,
     )
+
+
+class _Opened(NamedTuple):
+    """What lies at a path: examples, a hash of them, and what is to be told of their files."""
+
+    train: Examples
+    heldout: Examples
+    class_names: tuple[str, ...]
+    mark: str
+    told: list[str]
+
+
+def _open(
+    place: Path,
+    asked: Asked,
+    reading: Reading,
+    splits: Splits,
+    classes: tuple[int, ...] | None,
+    cache: str | None,
+    feed: Feed,
+) -> _Opened:
+    """The examples at a path, from the cache where they are there; raises OSError."""
+    notes = Notes()
+
+    def read(told: list[str]) -> tuple[Examples, Examples, tuple[str, ...]]:
+        found = places.find(place, asked, reading, splits.limit, notes)
+        if classes is not None:
+            check_classes(classes, found.class_names)  # before the long work
+        train, heldout, line = splits.settle(found.known, str(place), feed)
+        told += [f"images: {found.how}, {line}", *found.left_out]
+        told += notes.lines() if train.arrays is not None else []  # of all images, not of the first
+        return train, heldout, found.class_names
+
+    options = (asked, reading, splits.heldout_fraction, splits.max_images)
+    files = places.on_disk(place)
+    if cache is None:
+        told = []
+        train, heldout, class_names = read(told)
+    else:
+        key = short_hash(identity.files_hash(files), *options)
+        stored = Path(cache).expanduser() / f"{key}.npz"
+        train, heldout, class_names, told = cached(stored, read)
+    content = partial(_content, train, heldout, notes, str(place), feed.log)
+    if train.arrays is None or heldout.arrays is None:
+        mark, noted = identity.remembered(options, files.values(), content)
+    else:
+        mark, noted = content()
+    return _Opened(train, heldout, class_names, mark, list(dict.fromkeys([*told, *noted])))
 
 
 def _content(

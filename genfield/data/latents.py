@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from genfield import registry
+from genfield.data.identity import files_hash
 from genfield.data.pipeline import (
     SPLIT_SEED,
     Dataset,
@@ -45,6 +46,7 @@ def latents(
     if path is None:
         raise UserError("data.path is not set: pass --config.data.path=…, a folder of latents")
     folder, shape = Path(path), tuple(shape)
+    files = {n: folder / f"{n}.npy" for n in ("latents", *["labels"] * bool(num_classes))}
     values = _open(folder / "latents.npy")
     labels = _open(folder / "labels.npy") if num_classes else np.zeros(len(values), np.int32)
     if values.shape[1:] != shape or not np.issubdtype(values.dtype, np.floating):
@@ -77,7 +79,8 @@ def latents(
         class_names=tuple(map(str, range(num_classes))),
         labels=num_classes > 0,
         flip=False,
-        fingerprint=short_hash("latents", values.shape, str(values.dtype)),
+        fingerprint=short_hash("latents", shape, float(scale), files_hash(files)),
+        older=(short_hash("latents", values.shape, str(values.dtype)),),
         feed=feed,
     )
 

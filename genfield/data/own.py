@@ -14,6 +14,7 @@ from genfield.data.pipeline import (
     Examples,
     Feed,
     assemble,
+    cheap,
     finite,
     short_hash,
     subset,
@@ -36,10 +37,12 @@ def open_source(
     return own(source.name, registry.build(where, table, section), feed)
 
 
-def own(name: str, data: Any, feed: Feed) -> Dataset:
+def own(name: str, data: Any, feed: Feed, mark: str | None = None) -> Dataset:
     """A data set of an object with these attributes.
 
     Args:
+      mark: of the contents, where they are known without a look at the examples. None: all of
+        them are looked at, or, beyond CHEAP_BYTES, some.
       data: `shape`, of one example, channels last; `len(data)`; `gather(rows)` -> {"x1":
         [n, *shape], uint8 or floats; "label": [n] integers, if there are classes; "x0":
         [n, *shape] floats, of pairs with a source of their own}; and perhaps `num_classes` (else
@@ -60,13 +63,15 @@ def own(name: str, data: Any, feed: Feed) -> Dataset:
         count = max(1, min(HELDOUT, everything.size // 10))
         train, heldout = subset(everything, rows[count:]), subset(everything, rows[:count])
     names = _class_names(name, data, everything)
+    mark = mark or _content(everything, everything.size if cheap(everything) else PROBES)
     dataset = assemble(
         train,
         heldout,
         class_names=names,
         labels=bool(names),
         flip=False,
-        fingerprint=short_hash("own", name, everything.size, _content(everything)),
+        fingerprint=short_hash("own", name, everything.size, mark),
+        older=(short_hash("own", name, everything.size, _content(everything, PROBES)),),
         feed=feed,
     )
     paired = "x0" in everything.gather(np.arange(1))
@@ -151,8 +156,8 @@ def _class_names(name: str, data: Any, examples: Examples) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _content(examples: Examples) -> str:
-    """A hash of some examples: others under the same name are noticed."""
-    rows = np.unique(np.linspace(0, examples.size - 1, PROBES).astype(int))
+def _content(examples: Examples, count: int) -> str:
+    """A hash of so many of the examples, evenly chosen."""
+    rows = np.unique(np.linspace(0, examples.size - 1, count).astype(int))
     batch = examples.gather(rows)
     return short_hash(*(np.ascontiguousarray(batch[key]).tobytes() for key in sorted(batch)))

@@ -106,6 +106,12 @@ def subset(examples: Examples, rows: np.ndarray) -> Examples:
     return Examples(len(rows), lambda inner: examples.gather(rows[inner]), labels=labels)
 
 
+def cheap(examples: Examples) -> bool:
+    """Whether all examples can be looked at before the first step without a wait."""
+    one = examples.gather(np.arange(1)).values()
+    return examples.size * sum(values.nbytes for values in one) <= CHEAP_BYTES
+
+
 def finite(examples: Examples, where: str) -> Examples:
     """The same examples, which raise UserError where one holds NaN or infinity.
 
@@ -126,8 +132,7 @@ def finite(examples: Examples, where: str) -> Examples:
                 )
         return batch
 
-    one = examples.gather(np.arange(1)).values()
-    if examples.size * sum(values.nbytes for values in one) <= CHEAP_BYTES:
+    if cheap(examples):
         for start in range(0, examples.size, SCANNED):
             gather(np.arange(start, min(start + SCANNED, examples.size)))
     return examples._replace(gather=gather)

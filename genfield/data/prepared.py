@@ -58,27 +58,13 @@ def tfds(
         choose(f"feature of TFDS {dataset}", key, features)
     class_names = tuple(getattr(features[label_key], "names", None) or ()) if labels else ()
 
-    def examples(name: str) -> Examples:
-        source = builder.as_data_source(name)
-        if not len(source):
-            raise UserError(f"split {name!r} of TFDS {dataset} is empty")
-
-        def read(row: int):
-            example, where = source[row], f"{name}[{row}] of TFDS {dataset}"
-            pixels = np.asarray(example[image_key])
-            try:
-                image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-                image = prepare(image, reading)
-            except (*DECODE_ERRORS, TypeError) as error:
-                raise UserError(f"cannot read the image {where}: {error}") from error
-            return image, int(example[label_key]) if labels else None, where
-
-        return on_demand(len(source), read)
-
     infos = builder.info.splits
     # A slice such as "train[:90%]" exists where its split does.
     wanted = [n for n in (split, heldout_split) if n and n.split("[")[0] in infos]
-    known = {name: partial(examples, name) for name in dict.fromkeys([*infos, *wanted])}
+    open_split = partial(
+        _examples, builder, dataset, image_key, label_key if labels else None, reading
+    )
+    known = {name: partial(open_split, name) for name in dict.fromkeys([*infos, *wanted])}
     train, heldout, line = splits.settle(known, f"TFDS {dataset}", feed)
     feed.log(f"TFDS {dataset}: {line}")
     shards = [(info.name, info.shard_lengths, info.num_bytes) for info in infos.values()]
@@ -98,6 +84,27 @@ def tfds(
         older=(short_hash(builder.info.full_name, shards, split),),
         feed=feed,
     )
+
+
+def _examples(
+    builder, dataset: str, image_key: str, label_key: str | None, reading: Reading, name: str
+) -> Examples:
+    """The examples of a split; labels where there is a key for them."""
+    source = builder.as_data_source(name)
+    if not len(source):
+        raise UserError(f"split {name!r} of TFDS {dataset} is empty")
+
+    def read(row: int):
+        example, where = source[row], f"{name}[{row}] of TFDS {dataset}"
+        pixels = np.asarray(example[image_key])
+        try:
+            image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            image = prepare(image, reading)
+        except (*DECODE_ERRORS, TypeError) as error:
+            raise UserError(f"cannot read the image {where}: {error}") from error
+        return image, int(example[label_key]) if label_key else None, where
+
+    return on_demand(len(source), read)
 
 
 def _prepared_builder(dataset: str | None, data_dir: str | None):
