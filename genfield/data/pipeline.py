@@ -151,7 +151,10 @@ def iterator_state(seed: int, fingerprint: str) -> Callable[[int], dict]:
 def check_batch(train: Examples, feed: Feed) -> None:
     """Raises UserError where a batch is larger than the training set."""
     if feed.batch_size > train.size:
-        raise UserError(f"batch_size {feed.batch_size} exceeds the {train.size} training examples")
+        raise UserError(
+            f"batch_size {feed.batch_size} exceeds the {train.size} training examples: lower "
+            "config.batch_size"
+        )
 
 
 def check_classes(classes: tuple[int, ...], class_names: tuple[str, ...]) -> None:

@@ -96,7 +96,8 @@ def _folders(heap: Heap, used: list[str]) -> Classes:
     if stray:
         raise UserError(
             f"{stray} in {heap.where} lies in no class folder: set data.labels=False and "
-            "data.classes=None, or data.heldout_split=None where only held-out images do"
+            "data.classes=None, or data.heldout_split=None where only held-out images do, or write "
+            "the names of files and their classes into a labels.csv"
         )
     return Classes({name: name.split("/")[heap.depth] for name in used}, (), "folders", set())
 
