@@ -227,6 +227,11 @@ def trained_classes(
     absent = [class_names[c] for c in np.setdiff1d(np.arange(count), used)]
     if not absent:
         return None
+    if not np.isin(heldout.labels, used).any():
+        raise UserError(
+            "labels: no held-out example is of a class that has training examples: hold out others "
+            "(data.heldout_split, heldout_fraction), or take more examples"
+        )
     shown = ", ".join(absent[:MAX_SHOWN]) + (", …" if len(absent) > MAX_SHOWN else "")
     feed.log(
         f"labels: {len(absent):,} of {count:,} classes have no training example and are left out "

@@ -11,6 +11,7 @@ from genfield.metrics.images import Judge
 from genfield.program import card, checks, config_io
 from genfield.program.evaluate import Evaluation, Evaluator
 from genfield.program.experiment import Experiment
+from genfield.program.open_run import load_state
 from genfield.registry import Metric
 
 PUBLISHED_SAMPLES = 50_000  # of which published figures of images are
@@ -101,6 +102,7 @@ def finished(exp: Experiment) -> bool:
         pass
     if not agreed(done):
         return False
+    load_state(exp, None, False)  # raises where its checkpoints are damaged or its data others
     say(
         f"finished before: {exp.config.train.steps} steps, figures in {folder / card.FILE}. To go "
         "on, raise config.train.steps; to measure again, --mode=evaluate; to draw, --mode=sample"

@@ -92,7 +92,6 @@ RULES = (
         _if(
             lambda f: f.config.sample.guidance_scale == 1,
             "sample",
-            "guidance_on",
             "guidance_interval",
             "guidance_channels",
         ),

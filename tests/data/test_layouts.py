@@ -87,7 +87,7 @@ def test_val_of_an_npz_is_held_out(tmp_path):
 
 def test_folders_around_the_layout_do_not_matter(tmp_path):
     tree(tmp_path / "a" / "data" / "pets")
-    fill(tmp_path / "b" / "pets", ["cat/0", "cat/1", "dog/0"])
+    fill(tmp_path / "b" / "pets", [f"{name}/{i}" for name in ("cat", "dog") for i in range(3)])
     assert create(tmp_path / "a", labels=True).sizes == {"train": 10, "test": 5}
     assert create(tmp_path / "b", labels=True).class_names == ("cat", "dog")
     fill(tmp_path / "c", ["preview", "data/train/0", "data/train/1", "data/test/0"])

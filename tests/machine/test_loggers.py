@@ -56,9 +56,9 @@ def own(tmp_path):
     """A config file of one's own: the tiny one with a logger."""
     folder = tmp_path / "own"
     folder.mkdir()
-    body = TINY_DIGITS.read_text().split("def get_config")[1]
+    body = TINY_DIGITS.read_text().split("NETWORKS = ")[1]
     (folder / "config.py").write_text(
-        OWN + "\n\nfrom ml_collections import ConfigDict\n\n\ndef get_config" + body
+        OWN + "\n\nfrom ml_collections import ConfigDict\n\nNETWORKS = " + body
     )
     return folder / "config.py"
 

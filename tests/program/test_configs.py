@@ -46,7 +46,7 @@ def write_data(config, folder: Path) -> None:
         np.savez(folder / "images.npz", train_images=pixels, test_images=pixels[:16], **labels)
         config.data.path = str(folder / "images.npz")
     elif config.data.name == "latents":
-        size = 4 * config.data.get("num_classes", 1000)  # so that none of a class is left out
+        size = 4 * (config.data.get("num_classes", 1000) or 16)  # none of a class is left out
         values = np.resize(generator.standard_normal(4096), (size, *config.data.shape))
         np.save(folder / "latents.npy", values.astype(np.float16))
         np.save(folder / "labels.npy", np.arange(size) // 4)

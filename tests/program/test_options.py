@@ -59,7 +59,6 @@ TABLE = [
         {"sample.guidance_scale": 2.0, "label_dropout": 0.1},
     ),
     ({"sample.guidance_channels": 1}, True, "guidance_channels is of a guidance", None),
-    ({"sample.guidance_on": "direction"}, True, "guidance_on is of a guidance", None),
     ({"evaluate.reference": "x.npz"}, True, "config.evaluate.reference is of image", None),
     ({"evaluate.features_seed": 0}, True, "config.evaluate.features_seed is of image", None),
     (
