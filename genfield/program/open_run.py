@@ -74,7 +74,8 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
         raise UserError(f"{exp.workdir} holds no finished checkpoint: train first")
     checkpoints.close()
     state, meta = found
-    say(f"checkpoint of step {meta['step']}")
+    which = "averaged parameters" if generate.averaged(exp) else "parameters without an average"
+    say(f"checkpoint of step {meta['step']}, {which}")
     return state, meta["step"]
 
 
