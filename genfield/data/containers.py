@@ -23,10 +23,9 @@ ARCHIVE_ERRORS = (
     lzma.LZMAError,
     zlib.error,
     struct.error,
-    RuntimeError,  # an encrypted zip
-    NotImplementedError,  # a zip's compression
+    RuntimeError,  # an encrypted zip, or a compression that zipfile lacks
 )
-READ_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError)
+READ_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError)
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".zip")
 BESIDE = (".csv", ".json", ".txt", ".cls")  # what may say classes
 SPLITS = ("train", "test", "val", "valid", "validation")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from genfield import registry
+from genfield.data.identity import examples_hash
 from genfield.data.pipeline import (
     SCANNED,
     SPLIT_SEED,
@@ -63,7 +64,9 @@ def own(name: str, data: Any, feed: Feed, mark: str | None = None) -> Dataset:
         count = max(1, min(HELDOUT, everything.size // 10))
         train, heldout = subset(everything, rows[count:]), subset(everything, rows[:count])
     names = _class_names(name, data, everything)
-    mark = mark or _content(everything, everything.size if cheap(everything) else PROBES)
+    some = _some(everything)
+    if mark is None:
+        mark = examples_hash(everything, f"data {name!r}", feed.log) if cheap(everything) else some
     dataset = assemble(
         train,
         heldout,
@@ -71,7 +74,7 @@ def own(name: str, data: Any, feed: Feed, mark: str | None = None) -> Dataset:
         labels=bool(names),
         flip=False,
         fingerprint=short_hash("own", name, everything.size, mark),
-        older=(short_hash("own", name, everything.size, _content(everything, PROBES)),),
+        older=(short_hash("own", name, everything.size, some),),
         feed=feed,
     )
     paired = "x0" in everything.gather(np.arange(1))
@@ -156,8 +159,8 @@ def _class_names(name: str, data: Any, examples: Examples) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _content(examples: Examples, count: int) -> str:
-    """A hash of so many of the examples, evenly chosen."""
-    rows = np.unique(np.linspace(0, examples.size - 1, count).astype(int))
+def _some(examples: Examples) -> str:
+    """A hash of some of the examples, evenly chosen."""
+    rows = np.unique(np.linspace(0, examples.size - 1, PROBES).astype(int))
     batch = examples.gather(rows)
     return short_hash(*(np.ascontiguousarray(batch[key]).tobytes() for key in sorted(batch)))

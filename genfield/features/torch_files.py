@@ -61,7 +61,6 @@ DAMAGE = (
     EOFError,
     LookupError,
     MemoryError,
-    NotImplementedError,
     OSError,
     RuntimeError,
     TypeError,

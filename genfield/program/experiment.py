@@ -172,7 +172,7 @@ def initial_parameters(
     here, there = (checkpoint.named_leaves(tree) for tree in (abstract, checkpoint.load(workdir)))
     shape = lambda tree, name: tree[name].shape if name in tree else "nothing"
     differ = [name for name in {**here, **there} if shape(here, name) != shape(there, name)]
-    labels = _label_rows(config, dataset, methods)
+    labels = _label_rows(config, dataset, methods) if differ else set()
     wrong = [name for name in differ if name.startswith("field/") and name not in labels]
     if wrong:
         name = wrong[0]

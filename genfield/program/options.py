@@ -8,18 +8,13 @@ from genfield import registry
 from genfield.data import Dataset
 from genfield.errors import UserError
 from genfield.machine.logbook import say
+from genfield.program import optimizer
 from genfield.program.defaults import base
 from genfield.program.methods import loss_of
 from genfield.registry import Methods
 
 SAMPLING = ("train", "evaluate", "sample", "pairs")
 JUDGING = ("train", "evaluate")
-OF_ROLES = (
-    "level_learning_rate",
-    "discriminator_learning_rate",
-    "discriminator_b1",
-    "discriminator_b2",
-)
 OF_FEATURES = ("reference", "features_path", "features_sha256", "features_seed")
 
 
@@ -29,6 +24,7 @@ class Facts(NamedTuple):
     config: Any
     data: Dataset
     loss: registry.Loss
+    methods: Methods
     features: bool  # whether a metric reads a feature network
 
     def changed(self, section: str, *fields: str) -> list[str]:
@@ -56,6 +52,32 @@ def _if(condition: Callable[[Facts], bool], section: str, *fields: str) -> Calla
     return lambda facts: facts.changed(section, *fields) if condition(facts) else []
 
 
+class _Watched:
+    """A section that remembers which of its fields are read."""
+
+    def __init__(self, section):
+        self.section, self.read = section, set()
+
+    def __getattr__(self, field: str):
+        self.read.add(field)
+        return getattr(self.section, field)
+
+
+def _of_absent_players(facts: Facts) -> set[str]:
+    """Fields of the optimiser that players of other losses read, and none of this one's."""
+
+    def read(loss: registry.Loss) -> set[str]:
+        watched = _Watched(facts.config.optimizer)
+        for make in loss.roles.optimizers.values() if loss.roles else ():
+            make(watched)
+        return watched.read
+
+    field = _Watched(facts.config.optimizer)
+    optimizer.make_optimizer(field, facts.config.train.steps)
+    known = set().union(*map(read, facts.methods[registry.Loss].values()))
+    return known - read(facts.loss) - field.read
+
+
 RULES = (
     Rule(
         ("train",),
@@ -69,7 +91,7 @@ RULES = (
     ),
     Rule(
         ("train",),
-        _if(lambda f: f.loss.roles is None, "optimizer", *OF_ROLES),
+        lambda f: f.changed("optimizer", *sorted(_of_absent_players(f))),
         "is of players that this loss does not have: leave it out",
     ),
     Rule(
@@ -122,7 +144,7 @@ def complaints(
     """(fields that hang in the air, the line that says so) for each rule that is broken."""
     table = methods[registry.Metric]
     judged = any(table[n].reads == "features" for n in config.evaluate.metrics if n in table)
-    facts = Facts(config, data, loss_of(config, methods), judged)
+    facts = Facts(config, data, loss_of(config, methods), methods, judged)
     for rule in RULES:
         if mode in rule.modes and (fields := rule.idle(facts)):
             yield fields, f"{', '.join(fields)} {rule.why}"

@@ -89,6 +89,22 @@ def _config(fields: dict):
     return config
 
 
+@pytest.mark.parametrize(
+    ("loss", "idle"),
+    [
+        ("flux_matching", ["discriminator_b1"]),
+        ("adversarial_lines_matching", ["level_learning_rate"]),
+        ("denoising", ["discriminator_b1", "level_learning_rate"]),
+    ],
+)
+def test_a_field_counts_where_a_player_of_this_very_loss_reads_it(loss, idle):
+    fields = {"optimizer.level_learning_rate": 1.0, "optimizer.discriminator_b1": 0.1}
+    config = _config(fields | {"loss.name": loss, "optimizer.b1": 0.7})
+    told = " ".join(broken(config, "train", labels=False, pixels=True))
+    found = [name for name in ("discriminator_b1", "level_learning_rate") if name in told]
+    assert found == idle and "config.optimizer.b1" not in told
+
+
 def test_pixels_are_rounded_of_images_alone():
     config = defaults.base()
     config.sample.rounding = "shift"
