@@ -113,9 +113,9 @@ def autoencoder(
 
     Args:
       path: a .safetensors, .bin, .pt or .ckpt file; a folder that diffusers or
-        `genfield.autoencoder` wrote, also that of a whole pipeline; "sd-vae-ft-ema" or "sd-vae-ft-mse" (with or
-        without "stabilityai/") for the published ones, from $GENFIELD_SD_VAE_FT_EMA, the cache
-        folder, or a download; None: sd-vae-ft-ema.
+        `genfield.autoencoder` wrote, also that of a whole pipeline; "sd-vae-ft-ema" or
+        "sd-vae-ft-mse", with or without "stabilityai/", for the published ones, from
+        $GENFIELD_SD_VAE_FT_EMA or _MSE, the cache folder, or a download; None: sd-vae-ft-ema.
       config: what shapes do not tell, under diffusers' names (norm_num_groups, scaling_factor,
         shift_factor); over what NAME.json or config.json beside the file say. Where nothing says,
         norms have 32 groups.
