@@ -3,8 +3,9 @@
     python benchmarks/autoencoder.py [--batch 1 4] [--tile 0 128] [--size 256] [--dtype float32]
 
 Stable Diffusion's autoencoder at its published size with random weights. Each program is compiled
-for the shapes at hand and run once. --tile 0 is whole images. --topology v5e:2x2 compiles for a
-TPU that need not be there (with libtpu installed), and runs nothing. Writes autoencoder.json.
+for the shapes at hand and run once, or not run with --memory. --tile 0 is whole images.
+--topology v5e:2x2 compiles for a chip of a TPU that need not be there (with libtpu installed; with
+JAX_PLATFORMS=cpu), and runs nothing. Writes autoencoder.json.
 """
 
 import argparse
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=("encode", "decode"), default=["encode", "decode"]
     )
+    parser.add_argument("--memory", action="store_true", help="compile only")
     parser.add_argument("--topology", help="compile for this TPU, as v5e:2x2")
     parser.add_argument("--json", type=Path, default=Path("autoencoder.json"))
     args = parser.parse_args()
@@ -86,7 +88,7 @@ def main() -> None:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         chips = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
         place = SingleDeviceSharding(chips[0])
-    else:
+    elif not args.memory:
         dtype = autoencoder_kl.DTYPES[args.dtype]
         params = jax.tree.map(lambda a: jnp.asarray(a, dtype), autoencoder_kl.random(CONFIG, 0))
     print(side_by_side.describe(where), flush=True)
