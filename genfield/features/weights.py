@@ -125,9 +125,14 @@ def _ways(name: str, source: Source, reason: str = "") -> str:
     )
 
 
-def _verified(file: Path, sha256: str) -> Path:
-    wanted = sha256.lower()
-    if not re.fullmatch("[0-9a-f]{8,64}", wanted):
+def file_digest(file: Path, sha256: str | None = None) -> str:
+    """The SHA-256 of a file, in hex digits.
+
+    Raises:
+      UserError: it does not begin with `sha256`, or that is no 8 to 64 hex digits.
+    """
+    wanted = (sha256 or "").lower()
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{8,64}", wanted):
         raise UserError(f"sha256={sha256!r} must be 8 to 64 hex digits")
     with open(file, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -136,14 +141,17 @@ def _verified(file: Path, sha256: str) -> Path:
             f"{file} is damaged or another file: its SHA-256 begins with "
             f"{found[: len(wanted)]}, not {wanted}; fetch it again or mend the digits"
         )
+    return found
+
+
+def _verified(file: Path, sha256: str) -> Path:
+    file_digest(file, sha256)
     return file
 
 
 def published(name: str, file: str) -> bool:
     """Whether a file is the one that `SOURCES` names, by its SHA-256."""
-    with open(file, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest.startswith(SOURCES[name].sha256)
+    return file_digest(Path(file)).startswith(SOURCES[name].sha256)
 
 
 def _download(name: str, source: Source, sha256: str) -> Path:
