@@ -4,14 +4,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from genfield.fields import (
-    ENERGIES,
-    Field,
-    potential_field,
-    precondition,
-    rotated_gradient,
-    score_field,
-)
+from genfield.fields import ENERGIES, Field, potential_field, rotated_gradient, score_field
+from genfield.preconditionings import PRECONDITIONINGS
 from genfield.registry import AT_LEVELS
 
 
@@ -44,8 +38,8 @@ def trained_field(
         return network(x, t if clock else None, cond)
 
     if teaches in AT_LEVELS:
-        if preconditioning == "edm":
-            denoiser = precondition(call, sigma_data)
+        if preconditioning != "none":
+            denoiser = PRECONDITIONINGS[preconditioning](call, sigma_data)
             return denoiser if teaches == "denoiser" else score_field(denoiser)
         at_level = lambda x, t=None, cond=None: call(x, None if t is None else jnp.log(t) / 4, cond)
         return rotated_gradient(at_level, rotation) if output == "potential" else at_level

@@ -26,6 +26,8 @@ class Description(NamedTuple):
       facts: the published constructor's, as they are written beside an export.
       teaches: what the field is, of registry.FIELDS. clock: whether it takes t, or a noise level.
       loss: the config's section, of what trains such a field.
+      program: {section: fields} of a config that samples as those who trained it do; the rest of
+        it is `config_of`.
       output, energy, preconditioning, sigma_data, rotation: as `trained.trained_field` takes them.
       guidance: of the authors' sampling; None: none.
       scale: of the data: what the autoencoder's latents were multiplied by; None: pixels, or said
@@ -41,6 +43,7 @@ class Description(NamedTuple):
     teaches: str
     clock: bool
     loss: dict[str, Any]
+    program: dict[str, Any]
     output: str = "vector"
     energy: str = "none"
     preconditioning: str = "none"
@@ -68,7 +71,6 @@ class Family(registry.Record):
       rules: description -> the rules of `mapping`.
       writes: (description, of genfield's names) -> the description under which this family writes
         such a network; None: it has no place for it.
-      program: description -> {section: fields} of a config that samples as the authors do.
     """
 
     title: str
@@ -78,10 +80,33 @@ class Family(registry.Record):
     describe: Callable[[Shapes, Mapping[str, Any], str], Description]
     rules: Callable[[Description], Rules]
     writes: Callable[[Description], Description | None]
-    program: Callable[[Description], dict[str, dict[str, Any]]]
 
 
 @functools.cache
 def families() -> Mapping[str, Family]:
     """All families by name."""
     return registry.Methods(registry.find("genfield.pretrained.families"))[Family]
+
+
+def config_of(description: Description) -> dict[str, Any]:
+    """What a config has of a file: {field or section: value}, for `configuration.base()`.
+
+    All but the place of the data, which `data` lacks, and how long to train.
+    """
+    d, levels = description, description.teaches in registry.AT_LEVELS
+    data = {"name": "images", "labels": d.num_classes > 0}
+    if d.scale is not None:
+        data = {"name": "latents", "shape": d.shape, "num_classes": d.num_classes, "scale": d.scale}
+    fields = {
+        "data": data,
+        "net": dict(d.net),
+        "loss": dict(d.loss),
+        "path": "variance_exploding" if levels else "linear",
+        "time": {"name": "log_normal"} if levels else {"name": "uniform"},
+        "energy": d.energy,
+        "preconditioning": d.preconditioning,
+        "sigma_data": d.sigma_data,
+        "rotation": d.rotation,
+        "label_dropout": 0.1 if d.num_classes and d.null else 0.0,
+    }
+    return fields | d.program

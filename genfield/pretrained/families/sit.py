@@ -13,6 +13,7 @@ from typing import Any
 
 from genfield.errors import UserError
 from genfield.nets.sit import SIZES, position_table
+from genfield.preconditionings import ddpm_levels
 from genfield.pretrained.family import Description, Family, Guidance
 from genfield.pretrained.mapping import (
     Buffer,
@@ -115,16 +116,18 @@ def described(kind: str, facts: dict[str, Any]) -> Description:
         net["mlp_ratio"] = facts["mlp_ratio"]
     if not facts["learn_sigma"]:
         net["double_output"] = False
-    side, channels = facts["input_size"], facts["in_channels"]
+    side, channels, field = facts["input_size"], facts["in_channels"], _field(kind, facts)
+    guided = GUIDED_CHANNELS if channels > GUIDED_CHANNELS else None
     return Description(
         title=title,
         net=net,
         shape=(side, side, channels),
         num_classes=facts["num_classes"],
         facts=facts,
-        guidance=Guidance(GUIDED_CHANNELS, None) if channels > GUIDED_CHANNELS else None,
+        guidance=Guidance(guided, None),
         scale=LATENT_SCALE if channels == 4 else None,
-        **_field(kind, facts),
+        program=_sampling(kind, field["clock"], guided),
+        **field,
     )
 
 
@@ -134,6 +137,10 @@ def _field(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         clock = not facts.get("uncond", False)
         loss = {"name": "flow_matching", "time_input": clock}
         return {"teaches": "velocity", "clock": clock, "loss": loss}
+    if kind == "dit":
+        loss = {"name": "denoising"}
+        made = {"teaches": "denoiser", "clock": True, "loss": loss, "sigma_data": 1.0}
+        return made | {"preconditioning": "ddpm"}
     clock = not facts.get("uncond", True)
     decay = {"name": "truncated", "a": 0.8, "multiplier": 4.0}
     loss = {"name": "equilibrium_matching", "time_input": clock, "decay": decay}
@@ -173,28 +180,45 @@ def rules(kind: str, description: Description) -> Rules:
 def writes(kind: str, ours: Description) -> Description | None:
     """A network "sit" with classes and without a distance, of square images."""
     net, shape = ours.net, ours.shape
-    fits = net["name"] == "sit" and not net.get("distance_head") and ours.num_classes
-    wanted = {"eqm": "gradient", "sit": "velocity", "dit": "denoiser"}[kind]
-    if not fits or ours.teaches != wanted or shape[0] != shape[1] or ours.energy not in ENERGIES:
+    if net["name"] != "sit" or net.get("distance_head") or not ours.num_classes:
         return None
-    preset = dict(zip(("depth", "width", "num_heads"), SIZES[net.get("size", "B")], strict=True))
-    sizes = {name: net.get(name) or value for name, value in preset.items()}
+    depth, width, heads = SIZES[net.get("size", "B")]
     facts = {
-        "depth": sizes["depth"],
+        "depth": net.get("depth") or depth,
         "patch_size": net.get("patch_size", 2),
-        "hidden_size": sizes["width"],
+        "hidden_size": net.get("width") or width,
         "input_size": shape[0],
         "in_channels": shape[-1],
         "mlp_ratio": net.get("mlp_ratio", 4),
         "num_classes": ours.num_classes,
         "learn_sigma": net.get("double_output", True),
-        "num_heads": sizes["num_heads"],
+        "num_heads": net.get("num_heads") or heads,
     }
-    return described(kind, facts)
+    if kind != "dit":
+        facts["uncond"] = not ours.clock
+    if kind == "eqm":
+        facts["ebm"] = next((n for n, energy in ENERGIES.items() if energy == ours.energy), None)
+    theirs = described(kind, facts) if facts.get("ebm", "") is not None else None
+    means = lambda d: (d.teaches, d.clock, d.energy, d.preconditioning)
+    same_field = theirs is not None and means(theirs) == means(ours)
+    return theirs if same_field and shape[0] == shape[1] else None
 
 
-def program(kind: str, description: Description) -> dict[str, dict[str, Any]]:
-    return {}
+def _sampling(kind: str, clock: bool, channels: int | None) -> dict[str, dict[str, Any]]:
+    """The samplers of the papers: EqM's Table 7, SiT's adaptive solver; for DiT's noise EDM's."""
+    sampler = {
+        "eqm": {"name": "gradient_descent", "num_steps": 250, "step_size": 0.003},
+        "sit": {"name": "dopri5"},
+        "dit": {"name": "edm_heun", "num_steps": 50, **_levels()},
+    }[kind]
+    if kind == "eqm" and clock:
+        sampler = {"name": "euler", "num_steps": 250}
+    return {"sampler": sampler, "sample": {"guidance_channels": channels or 0}}
+
+
+def _levels() -> dict[str, float]:
+    lowest, *_, highest = ddpm_levels()
+    return {"sigma_min": float(lowest), "sigma_max": float(highest)}
 
 
 METHODS = tuple(
@@ -207,8 +231,6 @@ METHODS = tuple(
         describe=functools.partial(describe, kind),
         rules=functools.partial(rules, kind),
         writes=functools.partial(writes, kind),
-        program=functools.partial(program, kind),
     )
     for kind, title in KINDS.items()
-    if kind != "dit"
 )
