@@ -6,25 +6,29 @@
     print(model.info)
     model.field(x, None, labels)  # channels last, in genfield's sign and time
     pretrained.export("runs/digits", "digits.safetensors")
+    pretrained.autoencoder("sd-vae-ft-ema.safetensors").decode(latents)
 
-A family of networks is a file of `families/`; see docs/pretrained.md.
+A family of networks is a file of `families/`; see docs/pretrained.md. Every name is imported when
+it is first used.
 """
 
 import importlib
 
 NAMES = {
-    "load": "pretrained.loading",
+    "Autoencoder": "pretrained.autoencoders",
     "Pretrained": "pretrained.loading",
+    "autoencoder": "pretrained.autoencoders",
+    "load": "pretrained.loading",
 }
 __all__ = [*NAMES]
 
 
 def __getattr__(name: str):
-    if name in NAMES:
-        value = getattr(importlib.import_module(f"genfield.{NAMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'genfield.pretrained' has no attribute {name!r}")
+    if name not in NAMES:
+        raise AttributeError(f"module 'genfield.pretrained' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"genfield.{NAMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__():
