@@ -24,6 +24,7 @@ from genfield.features.pickles import (
 # Beside those of state dicts; an untyped storage counts bytes.
 MORE_STORAGES = {"ComplexFloatStorage": "c8", "ComplexDoubleStorage": "c16", "UntypedStorage": "u1"}
 RAW = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+CODECS = ("latin1", "latin-1")
 MAX_KEY_PARTS = 64
 TYPES = {
     "torch.float64": "f8",
@@ -64,6 +65,7 @@ class FreeMachine(Machine):
         super().__init__(*arguments, **keywords)
         self.loaded: dict[int, tuple[bytes, Storage]] = {}  # by the identity of the bytes
         self.embedded: dict[str, bytes] = {}  # of storages within the pickle, their bytes
+        self.encoded: dict[int, tuple[str, bytes]] = {}  # by the identity of the text
 
     def other(self, opcode: str, argument: Any) -> None:
         stack = self.stack
@@ -141,6 +143,12 @@ class FreeMachine(Machine):
             self.loaded[id(raw)] = raw, kept
         return self.loaded[id(raw)][1]
 
+    def encode(self, text: Any) -> bytes:
+        """Bytes that stand as text, as protocols before 3 write them; those of one text once."""
+        if id(expect(text, str)) not in self.encoded:
+            self.encoded[id(text)] = text, text.encode("latin-1")
+        return self.encoded[id(text)][1]
+
 
 class StreamMachine(FreeMachine):
     """For the pickles of a stream with storages behind them."""
@@ -187,6 +195,14 @@ def _load(machine: FreeMachine, raw: Any) -> Storage:
     return machine.load(raw)
 
 
+def _encoded(machine: FreeMachine, text: Any, codec: Any) -> Any:
+    return machine.encode(text) if codec in CODECS else Object("_codecs.encode", (text, codec))
+
+
+def _bytes(machine: FreeMachine, *arguments: Any) -> Any:
+    return Object("builtins.bytes", arguments) if arguments else b""
+
+
 FUNCTIONS: dict[str, Callable] = {
     "copyreg._reconstructor": _constructed,
     "copy_reg._reconstructor": _constructed,
@@ -196,4 +212,7 @@ FUNCTIONS: dict[str, Callable] = {
     "torch._tensor._rebuild_from_type_v2": _of_type,
     "torch._utils._rebuild_tensor_v3": _of_untyped,
     "torch.storage._load_from_bytes": _load,
+    "_codecs.encode": _encoded,
+    "builtins.bytes": _bytes,
+    "__builtin__.bytes": _bytes,
 }

@@ -14,7 +14,6 @@ MAX_DEPTH = 200
 ROOM, TIMES = 2**28, 16  # what follows all references may take so many bytes, or times the file's
 PLAIN_TYPE = re.compile(r"[<>=|]?([biuf][1248]|c8|c16|f16|\?)")
 CYCLE = Object("a reference to what holds it")
-CODECS = ("latin1", "latin-1")
 
 
 class Arrays:
@@ -125,7 +124,7 @@ class Plain:
         return made, 64 + sum(sizes)
 
     def known(self, value: Object) -> Any:
-        """Of an object that describes plain data (NumPy's, bytes, sets) those, else the object."""
+        """Of an object that describes plain data (of NumPy, bytes, a set) that, else the object."""
         name = value.name.replace("__builtin__.", "builtins.", 1)
         name = name.replace("numpy._core.", "numpy.core.", 1)
         arguments, state = value.arguments, value.state
@@ -138,10 +137,8 @@ class Plain:
             return self.array(value, raw, dtype, shape, "F" if columns else "C")
         if name == "numpy.core.numeric._frombuffer":
             return self.array(value, *arguments)
-        if name == "_codecs.encode" and arguments[1:] and arguments[1] in CODECS:
-            return self.bytes(arguments[0])
-        if name in ("builtins.bytes", "builtins.bytearray") and not arguments:
-            return b""
+        if name == "builtins.complex":
+            return complex(*(expect(part, float) for part in arguments))
         if name in ("builtins.set", "builtins.frozenset") and len(arguments) <= 1:
             return self.set(value, *arguments)
         return value
