@@ -58,7 +58,8 @@ def test_a_run_opens_like_a_file_and_its_export_is_the_same(run, tmp_path):
         pretrained.load(run, kind="eqm")
 
 
-def test_the_program_exports_a_checkpoint(run, tmp_path, capsys):
+def test_the_program_exports_a_checkpoint(tmp_path, capsys):
+    run = shutil.copytree(RUNS / "moons", tmp_path / "moons")
     command = ["genfield", f"--workdir={run}", "--mode=export"]
     assert main(command) == 0 and main([*command, "--step=4"]) == 0  # the second is the same
     assert (run / "exports" / "step_4.safetensors").exists()
