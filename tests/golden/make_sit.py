@@ -1,6 +1,6 @@
 """Makes tests/golden/published/sit.*: a tiny network of SiT's published code, and what it gives.
 
-    python tests/golden/make_published.py PATH/models.py
+    python tests/golden/make_sit.py PATH/models.py
 
 needs PyTorch, timm and models.py of SiT's code (github.com/willisma/SiT); genfield is not read.
 Written: a checkpoint as Equilibrium Matching's training saves it, and arrays, channels first.
