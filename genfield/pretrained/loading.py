@@ -1,27 +1,22 @@
 """Weights from a file: which family it is of, genfield's network and parameters, and the field."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from genfield import nets
-from genfield.errors import UserError, local
-from genfield.features import torch_files, weights
+from genfield.errors import UserError
+from genfield.features import weights
 from genfield.fields import Field
 from genfield.pretrained import mapping
+from genfield.pretrained.contents import Content, beside, read, weights_file
 from genfield.pretrained.family import Description, Family, families
 from genfield.pretrained.info import Info
 from genfield.registry import choose
 from genfield.trained import trained_field
-
-ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-PARTS = ("ema", "model")  # of a checkpoint that keeps both
 
 
 class Pretrained(NamedTuple):
@@ -42,14 +37,6 @@ class Pretrained(NamedTuple):
     field: Field
     info: Info
     description: Description
-
-
-class Content(NamedTuple):
-    """What a file holds: arrays by published name, facts beside them, which of several it is."""
-
-    arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]
-    part: str | None
 
 
 def load(
@@ -82,7 +69,9 @@ def load(
     apply, abstract = nets.create(description.net, None, **sizes)
     rules = family.rules(description)
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
-    info = Info.of(family, description, str(file), digest, content.part, abstract)
+    if content.digest not in (None, weights.digest(params)):
+        raise UserError(f"{file} is damaged: its numbers are not those that were exported")
+    info = Info.of(family.name, description, str(file), digest, content.part, abstract)
     return bound(apply, jax.tree.map(jnp.asarray, params), description, info)
 
 
@@ -93,46 +82,6 @@ def bound(apply: Callable, params: dict, description: Description, info: Info) -
     meaning = {name: getattr(description, name) for name in names}
     field = trained_field(network, name=description.title, **meaning)
     return Pretrained(dict(description.net), apply, params, field, info, description)
-
-
-def weights_file(path: str | Path) -> Path:
-    """The file that a path names: itself, or the one with weights in a folder."""
-    place = local(path, "the weights")
-    if not place.is_dir():
-        if not place.is_file():
-            raise UserError(f"no weights file {place}: mend the path")
-        return place
-    found = sorted(f for f in place.iterdir() if f.suffix in ENDINGS and f.is_file())
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found[:5]) or "none"
-        raise UserError(
-            f"{place} must hold one file of weights ({', '.join(ENDINGS)}), not {len(found)} "
-            f"({names}): name the file"
-        )
-    return found[0]
-
-
-def read(file: Path, ema: bool) -> Content:
-    """The arrays of a file, names without what wrappers put before them, and its facts."""
-    arrays, facts, part = torch_files.read(file), {}, None
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in arrays):
-            arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
-    return Content(arrays, facts, part)
-
-
-def beside(file: Path) -> dict[str, Any]:
-    """The facts of NAME.json beside NAME.safetensors: plain, or under "config"."""
-    place = file.with_suffix(".json")
-    if not place.is_file():
-        return {}
-    try:
-        found = json.loads(place.read_text())
-        facts = found.get("config", found)
-        kind = {"kind": found["kind"]} if "kind" in found else {}
-        return dict(facts) | kind
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{place} is not the description of weights: {error}") from error
 
 
 def choose_family(
