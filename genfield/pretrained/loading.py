@@ -11,6 +11,7 @@ from genfield import nets
 from genfield.errors import UserError
 from genfield.features import weights
 from genfield.fields import Field
+from genfield.machine.logbook import say
 from genfield.pretrained import mapping
 from genfield.pretrained.contents import Content, beside, read, weights_file
 from genfield.pretrained.family import Description, Family, families
@@ -65,6 +66,8 @@ def load(
     family, facts = choose_family(content, kind, config or {}, file)
     shapes = {name: array.shape for name, array in content.arrays.items()}
     description = family.describe(shapes, facts, str(file))
+    for note in description.notes:
+        say(note)
     sizes = {"shape": description.shape, "num_classes": description.num_classes}
     apply, abstract = nets.create(description.net, None, **sizes)
     rules = family.rules(description)
