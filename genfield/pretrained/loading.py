@@ -14,7 +14,7 @@ from genfield.fields import Field
 from genfield.machine.logbook import say
 from genfield.pretrained import mapping
 from genfield.pretrained.contents import Content, beside, read, weights_file
-from genfield.pretrained.family import Description, Family, families
+from genfield.pretrained.family import Description, Family, families, named
 from genfield.pretrained.info import Info
 from genfield.registry import choose
 from genfield.trained import trained_field
@@ -44,7 +44,7 @@ def load(
     path: str | Path,
     *,
     ema: bool = True,
-    kind: str | None = None,
+    kind: str | Family | None = None,
     config: Mapping[str, Any] | None = None,
     sha256: str | None = None,
 ) -> Pretrained:
@@ -52,7 +52,8 @@ def load(
 
     Args:
       ema: of a file with an average and the parameters themselves, the average.
-      kind: the family's name, where names and shapes fit several; see `family.families`.
+      kind: the family's name, where names and shapes fit several (see `family.families`); or the
+        record of a family of one's own.
       config: facts of the published constructor that shapes do not tell, such as num_heads; what
         is not passed is read from NAME.json beside NAME.safetensors, and from the file.
       sha256: of the file, or its first eight or more hex digits.
@@ -88,14 +89,14 @@ def bound(apply: Callable, params: dict, description: Description, info: Info) -
 
 
 def choose_family(
-    content: Content, kind: str | None, config: Mapping[str, Any], file: Path
+    content: Content, kind: str | Family | None, config: Mapping[str, Any], file: Path
 ) -> tuple[Family, dict[str, Any]]:
     """The family of a file, and the facts that it reads: of the file, beside it, passed."""
     facts = {**content.facts, **beside(file), **config}
     kind = kind or facts.get("kind")
     shapes = {name: array.shape for name, array in content.arrays.items()}
     if kind is not None:
-        family = choose("kind of weights", kind, families())
+        family = named(kind)
     else:
         family = _recognised(shapes, facts, file)
     for name in config:

@@ -208,6 +208,8 @@ MISTAKES = [
     (dict(config=FACTS | {"num_heads": 3}), r"divisible by num_heads \(3\)"),
     (dict(config=FACTS | {"num_heads": "2"}), "must be a whole number"),
     (dict(config=FACTS | {"ebm": "sum"}), "unknown ebm 'sum'"),
+    (dict(config=FACTS | {"prediction": "noise"}), "was trained with prediction='noise'"),
+    (dict(config=FACTS | {"path_type": "VP"}), "was trained with path_type='VP'"),
     (dict(config=FACTS, kind="eqn"), "unknown kind of weights 'eqn': did you mean 'eqm'"),
     (dict(config=FACTS, sha256="0123456789"), "its SHA-256 begins with"),
     (dict(config=FACTS, sha256="xyz"), "must be 8 to 64 hex digits"),
