@@ -151,10 +151,15 @@ def verified(file: Path, sha256: str | None) -> Path:
     Raises:
       UserError: another SHA-256, or no such digits.
     """
-    if sha256 is None:
-        return file
-    wanted = sha256.lower()
-    if not re.fullmatch("[0-9a-f]{8,64}", wanted):
+    if sha256 is not None:
+        file_digest(file, sha256)
+    return file
+
+
+def file_digest(file: Path, sha256: str | None = None) -> str:
+    """The SHA-256 of a file, in hex digits; checked as `verified` does."""
+    wanted = (sha256 or "").lower()
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{8,64}", wanted):
         raise UserError(f"sha256={sha256!r} must be 8 to 64 hex digits")
     with open(file, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -163,15 +168,13 @@ def verified(file: Path, sha256: str | None) -> Path:
             f"{file} is damaged or another file: its SHA-256 begins with "
             f"{found[: len(wanted)]}, not {wanted}; fetch it again or mend the digits"
         )
-    return file
+    return found
 
 
 def published(name: str, file: str) -> bool:
     """Whether a file is the one that `SOURCES` names, by its SHA-256."""
-    with open(file, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     known = SOURCES[name].sha256
-    return known is not None and digest.startswith(known)
+    return known is not None and file_digest(Path(file)).startswith(known)
 
 
 def _download(name: str, source: Source, sha256: str) -> Path:

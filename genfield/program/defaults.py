@@ -16,6 +16,7 @@ OPEN = ("data", "net", "time", "coupling", "rematching", "loss", "sampler")
 MAY_CHANGE = ("train", "checkpoint", "sampler", "sample", "evaluate", "mesh")
 GUIDANCE = ("auto", "direction", "displacement")
 ROUNDINGS = ("nearest", "truncate", "shift")
+CENTERS = ("middle", "edm")
 FORMATS = ("npz", "png")
 
 
@@ -54,12 +55,13 @@ TOP = dict(
     path="linear",
     path_noise=not_negative(0.0),  # of a Brownian bridge around the path
     match_size=not_negative(0),  # examples that are coupled among themselves; 0: a batch
-    energy="none",  # of a vector network, whose gradient is trained: dot, squared_norm
-    preconditioning="none",  # edm: the network is F of a denoiser of noise levels
+    energy="none",  # of a vector network, whose gradient is trained: dot, squared_norm, …
+    preconditioning="none",  # edm, …: the network is F of a denoiser of noise levels
     sigma_data=positive(0.5),  # standard deviation of the data, for preconditioning and weighting
     rotation=0.0,  # γ of the field (I + γJ)∇φ of a scalar network
     initial_parameters=Unset(str),  # a workdir whose average to start at
     augmentation=fraction(0.0),  # probability of each of EDM's, of which the network is told
+    augmentation_center=one_of("middle", CENTERS),  # of turning; edm: as its networks were told
     label_dropout=fraction(0.0),  # share of the labels replaced by the null class
 )
 NAMED = dict(

@@ -15,6 +15,7 @@ from genfield import data, registry, rng
 from genfield.data import Dataset, recorded
 from genfield.errors import UserError
 from genfield.machine import checkpoint, logbook, loggers, sharding
+from genfield.machine import fixed as fixed_arrays
 from genfield.program import checks, config_io, objective, optimizer, parts, sampler, train_step
 from genfield.program.methods import package
 from genfield.program.objective import Objective
@@ -36,6 +37,7 @@ class Experiment(NamedTuple):
     abstract: TrainState  # shapes and shardings
     init: Callable[[], TrainState]  # jitted, sharded: no host holds a whole model
     methods: Methods  # the package's and the config's own
+    fixed: dict[tuple[str, ...], np.ndarray]  # parameters that stay as they start, by their paths
 
 
 def prepare(
@@ -62,7 +64,10 @@ def prepare(
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
     key = rng.stream(config.seed, "init")
     roles = _role_optimizers(made, jax.eval_shape(made.roles, key))
-    tx = optimizer.make_optimizer(config.optimizer, config.train.steps, roles)
+    record = methods[registry.Network][config.net.name]
+    given = fixed_arrays.values(record.fixed, abstract_params)
+    given = {("field", *path): array for path, array in given.items()}
+    tx = optimizer.make_optimizer(config.optimizer, config.train.steps, roles, given)
 
     def init(key):
         params = {"field": objective.create_net(config, dataset, key, methods)[1]}
@@ -92,6 +97,7 @@ def prepare(
             functools.partial(initial_parameters, config, abstract.params, dataset, methods),
         ),
         methods=methods,
+        fixed=given,
     )
 
 
@@ -172,6 +178,9 @@ def initial_parameters(
     here, there = (checkpoint.named_leaves(tree) for tree in (abstract, checkpoint.load(workdir)))
     shape = lambda tree, name: tree[name].shape if name in tree else "nothing"
     differ = [name for name in {**here, **there} if shape(here, name) != shape(there, name)]
+    record = methods[registry.Network][config.net.name]
+    older = {"/".join(("field", *path)) for path in record.fixed} - {*there}
+    differ = [name for name in differ if name not in older]
     labels = _label_rows(config, dataset, methods) if differ else set()
     wrong = [name for name in differ if name.startswith("field/") and name not in labels]
     if wrong:
@@ -227,6 +236,7 @@ def jit_train_step(experiment: Experiment) -> Callable:
         ema_ramp_up=config.ema.ramp_up,
         accumulate=config.optimizer.accumulate,
         draw_batch=draw_batch(experiment),
+        fixed=tuple(experiment.fixed),
     )
     shardings = jax.tree.map(lambda a: a.sharding, experiment.abstract)
     return jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
