@@ -18,8 +18,9 @@ import numpy as np
 
 from genfield import registry
 from genfield.errors import UserError, local
-from genfield.features import autoencoder_kl, torch_files, weights
+from genfield.features import autoencoder_kl, weights
 from genfield.features.autoencoder_kl import Config
+from genfield.pretrained import contents
 
 DEFAULT = "sd-vae-ft-ema"  # of SiT and Equilibrium Matching
 # Both: https://huggingface.co/stabilityai. The encoder and the latents are those of Stable
@@ -27,7 +28,6 @@ DEFAULT = "sd-vae-ft-ema"  # of SiT and Equilibrium Matching
 PUBLISHED = {name: {"scaling_factor": 0.18215} for name in ("sd-vae-ft-ema", "sd-vae-ft-mse")}
 OWNER = "stabilityai/"
 FILE = "diffusion_pytorch_model.safetensors"
-ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 PIXELS = 2**19  # that are encoded or decoded at once: 8 images of 256x256
 
 INSIDE = "first_stage_model."  # where a checkpoint of latent diffusion has the autoencoder
@@ -131,7 +131,7 @@ def autoencoder(
     if batch is not None and batch < 1:
         raise UserError(f"batch={batch} of an autoencoder must be positive, or None")
     file, published = _find(path, sha256)
-    state, names = _renamed(torch_files.read(file), str(file))
+    state, names = _renamed(contents.read(file, ema=True).arrays, str(file))
     told = (PUBLISHED.get(published) or _facts(file)) | _checked("config", config or {})
     sizes = _sizes(state, told, str(file))
     wanted = autoencoder_kl.shapes(sizes)
@@ -215,16 +215,7 @@ def _find(path: str | Path | None, sha256: str | None) -> tuple[Path, str | None
 def _in_folder(folder: Path) -> Path:
     if (folder / "model_index.json").is_file() and (folder / "vae").is_dir():  # a pipeline's
         folder = folder / "vae"
-    if (folder / FILE).is_file():
-        return folder / FILE
-    files = sorted(f for f in folder.iterdir() if f.suffix in ENDINGS and f.is_file())
-    best = [f for f in files if f.suffix == ".safetensors"] or files
-    if len(best) != 1:
-        found = ", ".join(f.name for f in best[:4]) or "none"
-        raise UserError(
-            f"{folder} must hold one file of weights ({FILE}), and has {found}: pass the file"
-        )
-    return best[0]
+    return folder / FILE if (folder / FILE).is_file() else contents.weights_file(folder)
 
 
 def _facts(file: Path) -> dict:

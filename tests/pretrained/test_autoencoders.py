@@ -203,7 +203,7 @@ def test_folders(tmp_path, folder):
     one = write(tmp_path / "one" / "a.pt", state("published"), facts("published")).parent
     assert pretrained.autoencoder(one).info.path.endswith("a.pt")
     write(one / "b.pt", state("published"))
-    with pytest.raises(UserError, match=r"must hold one file of weights .* has a.pt, b.pt"):
+    with pytest.raises(UserError, match=r"must hold one file of weights .*not 2 \(a.pt, b.pt\)"):
         pretrained.autoencoder(one)
     with pytest.raises(UserError, match=r"no autoencoder at .*: pass a file, a folder, or one of"):
         pretrained.autoencoder(tmp_path / "nowhere")
