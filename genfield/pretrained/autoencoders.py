@@ -202,7 +202,7 @@ def _in_parts(function: Callable, x: jax.Array, size: int):
 def _find(path: str | Path | None, sha256: str | None) -> tuple[Path, str | None]:
     """The file with the weights, and the published name that it was asked for by."""
     name = DEFAULT if path is None else str(path).removeprefix(OWNER)
-    if name in PUBLISHED and not Path(name).exists():
+    if name in PUBLISHED and (path is None or not Path(path).exists()):
         return weights.find(name, None, sha256), name
     place = local(path, "the autoencoder's path")
     if not place.exists():

@@ -15,6 +15,7 @@ from genfield.errors import UserError
 from genfield.features import autoencoder_kl, weights
 from genfield.pretrained import autoencoders
 
+OWNED = "stabilityai/sd-vae-ft-mse"
 OLDER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -195,7 +196,7 @@ def test_another_file(tmp_path):
         pretrained.autoencoder(write(file, twice))
 
 
-def test_folders(tmp_path, folder):
+def test_folders(tmp_path, folder, monkeypatch):
     pipeline = tmp_path / "pipeline"
     write(pipeline / "vae" / autoencoders.FILE, state("published"), facts("published"))
     (pipeline / "model_index.json").write_text("{}")
@@ -207,6 +208,9 @@ def test_folders(tmp_path, folder):
         pretrained.autoencoder(one)
     with pytest.raises(UserError, match=r"no autoencoder at .*: pass a file, a folder, or one of"):
         pretrained.autoencoder(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / OWNED / autoencoders.FILE, state("published"), facts("published"))
+    assert pretrained.autoencoder(OWNED).info.factor == 4  # the folder, not the published one
     with pytest.raises(UserError, match="not on this machine's disk"):
         pretrained.autoencoder("gs://bucket/vae")
 
