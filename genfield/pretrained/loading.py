@@ -1,0 +1,119 @@
+"""Weights from a file: which family it is of, genfield's network and parameters, and the field."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from genfield import nets
+from genfield.errors import UserError
+from genfield.features import weights
+from genfield.fields import Field
+from genfield.pretrained import mapping
+from genfield.pretrained.contents import Content, beside, read, weights_file
+from genfield.pretrained.family import Description, Family, families
+from genfield.pretrained.info import Info
+from genfield.registry import choose
+from genfield.trained import trained_field
+
+
+class Pretrained(NamedTuple):
+    """Published weights, opened.
+
+    Attributes:
+      net: the config section of genfield's network.
+      apply: (params, x [B, *shape], t [B] or None, label [B] or None) -> what the network gives.
+      params: nested dicts of arrays, as `nets.create` makes them.
+      field: (x, t, label), in genfield's sign and time, as `info` says; no label is the null one.
+      info: what the file is.
+      description: the same, as a family gives it.
+    """
+
+    net: dict[str, Any]
+    apply: Callable
+    params: dict
+    field: Field
+    info: Info
+    description: Description
+
+
+def load(
+    path: str | Path,
+    *,
+    ema: bool = True,
+    kind: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    sha256: str | None = None,
+) -> Pretrained:
+    """Opens a file of weights, published or exported, or a folder that holds one.
+
+    Args:
+      ema: of a file with an average and the parameters themselves, the average.
+      kind: the family's name, where names and shapes fit several; see `family.families`.
+      config: facts of the published constructor that shapes do not tell, such as num_heads; what
+        is not passed is read from NAME.json beside NAME.safetensors, and from the file.
+      sha256: of the file, or its first eight or more hex digits.
+    Raises:
+      UserError: no such file, damaged, of no known family, or of one whose network has other names
+        or shapes (the first is told); facts that must be told, or that contradict the file.
+    """
+    file = weights_file(path)
+    digest = weights.file_digest(file, sha256)
+    content = read(file, ema)
+    family, facts = choose_family(content, kind, config or {}, file)
+    shapes = {name: array.shape for name, array in content.arrays.items()}
+    description = family.describe(shapes, facts, str(file))
+    sizes = {"shape": description.shape, "num_classes": description.num_classes}
+    apply, abstract = nets.create(description.net, None, **sizes)
+    rules = family.rules(description)
+    params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
+    if content.digest not in (None, weights.digest(params)):
+        raise UserError(f"{file} is damaged: its numbers are not those that were exported")
+    info = Info.of(family.name, description, str(file), digest, content.part, abstract)
+    return bound(apply, jax.tree.map(jnp.asarray, params), description, info)
+
+
+def bound(apply: Callable, params: dict, description: Description, info: Info) -> Pretrained:
+    """The field of parameters, with all that a description says."""
+    network = lambda x, t=None, cond=None: apply(params, x, t, cond)
+    names = ("teaches", "clock", "output", "energy", "preconditioning", "sigma_data", "rotation")
+    meaning = {name: getattr(description, name) for name in names}
+    field = trained_field(network, name=description.title, **meaning)
+    return Pretrained(dict(description.net), apply, params, field, info, description)
+
+
+def choose_family(
+    content: Content, kind: str | None, config: Mapping[str, Any], file: Path
+) -> tuple[Family, dict[str, Any]]:
+    """The family of a file, and the facts that it reads: of the file, beside it, passed."""
+    facts = {**content.facts, **beside(file), **config}
+    kind = kind or facts.get("kind")
+    shapes = {name: array.shape for name, array in content.arrays.items()}
+    if kind is not None:
+        family = choose("kind of weights", kind, families())
+    else:
+        family = _recognised(shapes, facts, file)
+    for name in config:
+        choose(f"fact of {family.title}", name, dict.fromkeys((*family.known, "kind")))
+    return family, {name: facts[name] for name in family.known if name in facts}
+
+
+def _recognised(shapes, facts, file: Path) -> Family:
+    able = [family for family in families().values() if family.recognises(shapes)]
+    if not able:
+        first = ", ".join(list(shapes)[:3])
+        raise UserError(
+            f"{file} is of no known family (it holds {first}, …). Known: "
+            + ", ".join(family.title for family in families().values())
+        )
+    if len(able) > 1:
+        able = [family for family in able if family.told(facts)] or able
+    if len(able) > 1:
+        titles, names = ([getattr(f, part) for f in able] for part in ("title", "name"))
+        raise UserError(
+            f"{file} may be {' or '.join(titles)}, which have the same names and shapes: pass "
+            f"kind={' or '.join(map(repr, names))}"
+        )
+    return able[0]
