@@ -53,6 +53,7 @@ from pickled import (
     write_zip,
 )
 
+from genfield import pretrained
 from genfield.errors import UserError
 from genfield.features import pickles, torch_files
 
@@ -250,3 +251,14 @@ def test_mutations_are_read_or_refused(tmp_path, format):
                 for value in found.values() if isinstance(found, dict) else ():
                     with contextlib.suppress(ValueError):
                         torch_files.state_dict(value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices")
+@pytest.mark.parametrize("case", ROWS)
+@pytest.mark.parametrize("opener", ["load", "autoencoder"])
+def test_published_weights_of_none_of_these(tmp_path, opener, case):
+    path = ROWS[case].make(tmp_path, tmp_path / "marker")
+    message, seconds, peak = said(getattr(pretrained, opener), path)
+    assert message and "\n" not in message and len(message) < 900
+    assert seconds < SECONDS and peak < BYTES + 4 * (path.stat().st_size if path.is_file() else 0)
+    assert not (tmp_path / "marker").exists()
