@@ -60,6 +60,7 @@ def prepare(
     apply, abstract_params = objective.create_net(config, dataset, methods=methods)
     made = objective.create(config, dataset, apply, abstract_params, methods)
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
+    sampler.check_source(run.stages, dataset, methods)
     key = rng.stream(config.seed, "init")
     roles = _role_optimizers(made, jax.eval_shape(made.roles, key))
     tx = optimizer.make_optimizer(config.optimizer, config.train.steps, roles)
