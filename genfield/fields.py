@@ -134,11 +134,26 @@ def dot_energy(field: Field) -> Callable:
 
 
 def squared_norm_energy(field: Field) -> Callable:
-    """g(x) = -|f(x)|² / 2, [B]: EqM-E's other energy, from a trained field (section 3.2)."""
-    return lambda x, t=None, cond=None: -0.5 * squared_norm(direction(field(x, t, cond)))
+    """g(x) = |f(x)|² / 2, [B]: EqM-E's other energy, from a trained field (section 3.2).
+
+    The paper has the other sign, as its code's field points from noise to data. Here f points from
+    data to noise: near one example x1 it is c (x - x1), so that ∇g = (∂f/∂x)ᵀ f = c² (x - x1) has
+    its direction, and -|f|² / 2 the opposite one.
+    """
+    return lambda x, t=None, cond=None: 0.5 * squared_norm(direction(field(x, t, cond)))
 
 
-ENERGIES = {"dot": dot_energy, "squared_norm": squared_norm_energy}
+def negative_squared_norm_energy(field: Field) -> Callable:
+    """g(x) = -|f(x)|² / 2, [B]: what `squared_norm_energy` was before; runs of then need it."""
+    positive = squared_norm_energy(field)
+    return lambda x, t=None, cond=None: -positive(x, t, cond)
+
+
+ENERGIES = {
+    "dot": dot_energy,
+    "squared_norm": squared_norm_energy,
+    "negative_squared_norm": negative_squared_norm_energy,
+}
 
 
 def negate(field: Field) -> Field:

@@ -124,6 +124,27 @@ def test_potential_field_is_the_gradient_and_the_value():
     np.testing.assert_allclose(alone, out.direction, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", [n for n in fields.ENERGIES if n != "negative_squared_norm"])
+def test_every_energy_of_a_trained_field_starts_on_the_right_side(name):
+    """The minimiser for one example at x1 is f = c (x - x1) (EqM eq. 3): ∇g points as it does.
+
+    The dot product's ∇g = f + c x leans away from the origin: here x1 is the origin for it.
+    """
+    x, x1 = normal(9, BATCH, 3), normal(10, 1, 3) * (name != "dot")
+    field = lambda x, t=None, cond=None: 4.0 * (x - x1)
+    gradient = quick(fields.gradient_field(fields.ENERGIES[name](field)))(x)
+    away = field(x)
+    cosine = (gradient * away).sum(-1) / np.sqrt((gradient**2).sum(-1) * (away**2).sum(-1))
+    np.testing.assert_allclose(cosine, 1.0, rtol=1e-5)
+
+
+def test_the_energy_of_older_runs_has_the_other_sign():
+    x = normal(11, BATCH, 3)
+    old, new = (fields.ENERGIES[n](quartic)(x) for n in ("negative_squared_norm", "squared_norm"))
+    np.testing.assert_array_equal(old, -new)
+    assert (np.asarray(new) > 0).all()
+
+
 def test_negate_turns_a_gradient_into_a_velocity():
     x = normal(6, BATCH, 2)
     np.testing.assert_array_equal(fields.negate(quartic)(x), -quartic(x))

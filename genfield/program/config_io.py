@@ -154,6 +154,7 @@ def from_file(path: Path) -> ConfigDict:
         stored = json.loads(path.read_text())
         if not isinstance(stored, dict):
             raise ValueError(f"a {type(stored).__name__}, not a section")
+        _keep_meaning(stored)
         config = ConfigDict(restored(stored))
     except (OSError, ValueError) as error:
         raise UserError(
@@ -162,6 +163,12 @@ def from_file(path: Path) -> ConfigDict:
         ) from error
     _fill(config, base())  # a run of an older version lacks what is new
     return config
+
+
+def _keep_meaning(stored: dict) -> None:
+    """Names of an older version that mean something else now get the name of what they meant."""
+    if "autoencoder" not in stored and stored.get("energy") == "squared_norm":
+        stored["energy"] = "negative_squared_norm"  # the sign was turned when that field came
 
 
 def _fill(config: ConfigDict, default: ConfigDict) -> None:

@@ -11,19 +11,12 @@ from genfield import nets, paths, registry, rng
 from genfield.data import Dataset, to_unit
 from genfield.data.augment import augment
 from genfield.errors import UserError
-from genfield.fields import (
-    ENERGIES,
-    Field,
-    Prediction,
-    potential_field,
-    precondition,
-    rotated_gradient,
-    score_field,
-)
+from genfield.fields import ENERGIES, Field, Prediction
 from genfield.program import parts as config_parts
 from genfield.program.methods import has_clock, package
 from genfield.program.parts import Parts
 from genfield.registry import Methods, choose
+from genfield.trained import trained_field
 
 
 class Drawn(NamedTuple):
@@ -245,31 +238,17 @@ def _make_draw(config, data: Dataset, parts: Parts, source: Callable, group: int
 def _make_field(
     config, apply: Callable, output: str, method: registry.Loss, clock: bool
 ) -> Callable:
-    energy = ENERGIES[config.energy] if output == "energy" else None
+    meaning = dict(teaches=method.teaches, clock=clock, name=method.name, output=output)
+    meaning |= {name: config[name] for name in ("energy", "preconditioning")}
+    meaning |= {name: config[name] for name in ("sigma_data", "rotation")}
 
     def field(params, key=None, train=False) -> Field:
-        # A field trained without t is never shown one, whichever sampler follows it.
-        def call(x, t=None, cond=None):
-            if clock and t is None:
-                raise ValueError(f"the field of {method.name} was trained with t: pass t [B]")
-            return apply(params["field"], x, t if clock else None, cond, key=key, train=train)
+        def network(x, t=None, cond=None):
+            return apply(params["field"], x, t, cond, key=key, train=train)
 
-        if method.at_levels:
-            return _field_at_levels(config, call, output, method)
-        if energy is not None:
-            return potential_field(energy(call))
-        return potential_field(call) if output == "potential" else call
+        return trained_field(network, **meaning)
 
     return field
-
-
-def _field_at_levels(config, call: Callable, output: str, method: registry.Loss) -> Field:
-    """The denoiser, or the field in the place of a score, of a network; called with σ."""
-    if config.preconditioning == "edm":
-        denoiser = precondition(call, config.sigma_data)
-        return denoiser if method.teaches == "denoiser" else score_field(denoiser)
-    at_level = lambda x, t=None, cond=None: call(x, None if t is None else jnp.log(t) / 4, cond)
-    return rotated_gradient(at_level, config.rotation) if output == "potential" else at_level
 
 
 def _make_loss(config, data: Dataset, parts: Parts, field: Callable, methods: Methods) -> Callable:

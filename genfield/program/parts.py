@@ -8,10 +8,9 @@ from genfield import paths, registry
 from genfield.data import Dataset
 from genfield.data.augment import NUM_LABELS
 from genfield.errors import UserError
+from genfield.preconditionings import PRECONDITIONINGS
 from genfield.program.methods import loss_of, package
 from genfield.registry import Methods, bind, bound, build, choose
-
-PRECONDITIONINGS = ("none", "edm")
 
 
 class Parts(NamedTuple):
@@ -158,7 +157,8 @@ def _check_path(config, method: registry.Loss, path: registry.Path, methods: Met
 
 def _check_levels(config, method: registry.Loss) -> None:
     """Raises UserError where sections that only fields of noise levels have are misused."""
-    choose("config.preconditioning", config.preconditioning, PRECONDITIONINGS)
+    known = {"none": None, **PRECONDITIONINGS}
+    choose("config.preconditioning", config.preconditioning, known)
     if not method.at_levels and (config.preconditioning != "none" or config.rotation):
         raise UserError(
             f"config.preconditioning and config.rotation are for losses of noise levels, not "

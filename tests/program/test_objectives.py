@@ -185,7 +185,7 @@ ENERGY_NETS = {
     ],
 )
 def test_an_energy_is_trained_by_its_gradient_and_given_in_one_pass(net, energy):
-    """EqM eq. 7: the field is ∇g of g = <x, f> or -|f|²/2, whatever the network."""
+    """EqM eq. 7: the field is ∇g of g = <x, f> or |f|²/2, whatever the network."""
     config = points("equilibrium_matching")
     name, section = ENERGY_NETS[net]
     config.data, config.net = ConfigDict({"name": name}), ConfigDict(section)
@@ -196,7 +196,7 @@ def test_an_energy_is_trained_by_its_gradient_and_given_in_one_pass(net, energy)
     objective = make(config)[1]
     assert objective.output == "energy"
     x = jax.random.normal(jax.random.key(2), (3, *dataset.shape))
-    f = {"dot": lambda x, y: (x * y).sum(), "squared_norm": lambda x, y: -0.5 * (y * y).sum()}[
+    f = {"dot": lambda x, y: (x * y).sum(), "squared_norm": lambda x, y: 0.5 * (y * y).sum()}[
         energy
     ]
     single = lambda z: f(z, plain(z[None])[0])

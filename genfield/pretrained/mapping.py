@@ -1,0 +1,199 @@
+"""From published names and layouts to genfield's and back, by one table of rules a family.
+
+Both directions follow from the same rules, and no layout loses a bit, so a round trip is exact.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from genfield.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Layout(NamedTuple):
+    """How an array stands in a file and here; both use methods of arrays alone.
+
+    ours(array of the file) -> genfield's; theirs(genfield's) -> that of the file.
+    """
+
+    ours: Callable
+    theirs: Callable
+
+
+class Rule(NamedTuple):
+    """One published array, or one a row of a stack, and the parameter that it is.
+
+    Attributes:
+      name: as published; of a stack with {} where the number of the row stands.
+      path: of the parameter, its names joined with "/".
+      layout: see `Layout`.
+      rows: of a stack, whose leading axis is the row here; 0: no stack.
+    """
+
+    name: str
+    path: str
+    layout: Layout
+    rows: int = 0
+
+    def names(self) -> list[str]:
+        """The published names."""
+        return [self.name.format(i) for i in range(self.rows)] if self.rows else [self.name]
+
+
+class Buffer(NamedTuple):
+    """A published array that genfield computes: checked when read, and written in an export."""
+
+    name: str
+    value: np.ndarray
+
+
+Rules = Sequence[Rule | Buffer]
+
+same = Layout(lambda a: a, lambda a: a)
+linear = Layout(lambda a: a.transpose(1, 0), lambda a: a.transpose(1, 0))  # [out, in]
+conv = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW
+
+
+def negated(layout: Layout) -> Layout:
+    """The layout, with the sign turned."""
+    return Layout(lambda a: -layout.ours(a), lambda a: layout.theirs(-a))
+
+
+def reordered(layout: Layout, order: np.ndarray, axis: int) -> Layout:
+    """The layout, after the file's `axis` is put in another order: entry i is the order[i]-th."""
+    back = np.argsort(order)
+    return Layout(
+        lambda a: layout.ours(a.take(order, axis=axis)),
+        lambda a: layout.theirs(a).take(back, axis=axis),
+    )
+
+
+def affine(
+    name: str, path: str, layout: Layout = linear, *, rows: int = 0, bias: Layout = same
+) -> list[Rule]:
+    """The rules of a layer's weight and bias: "kernel" and "bias" here."""
+    return [
+        Rule(f"{name}.weight", f"{path}/kernel", layout, rows),
+        Rule(f"{name}.bias", f"{path}/bias", bias, rows),
+    ]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their paths, joined with "/"."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = isinstance(value, Mapping)
+        found |= leaves(value, f"{prefix}{name}/") if inner else {prefix + name: value}
+    return found
+
+
+def nested(flat: Mapping[str, Any]) -> dict:
+    """The inverse of `leaves`."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *folders, last = path.split("/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[last] = value
+    return tree
+
+
+def published_shapes(rules: Rules, params: Mapping) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that a file has, of parameters or their ShapeDtypeStructs."""
+    ours, found = leaves(params), {}
+    for rule in rules:
+        if isinstance(rule, Buffer):
+            found[rule.name] = rule.value.shape
+            continue
+        leaf = ours[rule.path]
+        shape = leaf.shape[1:] if rule.rows else leaf.shape
+        leaf = jax.ShapeDtypeStruct(shape, np.float32)
+        found |= dict.fromkeys(rule.names(), jax.eval_shape(rule.layout.theirs, leaf).shape)
+    return found
+
+
+def check(rules: Rules, params: Mapping, found: Shapes, origin: str, title: str) -> None:
+    """Raises UserError with the first name whose shape is not the one that the network wants."""
+    wanted = published_shapes(rules, params)
+    for name in (*wanted, *found):
+        want, have = wanted.get(name), found.get(name)
+        if want != have:
+            said = lambda shape: "nothing" if shape is None else list(shape)
+            raise UserError(
+                f"{origin} is not {title}: {name!r} is {said(have)} there, and {said(want)} was "
+                "expected"
+            )
+
+
+def to_ours(
+    rules: Rules, arrays: Mapping[str, np.ndarray], params: Mapping, origin: str, title: str
+) -> dict:
+    """Published arrays as genfield's parameters, float32, nested dicts.
+
+    Args:
+      rules: of the family. arrays: by published name.
+      params: the network's, or their ShapeDtypeStructs. origin, title: for messages.
+    Raises:
+      UserError: the first name that is missing, unexpected or of another shape; values that are
+        not finite; a buffer that is not what the network computes.
+    """
+    check(rules, params, {name: array.shape for name, array in arrays.items()}, origin, title)
+    made: dict[str, np.ndarray] = {}
+    for rule in rules:
+        parts = [_finite(name, arrays[name], origin) for name in _names(rule)]
+        if isinstance(rule, Buffer):
+            _check_buffer(rule, parts[0], origin)
+        elif rule.rows:
+            made[rule.path] = np.stack([rule.layout.ours(part) for part in parts])
+        else:
+            made[rule.path] = np.ascontiguousarray(rule.layout.ours(parts[0]))
+    return nested(made)
+
+
+def _names(rule: Rule | Buffer) -> Iterable[str]:
+    return [rule.name] if isinstance(rule, Buffer) else rule.names()
+
+
+def _finite(name: str, array: np.ndarray, origin: str) -> np.ndarray:
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"{origin} is damaged: {name!r} holds no real numbers")
+    array = np.asarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{origin} is damaged: {name!r} holds values that are not finite")
+    return array
+
+
+def _check_buffer(buffer: Buffer, found: np.ndarray, origin: str) -> None:
+    distance = float(np.max(np.abs(found - buffer.value), initial=0.0))
+    if distance > 1e-4:
+        raise UserError(
+            f"{origin}: {buffer.name!r} is not what the network computes (they differ by "
+            f"{distance:.2g}), so the file was made for another one"
+        )
+
+
+def to_theirs(rules: Rules, params: Mapping) -> dict[str, np.ndarray]:
+    """genfield's parameters by published names, in published layouts; the inverse of `to_ours`.
+
+    Raises:
+      UserError: a parameter that no rule names, which would be lost.
+    """
+    ours, made = leaves(params), {}
+    named = {rule.path for rule in rules if isinstance(rule, Rule)}
+    lost = [path for path in ours if path not in named]
+    if lost:
+        raise UserError(f"the published network has no place for the parameter {lost[0]!r}")
+    for rule in rules:
+        if isinstance(rule, Buffer):
+            made[rule.name] = np.asarray(rule.value, np.float32)
+            continue
+        value = np.asarray(ours[rule.path])
+        for i, name in enumerate(rule.names()):
+            part = rule.layout.theirs(value[i] if rule.rows else value)
+            made[name] = np.ascontiguousarray(part)
+    return made
