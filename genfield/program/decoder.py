@@ -17,13 +17,15 @@ from jax.sharding import Mesh
 from genfield import pretrained
 from genfield.data import Dataset, to_uint8
 from genfield.errors import UserError
+from genfield.features.autoencoder_kl import DTYPES
 from genfield.machine import sharding
 from genfield.machine.logbook import say
 
+DECODER = ("decoder", "post_quant_conv")  # of an autoencoder's parameters
 PIXELS = 8 * 256 * 256  # that a device decodes at a time: at 256x256 eight images
 HOW = (
-    "set config.autoencoder to the weights of the autoencoder that made the latents: a folder or "
-    "a file of AutoencoderKL, .safetensors, .bin or .pt"
+    "set config.autoencoder to the weights that made the latents: a file or a folder of an "
+    "AutoencoderKL, or a published name such as sd-vae-ft-ema"
 )
 SAVED = f"latents are written and shown as they are; for pixels {HOW}"
 
@@ -79,8 +81,8 @@ def told(decoding: dict[str, float]) -> str:
     """What `watch` gave, as a line."""
     rate = decoding["images"] / max(decoding["seconds"], 1e-9)
     return (
-        f"decoding: {decoding['images']:,} images in {decoding['seconds']:.1f} s, "
-        f"{decoding['share']:.0%} of the time ({rate:,.3g} images/s)"
+        f"decoding: {decoding['seconds']:,.1f} s, {decoding['share']:.0%} of the time "
+        f"({rate:,.3g} images/s)"
     )
 
 
@@ -243,7 +245,17 @@ def open_weights(config) -> Weights:
         )
     except UserError as error:
         raise UserError(f"config.autoencoder: {error}") from error
-    return found
+    needed = {name: found.params[name] for name in DECODER if name in found.params}
+    cast = lambda a: np.asarray(a, DTYPES[config.autoencoder_dtype])
+    return Weights(
+        decode=found.pure.decode,
+        params=jax.tree.map(cast, needed),
+        factor=found.info.factor,
+        latent_channels=found.info.latent_channels,
+        channels=found.info.config.out_channels,
+        hash=found.info.hash,
+        source=found.info.path,
+    )
 
 
 def check(weights: Weights, data: Dataset) -> None:

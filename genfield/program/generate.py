@@ -20,7 +20,6 @@ from genfield.program.sampler import Course
 from genfield.program.train_step import TrainState
 from genfield.sampling import Samples
 
-
 DRAWN = 0.999  # of a batch that waits to be decoded; the progress ends with the last image
 
 

@@ -208,9 +208,10 @@ def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
         say(f"samples: {file}  {exp.config.sample.num:,} of shape {shape}")
     if files and len(shape) == 3 and "npz" in formats:
         rows = generate.shown(labels, exp.config.sample.num, evaluation.GRID)
-        with np.load(files[0]) as file:
+        [npz] = [file for file in files if file.suffix == ".npz"]
+        with np.load(npz) as file:
             first = file["arr_0"][rows]
-        path = files[0].with_name(f"{files[0].stem}_grid.png")
+        path = npz.with_name(f"{npz.stem}_grid.png")
         say(f"picture: {figures.image_grid(path, first)}")
 
 

@@ -127,7 +127,7 @@ class Run(_Opened):
         return out._replace(x=self.decode(out.x)) if pixels else out
 
     def decode(self, x: np.ndarray) -> np.ndarray:
-        """Samples [N, *D] as images [N, H, W, C], float32 in about [-1, 1]; pixels stay as they are.
+        """Samples [N, *D] as images [N, H, W, C], in about [-1, 1]; pixels stay as they are.
 
         Raises:
           UserError: no images, and no autoencoder that makes some of them.

@@ -31,9 +31,8 @@ def draw(
     if paired:
         settings |= of_pairs(exp)
     num = settings["num"]
-    labels = generate.labels_of(
-        exp, np.arange(num), num, chosen, None if paired else settings["seed"]
-    )
+    seed = None if paired else settings["seed"]  # pairs take the classes in turn
+    labels = generate.labels_of(exp, np.arange(num), num, chosen, seed)
     folder = exp.workdir / ("pairs" if paired else "samples")
     name = exp.config.sample.name or f"step_{step}"
     files = Shards(folder, name, settings, formats, exp.data.class_names)
