@@ -70,7 +70,9 @@ def of_sampling(exp: Experiment, out: Evaluation) -> dict:
 def _of_pixels_and_labels(exp: Experiment) -> dict:
     """How labels were chosen, where there are any, and what decoded, where something did."""
     out = {"labels": exp.config.evaluate.labels} if exp.data.num_classes else {}
-    return out | ({} if exp.decoder is None else {"autoencoder": exp.decoder.facts})
+    if exp.decoder is not None:
+        out["autoencoder"] = {"source": exp.decoder.weights.source, **exp.decoder.facts}
+    return out
 
 
 def resolved_sampler(section: dict, methods: Methods) -> dict:

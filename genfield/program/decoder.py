@@ -120,10 +120,9 @@ class Decoder:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """What decodes, as JSON types: for cards, and for what is kept of samples."""
+        """What decides the images of latents, as JSON types, wherever the file lies."""
         latents = self.data.latents
         return {
-            "source": self.weights.source,
             "hash": self.weights.hash,
             "dtype": self.config.autoencoder_dtype,
             "scale": latents.scale,
