@@ -82,7 +82,9 @@ def dataset(known: dict, create: Callable[[], Dataset], seed: int) -> Dataset:
         num_classes=known["num_classes"],
         class_names=tuple(known["class_names"]),
         train=lambda start_step: opened().train(start_step),
-        heldout=lambda index, batch_size: opened().heldout(index, batch_size),
+        heldout=(lambda index, batch_size: opened().heldout(index, batch_size))
+        if "test" in known["examples"]
+        else None,
         draw=None,
         draw_source=toys.DISTRIBUTIONS.get(known["source"]),
         sizes=dict(known["sizes"]),

@@ -59,6 +59,11 @@ def from_dataset(data: Dataset, split: str, section: Mapping) -> ImageSet:
             f"data {name!r} are not images: image metrics need pixels, or a "
             "config.evaluate.reference and --samples, folders or .npz files of images"
         )
+    if split == "test" and data.heldout is None:
+        raise UserError(
+            f"data {name!r} hold nothing out to compare with: set config.data.heldout_fraction, or "
+            "config.evaluate.reference_split='train', or a config.evaluate.reference"
+        )
     examples = choose("split", split, data.examples)
     read = lambda rows: examples.gather(rows)["x1"]
     # Pixels themselves, or enough of them that other data, or other fields, cannot pass for these.

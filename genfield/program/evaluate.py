@@ -23,7 +23,10 @@ from genfield.registry import Methods, Metric, choose
 
 
 def make_heldout_loss(experiment: Experiment) -> Callable:
-    """heldout(params) -> {"loss": …, terms}, over `train.eval_batches` fixed batches and draws."""
+    """heldout(params) -> {"loss": …, terms}, over `train.eval_batches` fixed batches and draws.
+
+    {} where nothing is held out.
+    """
     config, data, mesh = experiment.config, experiment.data, experiment.mesh
     key = rng.stream(config.seed, "heldout")
     draw = draw_batch(experiment)
@@ -39,6 +42,8 @@ def make_heldout_loss(experiment: Experiment) -> Callable:
 
     def heldout(params) -> dict[str, float]:
         totals = {}
+        if data.heldout is None:
+            return totals
         for index in range(config.train.eval_batches):
             batch = {}
             if draw is None:

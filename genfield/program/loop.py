@@ -153,8 +153,10 @@ class Loop:
         params, num = generate.parameters(self.exp, self.state), self.config.train.eval_samples
         held = self.evaluator.heldout(params)
         drawn = self._measure(params, num) if num else {}
-        self.metrics.write(self.step, "eval", held | drawn)
         self.last_eval = (self.step, held, drawn)
+        if not held | drawn:  # nothing is held out, and no samples are asked for
+            return
+        self.metrics.write(self.step, "eval", held | drawn)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in (held | drawn).items())
         line = "\n" if self.progress.terminal else ""
         say(f"{line}held-out at step {self.step}: {shown}")

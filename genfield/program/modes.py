@@ -114,6 +114,7 @@ def train(exp: Experiment, **_) -> None:
     if closing.finished(exp):
         return
     evaluator = Evaluator(exp)
+    tell_heldout(exp)
     make_folder(exp.workdir)
     loop = Loop(exp, evaluator)
     write_config(exp)
@@ -139,6 +140,15 @@ def train(exp: Experiment, **_) -> None:
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}")
 
 
+def tell_heldout(exp: Experiment) -> None:
+    """Says what goes without where nothing is held out."""
+    if exp.data.heldout is None:
+        say(
+            "nothing is held out (config.data.heldout_fraction=0): no held-out loss, and none to "
+            "choose the best checkpoint by"
+        )
+
+
 def make_folder(folder) -> None:
     """Makes the workdir; raises UserError where that cannot be."""
     try:
@@ -152,6 +162,7 @@ def make_folder(folder) -> None:
 def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
     """The metrics, pictures and table of a checkpoint; rewrites nothing of the training."""
     evaluator = Evaluator(exp)
+    tell_heldout(exp)
     state, step = load_state(exp, step, best)
     newest = max((row["step"] for row in logbook.read_metrics(exp.workdir)), default=step)
     metrics = open_metrics(exp, newest)

@@ -59,6 +59,11 @@ class Findings(NamedTuple):
 
 def heldout(exp: Experiment, num: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Up to `num` held-out examples as the network sees them, and their labels where there are."""
+    if exp.data.heldout is None:
+        raise UserError(
+            f"this study wants held-out examples, and the run's data {exp.config.data.name!r} hold "
+            "none out: train with --config.data.heldout_fraction=0.01 or so, in a new workdir"
+        )
     size = exp.data.sizes["test"]
     if size and size < num:
         say(f"{size:,} held-out examples, fewer than the {num:,} asked for")
