@@ -168,7 +168,8 @@ def _amount(data) -> str:
     if data.draw is not None:
         return "drawn afresh at each step"
     classes = f", {data.num_classes} classes" if data.num_classes else ""
-    return f"{data.sizes['train']:,} to train on, {data.sizes['test']:,} held out{classes}"
+    held = f"{data.sizes['test']:,}" if data.heldout else "none"
+    return f"{data.sizes['train']:,} to train on, {held} held out{classes}"
 
 
 def main(argv: list[str], command: Callable) -> int:
