@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving.
 """
 
+import functools
 import os
 import sys
 
@@ -37,7 +38,7 @@ def run(argv: list[str]) -> None:
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import registry
     from genfield.machine import loggers
-    from genfield.program import experiment, modes
+    from genfield.program import experiment, modes, published
     from genfield.program.methods import package
 
     if values.mode in ("train", "evaluate") and values.samples is None:
@@ -58,6 +59,7 @@ def run(argv: list[str]) -> None:
         "evaluate": modes.evaluate,
         "sample": modes.sample,
         "pairs": modes.pairs,
+        "export": functools.partial(published.mode, out=values.out, kind=values.kind),
     }
     run_mode[values.mode](exp, step=values.step, best=values.best)
 

@@ -18,7 +18,8 @@ NAMES = {
     "Autoencoder": "pretrained.autoencoders",
     "Pretrained": "pretrained.loading",
     "autoencoder": "pretrained.autoencoders",
-    "load": "pretrained.loading",
+    "export": "program.published",
+    "load": "program.published",
 }
 __all__ = [*NAMES]
 

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from genfield.nets import count_parameters
-from genfield.pretrained.family import Description, Family, Guidance
+from genfield.pretrained.family import Description, Guidance
 
 POINTS = {
     "gradient": "a gradient of (x): it points away from the data, descend it",
@@ -46,9 +46,9 @@ class Info(NamedTuple):
     facts: dict[str, Any]
 
     @classmethod
-    def of(cls, family: Family, d: Description, file: str, sha256: str, part, params) -> "Info":
+    def of(cls, family: str, d: Description, file: str, sha256: str, part, params) -> "Info":
         return cls(
-            family=family.name,
+            family=family,
             title=d.title,
             file=file,
             sha256=sha256,

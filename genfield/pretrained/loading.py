@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 
 from genfield import nets
 from genfield.errors import UserError, local
@@ -21,6 +22,7 @@ from genfield.trained import trained_field
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+HEADER = "genfield"  # the key of a safetensors header under which an export has its facts
 PARTS = ("ema", "model")  # of a checkpoint that keeps both
 
 
@@ -45,11 +47,17 @@ class Pretrained(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a file holds: arrays by published name, facts beside them, which of several it is."""
+    """What a file holds.
+
+    Attributes:
+      arrays: by published name. facts: of the constructor. part: of several, which it is.
+      digest: of genfield's parameters, where an export says it.
+    """
 
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
     part: str | None
+    digest: str | None
 
 
 def load(
@@ -82,7 +90,9 @@ def load(
     apply, abstract = nets.create(description.net, None, **sizes)
     rules = family.rules(description)
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
-    info = Info.of(family, description, str(file), digest, content.part, abstract)
+    if content.digest not in (None, weights.digest(params)):
+        raise UserError(f"{file} is damaged: its numbers are not those that were exported")
+    info = Info.of(family.name, description, str(file), digest, content.part, abstract)
     return bound(apply, jax.tree.map(jnp.asarray, params), description, info)
 
 
@@ -114,11 +124,30 @@ def weights_file(path: str | Path) -> Path:
 
 def read(file: Path, ema: bool) -> Content:
     """The arrays of a file, names without what wrappers put before them, and its facts."""
-    arrays, facts, part = torch_files.read(file), {}, None
+    arrays, part = torch_files.read(file), None
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in arrays):
             arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
-    return Content(arrays, facts, part)
+    facts = header(file)
+    return Content(arrays, facts, part, facts.pop("digest", None))
+
+
+def header(file: Path) -> dict[str, Any]:
+    """The facts that an export holds in its header: "kind", the constructor's, "digest"."""
+    if file.suffix != ".safetensors":
+        return {}
+    with safetensors.safe_open(file, framework="np") as opened:
+        text = (opened.metadata() or {}).get(HEADER)
+    try:
+        return {} if text is None else _facts(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} has a damaged header: {error}") from error
+
+
+def _facts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts that stand plainly, or under "config" beside the kind of file."""
+    plain = {name: found[name] for name in ("kind", "digest") if name in found}
+    return {**found.get("config", found), **plain}
 
 
 def beside(file: Path) -> dict[str, Any]:
@@ -127,10 +156,7 @@ def beside(file: Path) -> dict[str, Any]:
     if not place.is_file():
         return {}
     try:
-        found = json.loads(place.read_text())
-        facts = found.get("config", found)
-        kind = {"kind": found["kind"]} if "kind" in found else {}
-        return dict(facts) | kind
+        return _facts(json.loads(place.read_text()))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{place} is not the description of weights: {error}") from error
 

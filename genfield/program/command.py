@@ -21,7 +21,7 @@ from genfield.machine import preemption
 from genfield.program import checks, config_io, defaults, own_files
 from genfield.registry import choose
 
-MODES = ("train", "evaluate", "sample", "pairs")
+MODES = ("train", "evaluate", "sample", "pairs", "export")
 
 
 def parse(argv: list[str]):
@@ -49,6 +49,8 @@ def parse(argv: list[str]):
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate or sample.", flag_values=values)
     flags.DEFINE_bool("best", False, "Evaluate or sample the best one.", flag_values=values)
     define("samples", None, "Evaluate these images instead: a folder, or an .npz file.")
+    define("out", None, "The .safetensors file that --mode=export writes.")
+    define("kind", None, "Whose names --mode=export writes: a family of published weights.")
     flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
     try:
         overrides = values(argv, known_only=True)[1:]
@@ -96,7 +98,9 @@ def check_flags(values, workdir: Path) -> None:
         raise UserError("--samples names images to evaluate: add --mode=evaluate")
     if values.samples is not None and (values.best or values.step is not None):
         raise UserError("--samples needs no checkpoint: leave out --step and --best")
-    for name in ("config", "samples"):
+    if values.mode != "export" and (values.out or values.kind):
+        raise UserError("--out and --kind are of an export: add --mode=export")
+    for name in ("config", "samples", "out"):
         errors.local(getattr(values, name) or "", f"--{name}")
     if values.step is not None and values.best:
         raise UserError("--step and --best name two checkpoints: leave one of them out")

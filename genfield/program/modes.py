@@ -39,7 +39,7 @@ from genfield.registry import Methods, Metric, choose
 
 def check(exp: Experiment, mode: str = "train") -> None:
     """Raises UserError for what a mode needs and the config does not have."""
-    if mode not in ("sample", "pairs"):
+    if mode in ("train", "evaluate"):
         evaluation.check_metrics(exp)
     config, data = exp.config, exp.data
     if config.sample.guidance_scale != 1 and not data.num_classes:

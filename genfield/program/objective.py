@@ -82,7 +82,7 @@ def create(
     parts = parts._replace(loss=loss_fn, arguments=arguments)
     method = parts.method
     _check_data(config, data, method)
-    output = _output(config, data, apply, abstract_params, methods)
+    output = output_of(config, data, apply, abstract_params, methods)
     group = config_parts.coupled(config, parts)
     source = _make_source(data)
     field = _make_field(config, apply, output, method, has_clock(config, methods))
@@ -122,7 +122,7 @@ def _check_data(config, data: Dataset, method: registry.Loss) -> None:
         raise UserError(f"{method.name} adds normal noise: set config.data.source='normal'")
 
 
-def _output(config, data: Dataset, apply: Callable, abstract_params, methods: Methods) -> str:
+def output_of(config, data: Dataset, apply: Callable, abstract_params, methods: Methods) -> str:
     """What the network gives, of registry.OUTPUTS; UserError where the loss cannot use it."""
     x = jax.ShapeDtypeStruct((2, *data.shape), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.float32)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from genfield import registry
 from genfield.errors import UserError
 from genfield.nets.sit import SIZES, position_table
 from genfield.preconditionings import ddpm_levels
@@ -98,8 +99,17 @@ def describe(kind: str, shapes: Shapes, facts: Mapping[str, Any], origin: str) -
             f"blocks of width {read['hidden_size']} are no published size: pass "
             "config={'num_heads': …}"
         )
-    told = {name: facts[name] for name in ("uncond", "ebm") if name in facts}
-    return described(kind, read | {"num_heads": heads} | told)
+    return described(kind, read | {"num_heads": heads} | _beyond(kind, facts))
+
+
+def _beyond(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that only some of the three constructors have, with what is left out filled in.
+
+    A file of EqM takes no time, as all that its authors publish, unless something says it does.
+    """
+    if kind == "eqm":
+        return {"uncond": facts.get("uncond", True), "ebm": facts.get("ebm", "none")}
+    return {"uncond": True} if kind == "sit" and facts.get("uncond") else {}
 
 
 def described(kind: str, facts: dict[str, Any]) -> Description:
@@ -134,17 +144,17 @@ def described(kind: str, facts: dict[str, Any]) -> Description:
 def _field(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the three kinds of network were trained to be."""
     if kind == "sit":
-        clock = not facts.get("uncond", False)
+        clock = not "uncond" not in facts
         loss = {"name": "flow_matching", "time_input": clock}
         return {"teaches": "velocity", "clock": clock, "loss": loss}
     if kind == "dit":
         loss = {"name": "denoising"}
         made = {"teaches": "denoiser", "clock": True, "loss": loss, "sigma_data": 1.0}
         return made | {"preconditioning": "ddpm"}
-    clock = not facts.get("uncond", True)
+    clock = not facts["uncond"]
     decay = {"name": "truncated", "a": 0.8, "multiplier": 4.0}
     loss = {"name": "equilibrium_matching", "time_input": clock, "decay": decay}
-    energy = ENERGIES[facts.get("ebm", "none")]
+    energy = registry.choose("ebm", facts["ebm"], ENERGIES)
     made = {"teaches": "gradient", "clock": clock, "loss": loss, "energy": energy}
     return made if energy == "none" else made | {"output": "energy"}
 
@@ -194,14 +204,11 @@ def writes(kind: str, ours: Description) -> Description | None:
         "learn_sigma": net.get("double_output", True),
         "num_heads": net.get("num_heads") or heads,
     }
-    if kind != "dit":
-        facts["uncond"] = not ours.clock
-    if kind == "eqm":
-        facts["ebm"] = next((n for n, energy in ENERGIES.items() if energy == ours.energy), None)
-    theirs = described(kind, facts) if facts.get("ebm", "") is not None else None
+    names = {energy: name for name, energy in reversed(ENERGIES.items())}
+    told = {"uncond": not ours.clock, "ebm": names.get(ours.energy, "none")}
+    theirs = described(kind, facts | _beyond(kind, told))
     means = lambda d: (d.teaches, d.clock, d.energy, d.preconditioning)
-    same_field = theirs is not None and means(theirs) == means(ours)
-    return theirs if same_field and shape[0] == shape[1] else None
+    return theirs if means(theirs) == means(ours) and shape[0] == shape[1] else None
 
 
 def _sampling(kind: str, clock: bool, channels: int | None) -> dict[str, dict[str, Any]]:
