@@ -17,7 +17,7 @@ from genfield.machine.tables import columns
 from genfield.metrics.images import Judge
 from genfield.metrics.reference import Reference
 from genfield.nets import count_parameters
-from genfield.program import config_io, generate, sampler
+from genfield.program import config_io, generate, sampler, weights
 from genfield.program.evaluate import Evaluation
 from genfield.program.experiment import Experiment
 from genfield.registry import Methods
@@ -33,6 +33,14 @@ def digest(values: Any) -> str:
 def parameters_digest(params) -> str:
     """Of a tree of arrays: equal for equal values, on any mesh."""
     return digest(checkpoint.digests(params))
+
+
+def of_origin(exp: Experiment, step: int, params) -> dict:
+    """Where parameters come from: the section "training", or "weights" of a file."""
+    if exp.weights is None:
+        return {"training": of_training(exp, step, params)}
+    digest = {"parameters_digest": parameters_digest(params)}
+    return {"weights": weights.facts(exp.weights) | digest}
 
 
 def of_training(exp: Experiment, step: int, params) -> dict:
@@ -116,7 +124,7 @@ def make(
     Args:
       out: the figures. judge, reference: of image metrics, else None.
       config: the resolved configuration, as JSON types.
-      sections: what the figures are of: "training" and "sampling", or "samples".
+      sections: what the figures are of: "training" or "weights" and "sampling", or "samples".
     """
     card = {"metrics": of_metrics(out), **sections}
     if judge is not None:

@@ -16,7 +16,9 @@ from genfield.data import Dataset, recorded
 from genfield.data.pipeline import Latents
 from genfield.errors import UserError
 from genfield.machine import checkpoint, logbook, loggers, sharding
+from genfield.pretrained.loading import Pretrained
 from genfield.program import checks, config_io, objective, optimizer, parts, sampler, train_step
+from genfield.program import weights as of_weights
 from genfield.program.decoder import Decoder, create_decoder, open_weights
 from genfield.program.methods import package
 from genfield.program.objective import Objective
@@ -39,6 +41,7 @@ class Experiment(NamedTuple):
     init: Callable[[], TrainState]  # jitted, sharded: no host holds a whole model
     methods: Methods  # the package's and the config's own
     decoder: Decoder | None = None  # of latents, where the config names an autoencoder
+    weights: Pretrained | None = None  # in the place of a checkpoint
 
     @property
     def pictures(self) -> bool:
@@ -53,6 +56,7 @@ def prepare(
     *,
     reads_data: bool = True,
     decodes: bool = True,
+    weights: Pretrained | None = None,
 ) -> Experiment:
     """Checks the whole configuration and builds what it names.
 
@@ -60,6 +64,8 @@ def prepare(
       reads_data: whether the data are opened now; otherwise, where the workdir knows what they are,
         only when something reads them.
       decodes: whether the autoencoder is, where there is one; otherwise when something decodes.
+      weights: in the place of a checkpoint; then data that the config does not place are known by
+        what the weights say.
     Raises:
       UserError: anything in it that cannot work; before anything is compiled.
     """
@@ -71,11 +77,15 @@ def prepare(
     sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
     optimizer.make_optimizer(config.optimizer, config.train.steps)  # its errors, before data
     ema_rate = optimizer.ema_rate(config.ema, config.batch_size)
-    weights = open_weights(config) if decodes and config.autoencoder else None
-    dataset = open_data(config, workdir, methods, reads_data)
-    decoder = create_decoder(config, dataset, mesh, weights)
+    decoding = open_weights(config) if decodes and config.autoencoder else None
+    known = None if weights is None else of_weights.known_of(weights, config, methods)
+    dataset = open_data(config, workdir, methods, reads_data or weights is not None, known)
+    decoder = create_decoder(config, dataset, mesh, decoding)
     apply, abstract_params = objective.create_net(config, dataset, methods=methods)
     made = objective.create(config, dataset, apply, abstract_params, methods)
+    if weights is not None:
+        of_weights.check_data(weights, dataset)
+        of_weights.check(weights, config, made, {"field": abstract_params})
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
     sampler.check_source(run.stages, dataset, methods)
     key = rng.stream(config.seed, "init")
@@ -111,12 +121,16 @@ def prepare(
         ),
         methods=methods,
         decoder=decoder,
+        weights=weights,
     )
 
 
-def open_data(config, workdir: Path, methods: Methods, now: bool) -> Dataset:
+def open_data(
+    config, workdir: Path, methods: Methods, now: bool, known: dict | None = None
+) -> Dataset:
     """The data of a config; unless `now`, by what the run recorded of them, where it did.
 
+    known: facts that are recorded elsewhere.
     Raises:
       UserError: data that cannot be had; those that are opened later, when they are.
     """
@@ -144,7 +158,8 @@ def open_data(config, workdir: Path, methods: Methods, now: bool) -> Dataset:
             ) from error
 
     source = choose("data", config.data.get("name"), methods[registry.DataSource])
-    known = None if now or source.drawn else recorded.read(workdir)
+    if known is None and not (now or source.drawn):
+        known = recorded.read(workdir)
     found = create() if known is None else recorded.dataset(known, create_later, config.seed)
     if source.holds != "latents" or found.latents is not None:
         return found

@@ -104,7 +104,7 @@ def write_config(exp: Experiment) -> None:
         if config_io.to_dict(config_io.from_file(path)) != new:
             logbook.keep_older(path)
     logbook.write_json(path, new)
-    if exp.data.draw is None:
+    if exp.data.draw is None and exp.weights is None:
         logbook.write_json(exp.workdir / recorded.FILE, recorded.facts(exp.data))
     own_files.keep(exp.workdir, exp.methods)
 
@@ -140,9 +140,16 @@ def train(exp: Experiment, **_) -> None:
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}")
 
 
+def begin_on_weights(exp: Experiment) -> None:
+    """Leaves config.json in a workdir whose samples come from weights of elsewhere."""
+    if exp.weights is not None:
+        make_folder(exp.workdir)
+        write_config(exp)
+
+
 def tell_heldout(exp: Experiment) -> None:
     """Says what goes without where nothing is held out."""
-    if exp.data.heldout is None:
+    if exp.data.heldout is None and exp.weights is None:
         say(
             "nothing is held out (config.data.heldout_fraction=0): no held-out loss, and none to "
             "choose the best checkpoint by"
@@ -193,8 +200,8 @@ def finish(
         evaluator.judge,
         evaluator.reference,
         config_io.to_dict(exp.config),
-        training=card.of_training(exp, step, params),
         sampling=card.of_sampling(exp, out),
+        **card.of_origin(exp, step, params),
     )
     card.write(exp.workdir, made)
     drawn = pictures.draw(exp, params, step, out.images) if section.figures else []

@@ -14,7 +14,7 @@ from genfield.fields import Field
 from genfield.machine import checkpoint
 from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
-from genfield.program import config_io, experiment, generate, own_files
+from genfield.program import config_io, experiment, generate, own_files, weights
 from genfield.program.experiment import Experiment
 from genfield.program.train_step import TrainState
 from genfield.sampling import Samples
@@ -60,7 +60,9 @@ def restore(
 
 
 def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainState, int]:
-    """The state of a checkpoint: of `step`, the best, or the newest whole one."""
+    """The state of a checkpoint: of `step`, the best, or the newest whole one; or of weights."""
+    if exp.weights is not None:
+        return weights.state(exp), 0
     checkpoints = open_checkpoints(exp)
     if best:
         step = checkpoints.best_step()
