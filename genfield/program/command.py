@@ -128,13 +128,8 @@ def _open_weights(values, page, methods):
     """What --weights names; the field of a page tells apart families with the same names."""
     from genfield.program import published, weights
 
-    try:
-        taught = weights.taught(page, methods)
-        return published.load(values.weights, kind=values.kind, teaches=taught)
-    except UserError as error:
-        text = str(error).replace("pass kind=", "pass --kind=")
-        text = text.replace("pass config=", "write beside it, as NAME.json, ")
-        raise UserError(f"--weights: {text}") from error
+    options = dict(kind=values.kind, teaches=weights.taught(page, methods))
+    return weights.opened(published.load, values.weights, "--weights", "add --kind=", **options)
 
 
 def check_flags(values, workdir: Path) -> None:

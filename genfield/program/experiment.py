@@ -198,16 +198,18 @@ def _starter(config, workdir: Path, init: Callable, key, given: Callable) -> Cal
 def initial_parameters(
     config, abstract: dict, dataset: Dataset, methods: Methods
 ) -> dict[str, np.ndarray]:
-    """The newest parameters of another run, by their paths, as far as they fit this one.
+    """The newest parameters of another run, or those of a file, by their paths, as far as they fit.
 
-    Left out, and named in a line: rows of labels, where that run has another number of classes or
+    Left out, and named in a line: rows of labels, where there are another number of classes or
     none, and whole roles beside the field that are not alike: a discriminator may join later.
 
     Raises:
       UserError: no checkpoint there, or of another network.
     """
-    workdir = config.initial_parameters
-    here, there = (checkpoint.named_leaves(tree) for tree in (abstract, checkpoint.load(workdir)))
+    place = config.initial_parameters
+    is_file = of_weights.is_file(place, "config.initial_parameters")
+    given = of_weights.parameters(config, methods) if is_file else checkpoint.load(place)
+    here, there = (checkpoint.named_leaves(tree) for tree in (abstract, given))
     shape = lambda tree, name: tree[name].shape if name in tree else "nothing"
     differ = [name for name in {**here, **there} if shape(here, name) != shape(there, name)]
     labels = _label_rows(config, dataset, methods) if differ else set()
@@ -215,14 +217,14 @@ def initial_parameters(
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"config.initial_parameters {workdir} is of another network or other data: {name} is "
-            f"{shape(there, name)} there and {shape(here, name)} here; set config.net as that run "
-            "has it, and data of the same shape"
+            f"config.initial_parameters {place} is of another network or other data: {name} is "
+            f"{shape(there, name)} there and {shape(here, name)} here; set config.net as it is "
+            "there, and data of the same shape"
         )
     roles = {name.split("/")[0] for name in differ} - {"field"}
     left = sorted({*(roles & {n.split("/")[0] for n in here}), *(n for n in differ if n in labels)})
     if left:
-        logbook.say(f"initial_parameters {workdir}: all but {', '.join(left)}, which start anew")
+        logbook.say(f"initial_parameters {place}: all but {', '.join(left)}, which start anew")
     fits = lambda name: name in here and name not in differ and name.split("/")[0] not in roles
     return {name: value for name, value in there.items() if fits(name)}
 

@@ -4,6 +4,7 @@ So --weights=FILE samples, evaluates and studies what was never trained here.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from ml_collections import ConfigDict
 
 from genfield import registry
 from genfield.data import Dataset
-from genfield.errors import UserError
+from genfield.errors import UserError, local
 from genfield.machine import checkpoint
 from genfield.machine.logbook import say
+from genfield.pretrained import loading
 from genfield.pretrained.family import config_of
 from genfield.pretrained.loading import Pretrained
 from genfield.program import checks
@@ -28,6 +30,45 @@ from genfield.registry import Methods
 # What the file says whatever a page does; the rest of a page stands.
 OF_FILE = ("data", "net", "energy", "preconditioning", "sigma_data", "rotation")
 MEANING = ("teaches", "clock", "output")
+
+
+def is_file(place: str, where: str) -> bool:
+    """Whether a path is of a file of weights, or a folder that holds one, and not of a run."""
+    path = local(place, where)
+    if not path.is_dir() or (path / checkpoint.FOLDER).exists():
+        return path.is_file()
+    return any(file.suffix in loading.ENDINGS for file in path.iterdir())
+
+
+def opened(load: Callable, path: str, where: str, mend: str, **options) -> Pretrained:
+    """load(path, **options), its errors in the words of a command line.
+
+    Args:
+      where: what names the file. mend: what names its kind.
+    """
+    try:
+        return load(path, **options)
+    except UserError as error:
+        beside = Path(path).with_suffix(".json").name
+        text, _, told = str(error).replace("pass kind=", mend).partition("pass config=")
+        if told:
+            json = told.replace("'", '"')
+            text += f'write {{"config": {json}}} into {beside} beside the file'
+        raise UserError(f"{where}: {text}") from error
+
+
+def parameters(config, methods: Methods) -> dict:
+    """Those of the file that `config.initial_parameters` names, by role, on the host.
+
+    Says what they are of, and where this run trains another kind of field.
+    """
+    where, teaches = "config.initial_parameters", loss_of(config, methods).teaches
+    mend = 'say in NAME.json beside the file "kind": '
+    model = opened(loading.load, config.initial_parameters, where, mend, teaches=teaches)
+    d = model.description
+    other = f", a {d.teaches}; this run goes on from it to a {teaches}"
+    say(f"{where}: {d.title}" + (other if d.teaches != teaches else ""))
+    return {"field": jax.tree.map(np.asarray, model.params)}
 
 
 def taught(page: ConfigDict | None, methods: Methods | None) -> str | None:
