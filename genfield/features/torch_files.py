@@ -1,59 +1,48 @@
 """PyTorch and safetensors files as NumPy arrays, without PyTorch and without running the file.
 
 Formats: the zip files of torch >= 1.6 and the earlier stream of pickles and raw storages
-(torch/serialization.py), and safetensors. A pickle is a program; here a small interpreter carries
-out only what a state dict needs and calls nothing that a file names.
+(torch/serialization.py), plain pickles, and safetensors. A pickle is a program; here an interpreter
+carries out only what describes values, and calls nothing that a file names.
 """
 
 import io
-import math
+import json
 import mmap
-import pickletools
+import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from genfield.errors import UserError
+from genfield.features.free_pickles import FreeMachine, Object, StreamMachine
+from genfield.features.pickles import (
+    BFLOAT16,
+    LEGACY_MAGIC,
+    Machine,
+    Tensor,
+    read_stream,
+    read_stream_on,
+)
+from genfield.features.torch_trees import ROOM, TIMES, Arrays, Plain, module_state, state_dict
 
-LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+__all__ = ["Object", "module_state", "read", "read_tree", "state_dict"]
+
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 SAFETENSORS_HEADER = b'{"'  # after the header's length, 8 bytes
-BFLOAT16 = "bfloat16"
-STORAGES = {
-    "DoubleStorage": "f8",
-    "FloatStorage": "f4",
-    "HalfStorage": "f2",
-    "BFloat16Storage": BFLOAT16,
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-}
-MAX_AXES = 64  # NumPy's
+MAX_HEADER = 10_000_000  # of safetensors, in bytes
 ORDERS = {b"little": "<", b"big": ">"}
-ORDERED_DICT = "collections.OrderedDict"
-# How many of a function's first arguments describe the tensor.
-REBUILD = {
-    "torch._utils._rebuild_tensor": 4,
-    "torch._utils._rebuild_tensor_v2": 4,
-    "torch._utils._rebuild_parameter": 1,
-    "torch.Size": 1,
+# How files begin that are often saved in the place of weights, and what helps.
+MISTAKEN = {
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file with `git lfs pull`",
+    b"<!doctype html": "a web page: open its address in a browser, and save the file itself",
+    b"<html": "a web page: open its address in a browser, and save the file itself",
+    b"\x1f\x8b": "an archive of gzip: unpack it first",
 }
-GLOBALS = {ORDERED_DICT, *REBUILD, *(f"torch.{name}" for name in STORAGES)}
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-LITERALS = set(
-    "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING".split()
-)
-CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # Everything that damaged bytes can make the standard library and NumPy say.
 DAMAGE = (
     ArithmeticError,
@@ -71,30 +60,6 @@ DAMAGE = (
 )
 
 
-class Global(NamedTuple):
-    """A name that a pickle refers to; it is never looked up."""
-
-    name: str
-
-
-class Storage(NamedTuple):
-    """`count` elements of the storage `key`, from element `start` on."""
-
-    key: str
-    dtype: str
-    start: int
-    count: int
-
-
-class Tensor(NamedTuple):
-    """A strided view of a storage; all numbers count elements."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict by name, whatever the file's ending says.
 
@@ -107,18 +72,38 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         asks for anything but the making of tensors (none of it is carried out).
     """
     path = Path(path)
+    found = _opened(path, lambda file: _state_dict(path, file))
+    if not found:
+        raise UserError(f"{path} holds no tensors by name: save it with model.state_dict()")
+    return found
+
+
+def read_tree(path: str | Path) -> Any:
+    """All that a file of weights holds, as plain data: whatever torch.save or pickle.dump wrote.
+
+    Dictionaries (ordered ones too), lists, tuples, sets, numbers and texts are themselves; tensors,
+    storages, NumPy's arrays and numbers are NumPy's, as `read` says of them. Everything else is an
+    `Object`, which holds the name of its class or function, its arguments and its state, or a
+    `Global`, a name alone. No name is imported or looked up, and nothing is called. Attributes hung
+    on tensors and ordered dictionaries are left out, and where something holds itself, an `Object`
+    says so. Of safetensors: the arrays by name.
+
+    Raises:
+      UserError: no such file, not a weights file, damaged, a TorchScript archive, or one that would
+        take more memory or time than a file of its size may.
+    """
+    path = Path(path)
+    return _opened(path, lambda file: _tree(path, file))
+
+
+def _opened(path: Path, reader: Callable[[Any], Any]) -> Any:
+    """What a reader makes of the open file; whatever it meets is one line."""
     try:
+        # A pipe or a device could be without end.
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise UserError(f"{path} is no file of weights but a pipe or a device")
         with open(path, "rb") as file:
-            start = file.read(10)
-            if start[:4] == ZIP_START:
-                found = _read_zip(path, file)
-            elif start[8:10] == SAFETENSORS_HEADER or path.suffix == ".safetensors":
-                found = _read_safetensors(path)
-            elif start[:1] == PICKLE_START:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-                    found = _read_legacy(path, stream)
-            else:
-                raise UserError(_not_weights(path, start))
+            return reader(file)
     except UserError:
         raise
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -126,12 +111,50 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     except DAMAGE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise UserError(f"{path} is damaged: fetch it again ({reason})") from error
-    if not found:
-        raise UserError(f"{path} holds no tensors by name: save it with model.state_dict()")
-    return found
+
+
+def _state_dict(path: Path, file) -> dict[str, np.ndarray]:
+    start = file.read(40)
+    if _is_safetensors(path, start):
+        return _read_safetensors(path)
+    if start[:4] == ZIP_START:
+        with zipfile.ZipFile(file) as archive:
+            return _named(path, *_read_zip(path, archive, Machine))
+    if start[:1] != PICKLE_START:
+        raise UserError(_not_weights(path, start))
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        state, raw = read_stream(path, stream, Machine)
+    return _named(path, state, Arrays(raw.__getitem__, "<"))
+
+
+def _tree(path: Path, file) -> Any:
+    start, size = file.read(40), path.stat().st_size
+    if _is_safetensors(path, start):
+        return _read_safetensors(path)
+    if start[:4] == ZIP_START:
+        with zipfile.ZipFile(file) as archive:
+            state, arrays = _read_zip(path, archive, FreeMachine)
+            return Plain(arrays, size)(state)
+    if start[:1] != PICKLE_START:
+        raise UserError(_not_weights(path, start))
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        machine = FreeMachine(path, beside=False)
+        state, raw = machine.run(stream), machine.embedded
+        if state == LEGACY_MAGIC:
+            state, raw = read_stream_on(path, stream, StreamMachine)
+    return Plain(Arrays(raw.__getitem__, "<"), size)(state)
+
+
+def _is_safetensors(path: Path, start: bytes) -> bool:
+    return start[:4] != ZIP_START and (
+        start[8:10] == SAFETENSORS_HEADER or path.suffix == ".safetensors"
+    )
 
 
 def _not_weights(path: Path, start: bytes) -> str:
+    for begin, what in MISTAKEN.items():
+        if start.lower().lstrip().startswith(begin):
+            return f"{path} is not a weights file but {what}"
     what = "empty" if not start else "not a weights file"
     return f"{path} is {what}: expected a PyTorch state dict (.pth, .pt, .bin) or .safetensors"
 
@@ -139,6 +162,7 @@ def _not_weights(path: Path, start: bytes) -> str:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     import safetensors
 
+    _check_header(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: _widened(file, name) for name in file.keys()}
@@ -146,26 +170,58 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(str(error)) from error
 
 
+def _check_header(path: Path) -> None:
+    """That no name stands twice, which the format forbids and its reader does not see."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise ValueError("the header is too long")
+        json.loads(file.read(length), object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return found
+
+
 def _widened(file, name: str) -> np.ndarray:
     array = file.get_tensor(name)
     return array.astype(np.float32) if array.dtype.name == BFLOAT16 else array
 
 
-def _read_zip(path: Path, file) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        prefix = next((n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")), None)
-        if prefix is None:
-            raise UserError(f"{path} is a zip file without weights: expected a PyTorch state dict")
-        if f"{prefix}constants.pkl" in names:
-            raise UserError(
-                f"{path} is a TorchScript archive, a program: use a state dict instead, for "
-                "Inception pt_inception-2015-12-05-6726825d.pth of the pytorch-fid releases"
-            )
-        marked = f"{prefix}byteorder" in names
-        order = _record(archive, prefix, "byteorder") if marked else b"little"
-        state = _interpret(path, io.BytesIO(_record(archive, prefix, "data.pkl")))
-        return _arrays(state, lambda key: _record(archive, prefix, f"data/{key}"), ORDERS[order])
+def _read_zip(path: Path, archive: zipfile.ZipFile, kind: type[Machine]) -> tuple[Any, Arrays]:
+    """What the archive's pickle describes, and its storages."""
+    names = archive.namelist()
+    prefix = next((n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")), None)
+    if prefix is None:
+        raise UserError(f"{path} is a zip file without weights: expected a PyTorch state dict")
+    if f"{prefix}constants.pkl" in names:
+        raise UserError(
+            f"{path} is a TorchScript archive, a program: use a state dict instead, for "
+            "Inception pt_inception-2015-12-05-6726825d.pth of the pytorch-fid releases"
+        )
+    _check_records(path, archive)
+    marked = f"{prefix}byteorder" in names
+    order = _record(archive, prefix, "byteorder") if marked else b"little"
+    machine = kind(path)
+    state = machine.run(io.BytesIO(_record(archive, prefix, "data.pkl")))
+    embedded = getattr(machine, "embedded", {})
+
+    def raw(key: str) -> bytes:
+        return embedded[key] if key in embedded else _record(archive, prefix, f"data/{key}")
+
+    return state, Arrays(raw, ORDERS[order])
+
+
+def _check_records(path: Path, archive: zipfile.ZipFile) -> None:
+    """That records do not share bytes: else a small file could hold any amount of them."""
+    entries = archive.infolist()
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise ValueError("two records have the same name")
+    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its records overlap")
 
 
 def _record(archive: zipfile.ZipFile, prefix: str, name: str) -> bytes:
@@ -176,202 +232,14 @@ def _record(archive: zipfile.ZipFile, prefix: str, name: str) -> bytes:
     return archive.read(entry)
 
 
-def _read_legacy(path: Path, stream: mmap.mmap) -> dict[str, np.ndarray]:
-    """Magic number, protocol, system, object, keys; then of each storage its length and elements.
-
-    These are little-endian on every machine.
-    """
-    if _interpret(path, stream) != LEGACY_MAGIC or _interpret(path, stream) != LEGACY_PROTOCOL:
-        raise ValueError("a pickle, but not of torch.save")
-    _interpret(path, stream)
-    widths: dict[str, int] = {}
-    state = _interpret(path, stream, widths)
-    raw = {}
-    for key in _expect(_interpret(path, stream), list):
-        length = int.from_bytes(stream.read(8), "little", signed=True) * widths[_expect(key, str)]
-        raw[key] = stream.read(length) if length >= 0 else b""
-        if len(raw[key]) != length:
-            raise ValueError(f"storage {key} ends early")
-    return _arrays(state, raw.__getitem__, "<")
-
-
-def _arrays(state: Any, raw: Callable[[str], bytes], order: str) -> dict[str, np.ndarray]:
-    """The tensors of the state dict as views of their storages' bytes."""
+def _named(path: Path, state: Any, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The tensors of a state dict."""
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):
         return {}
-    storages: dict[tuple, np.ndarray] = {}
-
-    def elements(storage: Storage) -> np.ndarray:
-        identity = storage.key, storage.dtype
-        if identity not in storages:
-            storages[identity] = _elements(raw(storage.key), storage.dtype, order)
-        return storages[identity]
-
     tensors = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, Tensor)}
-    return {name: _view(name, tensor, elements(tensor.storage)) for name, tensor in tensors.items()}
-
-
-def _elements(raw: bytes, dtype: str, order: str) -> np.ndarray:
-    if dtype != BFLOAT16:
-        values = np.frombuffer(raw, np.dtype(dtype).newbyteorder(order))
-        return values.astype(values.dtype.newbyteorder("="), copy=False)
-    bits = np.frombuffer(raw, order + "u2").astype(np.uint32) << np.uint32(16)
-    return bits.view(np.float32)
-
-
-def _view(name: str, tensor: Tensor, elements: np.ndarray) -> np.ndarray:
-    """The tensor as a view of its storage's elements; ValueError if it leaves them."""
-    storage, offset, shape, strides = tensor
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    inside = last < storage.count and storage.start + storage.count <= len(elements)
-    # Repeated elements (stride 0) would let a small file ask for any amount of memory.
-    if math.prod(shape) and not (inside and math.prod(shape) <= storage.count):
-        raise ValueError(f"tensor {name!r} lies outside its storage")
-    if not math.prod(shape):
-        return np.zeros(shape, elements.dtype)
-    begun = elements[storage.start + offset :]
-    return np.lib.stride_tricks.as_strided(
-        begun, shape, [s * elements.itemsize for s in strides], writeable=False
-    )
-
-
-class _Machine:
-    """An interpreter of the pickle opcodes that state dicts use, for one pickle."""
-
-    def __init__(self, path: Path, widths: dict[str, int] | None):
-        self.path, self.widths = path, widths
-        self.stack: list = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, stream) -> Any:
-        for opcode, argument, _ in pickletools.genops(stream):
-            self.step(opcode.name, argument)
-        return self.stack.pop()
-
-    def step(self, opcode: str, argument: Any) -> None:
-        stack = self.stack
-        if opcode in LITERALS:
-            stack.append(argument)
-        elif opcode in CONSTANTS:
-            stack.append(CONSTANTS[opcode])
-        elif opcode in CONTAINERS:
-            stack.append(CONTAINERS[opcode]())
-        elif opcode in TUPLES:
-            stack.append(tuple(self.take(len(stack) - TUPLES[opcode])))
-        elif opcode == "TUPLE":
-            stack.append(tuple(self.take_marked()))
-        elif opcode == "MARK":
-            self.marks.append(len(stack))
-        elif opcode in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = stack[-1]
-        elif opcode == "MEMOIZE":
-            self.memo[len(self.memo)] = stack[-1]
-        elif opcode in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif opcode in ("SETITEM", "SETITEMS"):
-            items = self.take(len(stack) - 2) if opcode == "SETITEM" else self.take_marked()
-            _fill(stack[-1], zip(items[::2], items[1::2], strict=True))
-        elif opcode in ("APPEND", "APPENDS"):
-            items = self.take(len(stack) - 1) if opcode == "APPEND" else self.take_marked()
-            _expect(stack[-1], list).extend(items)
-        elif opcode == "GLOBAL":
-            stack.append(self.named(argument.replace(" ", ".", 1)))
-        elif opcode == "STACK_GLOBAL":
-            parts = [_expect(part, str) for part in self.take(len(stack) - 2)]
-            stack.append(self.named(".".join(parts)))
-        elif opcode == "BINPERSID":
-            stack.append(self.storage(stack.pop()))
-        elif opcode == "REDUCE":
-            function, arguments = self.take(len(stack) - 2)
-            stack.append(_call(_expect(function, Global), _expect(arguments, tuple)))
-        elif opcode == "BUILD":
-            # The metadata that PyTorch hangs on a state dict: of no use here.
-            stack.pop()
-            _expect(stack[-1], dict)
-        elif opcode not in ("PROTO", "FRAME", "STOP"):
-            raise self.refused(f"the operation {opcode}")
-
-    def take(self, begin: int) -> list:
-        """The stack from a position on, removed from it."""
-        if begin < 0:
-            raise IndexError("the stack is too short")
-        taken = self.stack[begin:]
-        del self.stack[begin:]
-        return taken
-
-    def take_marked(self) -> list:
-        return self.take(self.marks.pop())
-
-    def named(self, name: str) -> Global:
-        if name not in GLOBALS:
-            raise self.refused(repr(name[:100]))
-        return Global(name)
-
-    def refused(self, what: str) -> UserError:
-        return UserError(
-            f"{self.path} is refused, and nothing of it was run: it wants {what}, which a "
-            "file of weights does not need; save it anew with torch.save(model.state_dict(), path)"
-        )
-
-    def storage(self, identity: Any) -> Storage:
-        """A reference ("storage", type, key, device, length[, view]) to a storage."""
-        kind, dtype, key, _, count, *view = _expect(identity, tuple)
-        dtype = STORAGES[_expect(dtype, Global).name.removeprefix("torch.")]
-        _expect(kind, str), _expect(key, str)
-        if self.widths is not None:
-            self.widths[key] = 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
-        start = 0
-        if view and view[0] is not None:
-            _, start, count = _expect(view[0], tuple)
-        return Storage(key, dtype, *_counts((start, count)))
-
-
-def _interpret(path: Path, stream, widths: dict[str, int] | None = None) -> Any:
-    """What the next pickle of a stream describes: constants, containers and `Tensor`s.
-
-    Args:
-      path: for messages.
-      stream: a file; it is read to the pickle's end and no further.
-      widths: where given, takes the bytes per element of each storage by key.
-    """
-    return _Machine(path, widths).run(stream)
-
-
-def _call(function: Global, arguments: tuple) -> Any:
-    """What one of the known functions makes of its arguments; none is called."""
-    if function.name == ORDERED_DICT:
-        made: dict = {}
-        for pairs in arguments:
-            _fill(made, _expect(pairs, list))
-            # Emptied, so that naming one list many times does not multiply its memory.
-            pairs.clear()
-        return made
-    described = arguments[: REBUILD[function.name]]
-    if function.name == "torch.Size":
-        return _counts(described[0])
-    if function.name == "torch._utils._rebuild_parameter":
-        return _expect(described[0], Tensor)
-    storage, offset, shape, strides = described
-    return Tensor(_expect(storage, Storage), *_counts((offset,)), _counts(shape), _counts(strides))
-
-
-def _fill(target: Any, pairs) -> None:
-    for key, value in pairs:
-        # A tuple as a key could hold tuples in tuples that take for ever to hash.
-        _expect(target, dict)[_expect(key, (str, int))] = value
-
-
-def _expect(value: Any, kind) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"unexpected {type(value).__name__}")
-    return value
-
-
-def _counts(numbers: Any) -> tuple[int, ...]:
-    known = len(_expect(numbers, tuple)) <= MAX_AXES
-    if not known or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-        raise ValueError("a size or stride is out of range")
-    return numbers
+    found = {name: arrays.view(tensor, name) for name, tensor in tensors.items()}
+    if sum(array.nbytes for array in found.values()) > ROOM + TIMES * path.stat().st_size:
+        raise ValueError("its tensors share their storages too often")
+    return found

@@ -11,8 +11,8 @@ import numpy as np
 from genfield.errors import UserError, local
 from genfield.features import weights
 from genfield.pretrained import mapping
+from genfield.pretrained.contents import HEADER
 from genfield.pretrained.family import Description, Family, families
-from genfield.pretrained.loading import HEADER
 from genfield.registry import choose
 
 OWN = "genfield"

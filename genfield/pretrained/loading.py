@@ -1,29 +1,23 @@
 """Weights from a file: which family it is of, genfield's network and parameters, and the field."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
 
 from genfield import nets
-from genfield.errors import UserError, local
-from genfield.features import torch_files, weights
+from genfield.errors import UserError
+from genfield.features import weights
 from genfield.fields import Field
+from genfield.machine.logbook import say
 from genfield.pretrained import mapping
+from genfield.pretrained.contents import Content, beside, read, weights_file
 from genfield.pretrained.family import Description, Family, families
 from genfield.pretrained.info import Info
 from genfield.registry import choose
 from genfield.trained import trained_field
-
-ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
-WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-HEADER = "genfield"  # the key of a safetensors header under which an export has its facts
-PARTS = ("ema", "model")  # of a checkpoint that keeps both
 
 
 class Pretrained(NamedTuple):
@@ -44,20 +38,6 @@ class Pretrained(NamedTuple):
     field: Field
     info: Info
     description: Description
-
-
-class Content(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-      arrays: by published name. facts: of the constructor. part: of several, which it is.
-      digest: of genfield's parameters, where an export says it.
-    """
-
-    arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]
-    part: str | None
-    digest: str | None
 
 
 def load(
@@ -89,6 +69,8 @@ def load(
     family, facts = choose_family(content, kind, config or {}, file, teaches)
     shapes = {name: array.shape for name, array in content.arrays.items()}
     description = family.describe(shapes, facts, str(file))
+    for note in description.notes:
+        say(note)
     sizes = {"shape": description.shape, "num_classes": description.num_classes}
     apply, abstract = nets.create(description.net, None, **sizes)
     rules = family.rules(description)
@@ -106,62 +88,6 @@ def bound(apply: Callable, params: dict, description: Description, info: Info) -
     meaning = {name: getattr(description, name) for name in names}
     field = trained_field(network, name=description.title, **meaning)
     return Pretrained(dict(description.net), apply, params, field, info, description)
-
-
-def weights_file(path: str | Path) -> Path:
-    """The file that a path names: itself, or the one with weights in a folder."""
-    place = local(path, "the weights")
-    if not place.is_dir():
-        if not place.is_file():
-            raise UserError(f"no weights file {place}: mend the path")
-        return place
-    found = sorted(f for f in place.iterdir() if f.suffix in ENDINGS and f.is_file())
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found[:5]) or "none"
-        raise UserError(
-            f"{place} must hold one file of weights ({', '.join(ENDINGS)}), not {len(found)} "
-            f"({names}): name the file"
-        )
-    return found[0]
-
-
-def read(file: Path, ema: bool) -> Content:
-    """The arrays of a file, names without what wrappers put before them, and its facts."""
-    arrays, part = torch_files.read(file), None
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in arrays):
-            arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
-    facts = header(file)
-    return Content(arrays, facts, part, facts.pop("digest", None))
-
-
-def header(file: Path) -> dict[str, Any]:
-    """The facts that an export holds in its header: "kind", the constructor's, "digest"."""
-    if file.suffix != ".safetensors":
-        return {}
-    with safetensors.safe_open(file, framework="np") as opened:
-        text = (opened.metadata() or {}).get(HEADER)
-    try:
-        return {} if text is None else _facts(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} has a damaged header: {error}") from error
-
-
-def _facts(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts that stand plainly, or under "config" beside the kind of file."""
-    plain = {name: found[name] for name in ("kind", "digest") if name in found}
-    return {**found.get("config", found), **plain}
-
-
-def beside(file: Path) -> dict[str, Any]:
-    """The facts of NAME.json beside NAME.safetensors: plain, or under "config"."""
-    place = file.with_suffix(".json")
-    if not place.is_file():
-        return {}
-    try:
-        return _facts(json.loads(place.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{place} is not the description of weights: {error}") from error
 
 
 def choose_family(

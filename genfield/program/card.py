@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from genfield import registry
-from genfield.machine import checkpoint, logbook
+from genfield.machine import checkpoint, fixed, logbook
 from genfield.machine.tables import columns
 from genfield.metrics.images import Judge
 from genfield.metrics.reference import Reference
@@ -55,7 +55,7 @@ def of_training(exp: Experiment, step: int, params) -> dict:
         "examples": step * config.batch_size,
         "ema_rate": exp.ema_rate,
         "seed": config.seed,
-        "parameter_count": count_parameters(exp.abstract.params),
+        "parameter_count": count_parameters(fixed.without(exp.abstract.params, exp.fixed)),
         "parameters_digest": parameters_digest(params),
     }
 

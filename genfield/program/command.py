@@ -222,13 +222,14 @@ def describe(exp) -> None:
     """The head of a run's output: processes, devices, mesh, batch, parameters."""
     import jax
 
+    from genfield.machine import fixed
     from genfield.machine.logbook import say
     from genfield.nets import count_parameters
 
     mesh = ", ".join(f"{axis} {size}" for axis, size in exp.mesh.shape.items())
     batch, count = exp.config.batch_size, jax.process_count()
     kind = jax.devices()[0].device_kind
-    total = count_parameters(exp.abstract.params)
+    total = count_parameters(fixed.without(exp.abstract.params, exp.fixed))
     say(
         f"process {jax.process_index()}/{count}  {jax.device_count()} x {kind}  mesh ({mesh})\n"
         f"batch {batch} ({batch // count} a process)  "

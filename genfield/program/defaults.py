@@ -17,6 +17,7 @@ MAY_CHANGE = ("train", "checkpoint", "sampler", "sample", "evaluate", "mesh")
 MAY_CHANGE += ("autoencoder", "autoencoder_sha256", "autoencoder_dtype")
 GUIDANCE = ("auto", "direction", "displacement")
 ROUNDINGS = ("nearest", "truncate", "shift")
+CENTERS = ("middle", "edm")
 FORMATS = ("npz", "png")
 
 
@@ -61,6 +62,7 @@ TOP = dict(
     rotation=0.0,  # γ of the field (I + γJ)∇φ of a scalar network
     initial_parameters=Unset(str),  # a workdir whose average to start at
     augmentation=fraction(0.0),  # probability of each of EDM's, of which the network is told
+    augmentation_center=one_of("middle", CENTERS),  # of turning; edm: as its networks were told
     label_dropout=fraction(0.0),  # share of the labels replaced by the null class
     autoencoder=Unset(str),  # weights that turn latents into pixels wherever these are needed
     autoencoder_sha256=Unset(str),  # of the file

@@ -16,6 +16,7 @@ from genfield.data import Dataset, recorded
 from genfield.data.pipeline import Latents
 from genfield.errors import UserError
 from genfield.machine import checkpoint, logbook, loggers, sharding
+from genfield.machine import fixed as fixed_arrays
 from genfield.pretrained.loading import Pretrained
 from genfield.program import checks, config_io, objective, optimizer, parts, sampler, train_step
 from genfield.program import weights as of_weights
@@ -40,6 +41,7 @@ class Experiment(NamedTuple):
     abstract: TrainState  # shapes and shardings
     init: Callable[[], TrainState]  # jitted, sharded: no host holds a whole model
     methods: Methods  # the package's and the config's own
+    fixed: dict[tuple[str, ...], np.ndarray]  # parameters that stay as they start, by their paths
     decoder: Decoder | None = None  # of latents, where the config names an autoencoder
     weights: Pretrained | None = None  # in the place of a checkpoint
 
@@ -90,7 +92,10 @@ def prepare(
     sampler.check_source(run.stages, dataset, methods)
     key = rng.stream(config.seed, "init")
     roles = _role_optimizers(made, jax.eval_shape(made.roles, key))
-    tx = optimizer.make_optimizer(config.optimizer, config.train.steps, roles)
+    record = methods[registry.Network][config.net.name]
+    given = fixed_arrays.values(record.fixed, abstract_params)
+    given = {("field", *path): array for path, array in given.items()}
+    tx = optimizer.make_optimizer(config.optimizer, config.train.steps, roles, given)
 
     def init(key):
         params = {"field": objective.create_net(config, dataset, key, methods)[1]}
@@ -120,6 +125,7 @@ def prepare(
             functools.partial(initial_parameters, config, abstract.params, dataset, methods),
         ),
         methods=methods,
+        fixed=given,
         decoder=decoder,
         weights=weights,
     )
@@ -212,6 +218,9 @@ def initial_parameters(
     here, there = (checkpoint.named_leaves(tree) for tree in (abstract, given))
     shape = lambda tree, name: tree[name].shape if name in tree else "nothing"
     differ = [name for name in {**here, **there} if shape(here, name) != shape(there, name)]
+    record = methods[registry.Network][config.net.name]
+    older = {"/".join(("field", *path)) for path in record.fixed} - {*there}
+    differ = [name for name in differ if name not in older]
     labels = _label_rows(config, dataset, methods) if differ else set()
     wrong = [name for name in differ if name.startswith("field/") and name not in labels]
     if wrong:
@@ -267,6 +276,7 @@ def jit_train_step(experiment: Experiment) -> Callable:
         ema_ramp_up=config.ema.ramp_up,
         accumulate=config.optimizer.accumulate,
         draw_batch=draw_batch(experiment),
+        fixed=tuple(experiment.fixed),
     )
     shardings = jax.tree.map(lambda a: a.sharding, experiment.abstract)
     return jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)

@@ -40,7 +40,9 @@ def restore(
     Raises:
       UserError: nothing whole, or the run was trained on other data than the config points to.
     """
-    found = checkpoints.restore(held(exp.abstract), step)
+    abstract = held(exp.abstract)
+    older = {item: exp.fixed for item in ("params", "ema") if abstract[item]}
+    found = checkpoints.restore(abstract, step, older)
     if found is None:
         return None
     items, meta = found

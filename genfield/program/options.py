@@ -86,6 +86,11 @@ RULES = (
     ),
     Rule(
         ("train",),
+        _if(lambda f: not f.config.augmentation, "", "augmentation_center"),
+        "is of an augmentation that is off: set config.augmentation, as 0.12, or leave it out",
+    ),
+    Rule(
+        ("train",),
         _if(lambda f: not (f.config.ema.rate or f.config.ema.half_life), "ema", "ramp_up"),
         "is of an average, and none is kept: set config.ema.rate or half_life, or ramp_up=0",
     ),

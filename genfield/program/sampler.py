@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from genfield import registry, sampling
 from genfield.data import Dataset
 from genfield.errors import UserError
 from genfield.fields import denoiser_field, negate, score_field
 from genfield.guidance import classifier_free, interval
+from genfield.preconditionings import PRECONDITIONINGS
 from genfield.program.methods import has_clock, loss_of, package
 from genfield.program.parts import one_level
 from genfield.registry import Methods, bind, bound, build, check_range
@@ -149,6 +151,7 @@ def create_chain(
     methods = methods or package()
     chain = stages(config.sampler, methods)
     _check_chain(config, chain, output, methods[registry.StopRule])
+    _check_levels(config, chain)
     convert = _conversion(config, chain[0].method, methods)
     guide = _guidance(config, chain[0], num_classes, methods)
     return chain, lambda field, cond=None: convert(guide(field) if cond is not None else field)
@@ -214,6 +217,25 @@ def _check_chain(config, chain: list[Stage], output: str, rules) -> None:
         raise UserError(
             f"config.sample.slots: {names[0]!r} has a clock, so its samples end together"
         )
+
+
+def _check_levels(config, chain: list[Stage]) -> None:
+    """Raises UserError where a sampler goes to noise levels that the network never saw."""
+    if config.preconditioning == "none":
+        return
+    known = PRECONDITIONINGS[config.preconditioning]
+    slack = 1e-3  # of levels that are written in a few digits
+    lowest, highest = known.lowest * (1 - slack), known.highest * (1 + slack)
+    for stage in filter(lambda stage: stage.method.levels, chain):
+        levels = np.asarray(stage.method.levels(stage.arguments, stage.num_steps))
+        levels = levels[levels > 0]  # the last may be 0, where nothing is evaluated
+        if levels.min() < lowest or levels.max() > highest:
+            raise UserError(
+                f"sampler {stage.method.name!r} goes from noise level {levels.max():.4g} to "
+                f"{levels.min():.4g}, and config.preconditioning={config.preconditioning!r} is for "
+                f"{known.lowest:.4g} to {known.highest:.4g}: set config.sampler.sigma_min and "
+                "sigma_max"
+            )
 
 
 def check_deterministic(section, methods: Methods | None = None) -> None:

@@ -18,7 +18,7 @@ from genfield.data import Dataset
 from genfield.errors import UserError, local
 from genfield.machine import checkpoint
 from genfield.machine.logbook import say
-from genfield.pretrained import loading
+from genfield.pretrained import contents, loading
 from genfield.pretrained.family import config_of
 from genfield.pretrained.loading import Pretrained
 from genfield.program import checks
@@ -37,7 +37,7 @@ def is_file(place: str, where: str) -> bool:
     path = local(place, where)
     if not path.is_dir() or (path / checkpoint.FOLDER).exists():
         return path.is_file()
-    return any(file.suffix in loading.ENDINGS for file in path.iterdir())
+    return any(file.suffix in contents.ENDINGS for file in path.iterdir())
 
 
 def opened(load: Callable, path: str, where: str, mend: str, **options) -> Pretrained:

@@ -264,6 +264,8 @@ class Network(Record):
       last_layer: path of the last layer's weights among its parameters; None: not told.
       stack: names of subtrees whose arrays have a layer axis first, which is never split.
       augmented: whether it can be told how images were augmented (field augmentation_size).
+      fixed: of arrays among the parameters that training leaves as they are, by their paths:
+        shape -> the values they start with. Checkpoints may lack them, and then have these.
     """
 
     make: Any
@@ -271,6 +273,7 @@ class Network(Record):
     last_layer: tuple[str, ...] | None
     stack: tuple[str, ...]
     augmented: bool
+    fixed: Mapping[tuple[str, ...], Callable] = dataclasses.field(default_factory=dict)
 
     @property
     def target(self) -> Callable:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from genfield import features
 from genfield.errors import UserError
-from genfield.features import inception, torch_files, weights
+from genfield.features import inception, pickles, torch_files, weights
 from genfield.features.resize import CONVENTIONS, resize
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -240,7 +240,7 @@ def write_zip(path: Path, pickled: bytes, storages: dict, **records: bytes) -> P
 
 def write_legacy(path: Path, pickled: bytes, storages: dict) -> Path:
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
-    head = (torch_files.LEGACY_MAGIC, torch_files.LEGACY_PROTOCOL, system)
+    head = (pickles.LEGACY_MAGIC, pickles.LEGACY_PROTOCOL, system)
     with open(path, "wb") as file:
         for thing in head:
             pickle.dump(thing, file, protocol=2)

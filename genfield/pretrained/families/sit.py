@@ -144,7 +144,7 @@ def described(kind: str, facts: dict[str, Any]) -> Description:
 def _field(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the three kinds of network were trained to be."""
     if kind == "sit":
-        clock = not "uncond" not in facts
+        clock = "uncond" not in facts
         loss = {"name": "flow_matching", "time_input": clock}
         return {"teaches": "velocity", "clock": clock, "loss": loss}
     if kind == "dit":
