@@ -33,7 +33,7 @@ SMALL = [  # half as wide as configs/shared.py has it, and as many examples in a
 SHORT = ["--config.train.steps=8000"]
 PAIRS = 40_000  # of noise and sample, which the lines join
 SEEDS, SAMPLES = 3, 500  # of digits: sampling seeds, for the spread, and samples of each
-COLORS, WIDTH = 64, 720  # of a picture
+COLORS, WIDTH = 128, 720  # of a picture
 TABLE = "<!-- the table, by reproduce/zoo.py -->\n"
 
 
@@ -87,7 +87,7 @@ def pairs(workdir: Path, teacher: str) -> Path:
 def of_pixels(folder: Path) -> dict[str, dict]:
     """What samples of images are worth, as a card holds it: the mean and deviation over seeds.
 
-    "frechet_pixels" is the Fréchet distance of the pixels of SAMPLES to those of the training images;
+    "frechet_pixels" is the Fréchet distance of the pixels of SAMPLES to the training images;
     "right_class" the share whose nearest training image has the class that was asked for.
     The same of the held-out images, which are fewer, stands beside it.
     """
@@ -123,15 +123,15 @@ def picture(folder: Path, out: Path) -> None:
 def keep(workdir: Path, name: str) -> None:
     """Writes the files of a model, of its finished run."""
     folder, file = made(workdir, name), zoo.MODELS / f"{name}{zoo.ENDING}"
-    file.unlink(missing_ok=True)
-    pretrained.export(folder, file, kind="genfield")
-    file.chmod(0o644)
     card = json.loads((folder / "card.json").read_text())
     model = MODELS[name]
     if model.teacher:
         card["config"]["data"]["path"] = f"pairs of {model.teacher}"
     if name.startswith("digits/"):
         card["metrics"] |= of_pixels(folder)
+    file.unlink(missing_ok=True)
+    pretrained.export(folder, file, kind="genfield")
+    file.chmod(0o644)
     flags = " ".join(model.overrides)
     head = {
         "name": name,
