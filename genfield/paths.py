@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from genfield import registry
+from genfield import preconditionings, registry
 from genfield.fields import expand
 from genfield.registry import Positive
 
@@ -78,6 +79,37 @@ def interpolate(path: Path, x0: Array, x1: Array, t: Array, z: Array | None = No
     return PathSample(x0=x0, x1=x1, t=t, x=x, v=v)
 
 
+def velocity_to_score(path: Path, velocity: Array, x: Array, t: Array) -> Array:
+    """Score of p_t where x0 is standard normal and hangs on nothing: [B, *D].
+
+    Of v = E[α' x1 + σ' x0 | x] and x = α x1 + σ x0 the noise is E[x0 | x] = (α' x - α v) / (α' σ -
+    α σ'), and the score -E[x0 | x] / σ. On the linear path it is `fields.velocity_to_score`.
+
+    Args:
+      t: [B], where neither σ nor α' σ - α σ' is 0.
+    Raises:
+      ValueError: a bridge, whose velocity does not tell its score.
+    """
+    alpha, rate, sigma, turn = _rates(path, x, t)
+    return (alpha * velocity - rate * x) / (sigma * turn)
+
+
+def score_to_velocity(path: Path, score: Array, x: Array, t: Array) -> Array:
+    """Inverse of `velocity_to_score`, where α is not 0."""
+    alpha, rate, sigma, turn = _rates(path, x, t)
+    return (rate * x + sigma * turn * score) / alpha
+
+
+def _rates(path: Path, x: Array, t: Array) -> tuple[Array, Array, Array, Array]:
+    """α, α', σ and α' σ - α σ', with the rank of x."""
+    if path.gamma is not None:
+        raise ValueError("a bridge's velocity does not tell its score: pass a path without gamma")
+    slope = lambda function: jax.jvp(function, (t,), (jnp.ones_like(t),))
+    (alpha, rate), (sigma, fall) = slope(path.alpha), slope(path.sigma)
+    turn = rate * sigma - alpha * fall
+    return tuple(expand(a, x) for a in (alpha, rate, sigma, turn))
+
+
 TimeSampler = Callable[[Array, int], Array]  # (key, n) -> times [n], float32
 
 
@@ -116,6 +148,22 @@ def log_uniform(low: float = 0.002, high: float = 80.0) -> TimeSampler:
     return lambda key, n: jnp.exp(jax.random.uniform(key, (n,), jnp.float32, *ends))
 
 
+def variance_preserving() -> TimeSampler:
+    """Noise levels σ(t) of the VP process, t uniform over [1e-5, 1] (EDM, Table 1)."""
+
+    def draw(key, n):
+        time = jax.random.uniform(key, (n,), jnp.float32, preconditionings.VP_FIRST, 1.0)
+        return preconditionings.vp_level(time)
+
+    return draw
+
+
+def iddpm() -> TimeSampler:
+    """The noise levels of iDDPM's table, each as often as the others (EDM, Table 1)."""
+    levels = preconditionings.iddpm_levels()[:-1].astype(np.float32)
+    return lambda key, n: jax.random.choice(key, levels, (n,))
+
+
 def fixed(level: Positive) -> TimeSampler:
     """One noise level for all: the smoothing of a field of the data themselves."""
     if level <= 0:
@@ -123,13 +171,16 @@ def fixed(level: Positive) -> TimeSampler:
     return lambda key, n: jnp.full((n,), level, jnp.float32)
 
 
+LEVELS = {"noise_levels": True, "one": None}
 METHODS = (
     registry.Path(name="linear", path=linear, noise_levels=False),
     registry.Path(name="variance_exploding", path=variance_exploding, noise_levels=True),
     registry.TimeLaw(name="uniform", make=uniform, noise_levels=False, one=None),
     registry.TimeLaw(name="skewed", make=skewed, noise_levels=False, one=None),
     registry.TimeLaw(name="logit_normal", make=logit_normal, noise_levels=False, one=None),
-    registry.TimeLaw(name="log_normal", make=log_normal, noise_levels=True, one=None),
-    registry.TimeLaw(name="log_uniform", make=log_uniform, noise_levels=True, one=None),
+    registry.TimeLaw(name="log_normal", make=log_normal, **LEVELS),
+    registry.TimeLaw(name="log_uniform", make=log_uniform, **LEVELS),
+    registry.TimeLaw(name="variance_preserving", make=variance_preserving, **LEVELS),
+    registry.TimeLaw(name="iddpm", make=iddpm, **LEVELS),
     registry.TimeLaw(name="fixed", make=fixed, noise_levels=True, one=lambda b: b["level"]),
 )

@@ -39,7 +39,7 @@ def trained_field(
 
     if teaches in AT_LEVELS:
         if preconditioning != "none":
-            denoiser = PRECONDITIONINGS[preconditioning](call, sigma_data)
+            denoiser = PRECONDITIONINGS[preconditioning].denoiser(call, sigma_data)
             return denoiser if teaches == "denoiser" else score_field(denoiser)
         at_level = lambda x, t=None, cond=None: call(x, None if t is None else jnp.log(t) / 4, cond)
         return rotated_gradient(at_level, rotation) if output == "potential" else at_level

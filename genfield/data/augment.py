@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from genfield.registry import choose
+
 NUM_LABELS = 9
 LOG2_SCALE = LOG2_STRETCH = 0.2  # EDM: standard deviations
 SHIFT = 0.125  # EDM: standard deviation over the side of the image
@@ -37,6 +39,9 @@ WAVELET = np.array(
 BEFORE = len(WAVELET) // 2 - 1  # taps before the first of the two samples that make up a pixel
 # Sample m is pixel (m - DELAY) / 2: 0.1 where a symmetric filter has 1/2.
 DELAY = float(WAVELET @ np.arange(len(WAVELET)) / WAVELET.sum()) - BEFORE
+# What is turned and stretched about: the middle of the image, or a point DELAY / 2 pixels from it,
+# up and left, where EDM's code takes a pixel to be sample 2 i. Its networks were told of that.
+CENTERS = {"middle": DELAY, "edm": 0.0}
 
 
 class Augmentation(NamedTuple):
@@ -124,14 +129,14 @@ def _bilinear(image, y, x):
     return upper * (1 - down) + lower * down
 
 
-def warp(image: Array, matrix: Array, shift: Array) -> Array:
+def warp(image: Array, matrix: Array, shift: Array, center: str = "middle") -> Array:
     """Moves the content of [H, W, C]: an offset p from the centre shows matrix (p - shift).
 
     Beyond its borders the image is its own reflection. `matrix` [2, 2] and `shift` [2] act on
-    (x, y), in pixels right and down.
+    (x, y), in pixels right and down. `center`: of CENTERS.
     """
     height, width, _ = image.shape
-    middle_y, middle_x = (n - 1 + DELAY for n in (height, width))  # samples
+    middle_y, middle_x = (n - 1 + CENTERS[center] for n in (height, width))  # samples
     samples = [np.arange(2 * n + len(WAVELET) - 2) - BEFORE for n in (height, width)]
     y, x = np.meshgrid(*samples, indexing="ij")
     offsets = jnp.asarray(np.stack([x - middle_x, y - middle_y], axis=-1), jnp.float32)
@@ -142,17 +147,21 @@ def warp(image: Array, matrix: Array, shift: Array) -> Array:
     return _resample(halving, height, width, warped)
 
 
-def apply(augmentation: Augmentation, image: Array) -> Array:
+def apply(augmentation: Augmentation, image: Array, center: str = "middle") -> Array:
     """The augmented [H, W, C]; exact where it only flips."""
     x_flip, y_flip = augmentation.flips
     image = jnp.where(x_flip, image[:, ::-1], image)
     image = jnp.where(y_flip, image[::-1], image)
-    warped = warp(image, augmentation.matrix, augmentation.shift)
+    warped = warp(image, augmentation.matrix, augmentation.shift, center)
     return jnp.where(augmentation.warps, warped, image)
 
 
 def augment(
-    key: Array, images: Array, probability: float = 0.12, x_flip_probability: float = 1.0
+    key: Array,
+    images: Array,
+    probability: float = 0.12,
+    x_flip_probability: float = 1.0,
+    center: str = "middle",
 ) -> tuple[Array, Array]:
     """Images augmented each by itself, and the labels that say how.
 
@@ -167,12 +176,14 @@ def augment(
       probability: of each but the x-flip; EDM: 0.12 on CIFAR-10, 0.15 on FFHQ and AFHQ. 0 leaves
         the images as they are.
       x_flip_probability: EDM takes 1: half of all images are flipped.
+      center: of rotation, scaling and stretching: "middle" of the image, or "edm", 0.05 pixels from
+        it: what networks trained by EDM's code were told of.
     Returns:
       images [B, H, W, C] float32 and labels [B, 9] float32, zeros where nothing was done: x-flip
       and y-flip 0 or 1, n of the scaling, cos - 1 and sin of the rotation, n times cos and sin of
       the axis, n of the shift in x and y.
     Raises:
-      ValueError: another shape or dtype, a probability out of range.
+      ValueError: another shape or dtype, a probability out of range, an unknown centre.
     """
     if images.ndim != 4 or min(images.shape[1:3]) < 2:
         raise ValueError(f"augment needs images [B, H, W, C], not {list(images.shape)}")
@@ -180,6 +191,7 @@ def augment(
         raise ValueError(f"augment needs images as floats, not {images.dtype}")
     if not (0 <= probability <= 1 and 0 <= x_flip_probability <= 1):
         raise ValueError(f"not probabilities: {probability}, {x_flip_probability}")
+    choose("centre of the augmentation", center, CENTERS)
     images = images.astype(jnp.float32)
     if probability == 0:
         return images, jnp.zeros((len(images), NUM_LABELS), jnp.float32)
@@ -187,6 +199,6 @@ def augment(
     def one(index, image):
         chances = (probability, x_flip_probability)
         drawn = draw(jax.random.fold_in(key, index), *image.shape[:2], *chances)
-        return apply(drawn, image), drawn.labels
+        return apply(drawn, image, center), drawn.labels
 
     return jax.vmap(one)(jnp.arange(len(images)), images)

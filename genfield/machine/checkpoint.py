@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError, local
+from genfield.machine import fixed
 from genfield.machine.sharding import agreed
 
 FOLDER = "checkpoints"
@@ -134,7 +136,9 @@ class Checkpoints:
             step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), metrics=metrics
         )
 
-    def restore(self, abstract: dict, step: int | None = None) -> tuple[dict, dict] | None:
+    def restore(
+        self, abstract: dict, step: int | None = None, older: Mapping[str, Mapping] = {}
+    ) -> tuple[dict, dict] | None:
         """The newest whole checkpoint as (state, meta), or None where there is none.
 
         A damaged one is moved aside, with a warning, and the one before it is tried.
@@ -142,6 +146,8 @@ class Checkpoints:
         Args:
           abstract: a dict of trees of ShapeDtypeStruct with shardings; only these items are read.
           step: this step and no other.
+          older: of items, arrays by their paths that checkpoints of earlier versions lack, and that
+            are then put in.
         Raises:
           UserError: checkpoints exist but none is whole, or `step` is not there or not whole.
         """
@@ -150,7 +156,7 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {known}")
         damaged = {}
         for candidate in [step] if step is not None else known[::-1]:
-            problem, result = self._try_restore(candidate, abstract)
+            problem, result = self._try_restore(candidate, abstract, older)
             if agreed(problem is None):
                 self._set_aside(damaged)
                 return result
@@ -163,18 +169,35 @@ class Checkpoints:
             )
         return None
 
-    def _try_restore(self, step: int, abstract: dict):
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if tree}
+    def _lacking(self, step: int, older: Mapping[str, Mapping]) -> dict[str, dict]:
+        """Those of `older` that the checkpoint lacks."""
+        if not any(older.values()):
+            return {}
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        known = self._manager.restore(step, args=args)["meta"]["digests"]
+        return {
+            item: {p: a for p, a in arrays.items() if "/".join(p) not in known.get(item, {})}
+            for item, arrays in older.items()
+        }
+
+    def _try_restore(self, step: int, abstract: dict, older: Mapping[str, Mapping]):
         try:
+            lacking = self._lacking(step, older)
+            there = {k: fixed.without(tree, lacking.get(k, ())) for k, tree in abstract.items()}
+            items = {name: ocp.args.StandardRestore(tree) for name, tree in there.items() if tree}
             out = self._manager.restore(
                 step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
             )
-            state = {name: out[name] if tree else tree for name, tree in abstract.items()}
+            state = {name: out[name] if tree else tree for name, tree in there.items()}
             expected = out["meta"]["digests"]
             for name, tree in state.items():
                 wrong = [k for k, v in digests(tree).items() if expected[name].get(k) != v]
                 if wrong:
                     return f"{name}/{wrong[0]} does not match its digest", None
+            for name, arrays in lacking.items():
+                place = lambda path, name=name: fixed.at(abstract[name], path).sharding
+                placed = {path: _placed(array, place(path)) for path, array in arrays.items()}
+                state[name] = fixed.put(state[name], placed)
             return None, (state, out["meta"])
         except Exception as error:  # anything can come out of a damaged file
             return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", None
@@ -206,6 +229,10 @@ class Checkpoints:
         """Waits for the last save and frees the manager."""
         self.wait()
         self._manager.close()
+
+
+def _placed(array: np.ndarray, sharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def load(workdir, *, step: int | None = None, item: str | None = None) -> dict:

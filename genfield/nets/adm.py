@@ -3,8 +3,8 @@
 from genfield import registry
 from genfield.nets import layers, unet
 from genfield.nets.edm_unet import MAX_PERIOD, LabelLinear
-from genfield.nets.initial import normal
-from genfield.registry import Fraction
+from genfield.nets.initial import constant, normal
+from genfield.registry import Fraction, PositiveInt
 
 
 class ADM(unet.UNet):
@@ -12,7 +12,10 @@ class ADM(unet.UNet):
 
     It is the `UNet` that resamples in ResBlocks; the null class adds nothing to the embedding.
 
-    Fields: UNet's of these names.
+    Fields: UNet's of these names, and
+      augmentation_size: numbers that tell how an image was augmented (9: `data.augment`) or 0.
+      learned_variance: the last layer has as many channels again, which are left out here (of
+        published weights: Nichol & Dhariwal 2021, arXiv:2102.09672).
     Raises:
       UserError: as UNet.
     """
@@ -26,6 +29,9 @@ class ADM(unet.UNet):
         attention_levels=(2, 4, 8),
         head_channels=64,
         dropout: Fraction = 0.1,
+        smallest_group: PositiveInt = unet.SMALLEST_GROUP,
+        augmentation_size=0,
+        learned_variance=False,
         dtype="float32",
         attention="xla",
         remat=False,
@@ -42,6 +48,7 @@ class ADM(unet.UNet):
             resampling="block",
             dropout=dropout,
             max_period=MAX_PERIOD,
+            smallest_group=smallest_group,
             dtype=dtype,
             attention=attention,
             remat=remat,
@@ -49,6 +56,17 @@ class ADM(unet.UNet):
             num_classes=num_classes,
             rngs=rngs,
         )
+        self.augmentation_size, self.outputs = augmentation_size, shape[-1]
+        self.augmentation = None
+        if augmentation_size:
+            sizes = augmentation_size, channels
+            self.augmentation = layers.linear(*sizes, constant(0.0), None, rngs=rngs)
+        if learned_variance:
+            width = channels * channel_multipliers[0]
+            self.last = layers.torch_conv(width, 2 * shape[-1], 3, rngs=rngs, zero=True)
+
+    def __call__(self, x, t, cond, rngs=None, augmentation=None):
+        return super().__call__(x, t, cond, rngs, augmentation)[..., : self.outputs]
 
     @staticmethod
     def label_rows(num_classes, size, *, rngs):
@@ -61,5 +79,5 @@ METHOD = registry.Network(
     second_order=lambda bound: layers.against_second_order(bound["attention"]),
     last_layer=("last", "kernel"),
     stack=(),
-    augmented=False,
+    augmented=True,
 )

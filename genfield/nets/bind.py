@@ -13,6 +13,7 @@ from flax import nnx
 
 from genfield import registry
 from genfield.errors import UserError
+from genfield.machine import fixed
 from genfield.nets import initial, layers
 
 GIVEN = ("shape", "num_classes", "rngs")
@@ -71,7 +72,7 @@ def built(record: registry.Network, section, shape: tuple[int, ...], num_classes
     def construct(rngs):
         return registry.build("net", table, section, rngs=rngs, **given)
 
-    return _of_package(construct) if ours else _of_module(record.name, construct)
+    return _of_package(construct, record) if ours else _of_module(record.name, construct)
 
 
 class _OneKey(nnx.Rngs):
@@ -81,7 +82,7 @@ class _OneKey(nnx.Rngs):
         return self["default"].key[...]
 
 
-def _of_package(construct: Callable) -> Built:
+def _of_package(construct: Callable, record: registry.Network) -> Built:
     network = nnx.eval_shape(lambda: construct(_OneKey(0)))  # `initial.draw` makes the values
     graph, state = nnx.split(network)
     abstract = nnx.to_pure_dict(state)
@@ -94,8 +95,10 @@ def _of_package(construct: Callable) -> Built:
 
     def run(params, x, t, cond, key, train, extra):
         keys = nnx.Rngs(dropout=key) if train and network.dropout > 0 else None
+        params = fixed.completed(params, missing)
         return nnx.merge(graph, params)(x, t, cond, keys, **extra)
 
+    missing = fixed.values(record.fixed, abstract)
     return Built(init, run, abstract, network.dropout > 0, network.augmentation_size)
 
 

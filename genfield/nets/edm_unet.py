@@ -13,7 +13,7 @@ from flax import nnx
 
 from genfield import errors, registry
 from genfield.nets import layers, unet
-from genfield.nets.initial import Initial, constant, uniform
+from genfield.nets.initial import Initial, constant, given, uniform
 from genfield.registry import Fraction
 
 SQRT_HALF = math.sqrt(0.5)  # Song et al.: the sum of two branches keeps its variance
@@ -82,21 +82,32 @@ def positional_features(t, size):
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def fourier_features(t, size):
-    """[B] times -> [B, size]: sines, cosines at normally distributed frequencies, always the same.
+def fourier_frequencies(shape) -> np.ndarray:
+    """[2, size / 2] float32: normally distributed frequencies, always the same ones.
 
-    A checkpoint does not hold them: NumPy never changes what RandomState draws.
+    The first row is in radians, as the network uses them; the second in turns, as published files
+    hold them. NumPy never changes what RandomState draws.
     """
-    frequencies = FOURIER_SCALE * np.random.RandomState(0).standard_normal(size // 2)
-    angles = t[:, None] * (2 * np.pi * frequencies).astype(np.float32)[None]
+    turns = FOURIER_SCALE * np.random.RandomState(0).standard_normal(shape[1])
+    return np.stack([2 * np.pi * turns, turns]).astype(np.float32)
+
+
+def fourier_features(t, frequencies):
+    """[B] times, frequencies [2, size / 2] -> [B, size]: sines, cosines.
+
+    The frequencies get no gradient.
+    """
+    angles = t[:, None] * jax.lax.stop_gradient(frequencies)[:1]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class Embedding(nnx.Module):
     """Time features, plus labels and augmentation made as long as they, through two layers."""
 
-    def __init__(self, features, size, outputs, num_classes, augmentation_size, *, rngs):
-        self.features, self.size = features, size
+    def __init__(self, fourier, size, outputs, num_classes, augmentation_size, *, rngs):
+        start = given(fourier_frequencies)
+        self.frequencies = nnx.Param(jnp.zeros((2, size // 2)), initial=start) if fourier else None
+        self.size = size
         kernel, gain = xavier(num_classes, size), math.sqrt(num_classes)
         self.labels = (
             LabelLinear(num_classes, size, kernel, gain=gain, rngs=rngs) if num_classes else None
@@ -111,7 +122,10 @@ class Embedding(nnx.Module):
 
     def __call__(self, t, labels, augmentation):
         """[B], [B] or None, [B, augmentation_size] or None -> [B, outputs] float32."""
-        h = self.features(t, self.size)
+        if self.frequencies is None:
+            h = positional_features(t, self.size)
+        else:
+            h = fourier_features(t, self.frequencies[...])
         if self.labels is not None:
             h = h + self.labels(labels)
         if augmentation is not None:
@@ -238,7 +252,7 @@ class DDPMPP(layers.Network):
     """
 
     name = "ddpmpp"
-    features, feature_multiplier = staticmethod(positional_features), 1
+    fourier, feature_multiplier = False, 1
     halve, double = staticmethod(unet.average_pool), staticmethod(unet.upsample_nearest)
     residual_encoder = False
 
@@ -282,7 +296,7 @@ class DDPMPP(layers.Network):
             return nnx.Dict({str(level): make(widths[level]) for level in levels})
 
         sizes = self.feature_multiplier * channels, 4 * channels, num_classes, augmentation_size
-        self.embedding = Embedding(self.features, *sizes, rngs=rngs)
+        self.embedding = Embedding(self.fourier, *sizes, rngs=rngs)
         down, up = unet.plan_stages(widths, num_res_blocks, channels)
         self.first = xavier_conv(shape[-1], channels, 3, **options)
         self.down = stages(down, 0)
@@ -330,11 +344,13 @@ class DDPMPP(layers.Network):
 class NCSNPP(DDPMPP):
     """NCSN++: DDPM++ with Fourier features, a residual encoder and smoother resampling.
 
+    The frequencies are an array among the parameters that training leaves as it is.
+
     Fields and errors: DDPMPP's.
     """
 
     name = "ncsnpp"
-    features, feature_multiplier = staticmethod(fourier_features), 2
+    fourier, feature_multiplier = True, 2
     halve, double = staticmethod(smooth_pool), staticmethod(smooth_upsample)
     residual_encoder = True
 
@@ -347,6 +363,7 @@ METHODS = tuple(
         last_layer=("last", "kernel"),
         stack=(),
         augmented=True,
+        fixed={("embedding", "frequencies"): fourier_frequencies} if network.fourier else {},
     )
     for network in (DDPMPP, NCSNPP)
 )

@@ -5,7 +5,7 @@ declare how a parameter starts (`initial` in its NNX metadata) and `draw` fills 
 ones are slices of one draw, large ones of equal shape are rows of one draw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,10 +15,15 @@ SMALL = 2**16  # parameters of fewer elements share a draw; larger ones may be s
 
 
 class Initial(NamedTuple):
-    """How a parameter starts: "constant" scale, "uniform" in +-scale, "normal" of std scale."""
+    """How a parameter starts: "constant" scale, "uniform" in +-scale, "normal" of std scale.
+
+    values: of one that is "given": shape -> its array. zero_row: whether the last row is zeros.
+    """
 
     distribution: str
     scale: float
+    values: Callable | None = None
+    zero_row: bool = False
 
 
 def constant(value: float) -> Initial:
@@ -33,11 +38,15 @@ def normal(std: float) -> Initial:
     return Initial("normal", std)
 
 
+def given(values: Callable) -> Initial:
+    return Initial("given", 1.0, values)
+
+
 def draw(key: jax.Array, leaves: Sequence, initials: Sequence[Initial]) -> list[jax.Array]:
     """Float32 arrays of the leaves' shapes, distributed as `initials` says, independent."""
     pools, positions = {}, []
     for leaf, initial in zip(leaves, initials, strict=True):
-        if initial.distribution == "constant":
+        if initial.distribution in ("constant", "given"):
             positions.append(None)
             continue
         pool, count = (None, leaf.size) if leaf.size < SMALL else (leaf.shape, 1)
@@ -51,6 +60,9 @@ def draw(key: jax.Array, leaves: Sequence, initials: Sequence[Initial]) -> list[
     }
     values = []
     for leaf, initial, position in zip(leaves, initials, positions, strict=True):
+        if initial.distribution == "given":
+            values.append(jnp.asarray(initial.values(leaf.shape), jnp.float32))
+            continue
         if position is None:
             values.append(jnp.full(leaf.shape, initial.scale, jnp.float32))
             continue
@@ -58,5 +70,6 @@ def draw(key: jax.Array, leaves: Sequence, initials: Sequence[Initial]) -> list[
         value = drawn[pool][start:stop].reshape(leaf.shape)
         if initial.distribution == "normal":
             value = jnp.sqrt(2.0) * jax.lax.erf_inv(value)
-        values.append(initial.scale * value)
+        value = initial.scale * value
+        values.append(value.at[-1].set(0.0) if initial.zero_row else value)
     return values

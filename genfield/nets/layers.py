@@ -60,12 +60,13 @@ def check_image(net: str, shape: tuple[int, ...], factor: int, why: str) -> None
 
 
 def linear(
-    inputs: int, outputs: int, kernel: Initial, bias: Initial, *, rngs, dtype=jnp.float32
+    inputs: int, outputs: int, kernel: Initial, bias: Initial | None, *, rngs, dtype=jnp.float32
 ) -> nnx.Linear:
-    """A linear layer with the given initial values."""
+    """A linear layer with the given initial values; bias None: without one."""
     return nnx.Linear(
         inputs,
         outputs,
+        use_bias=bias is not None,
         kernel_metadata={"initial": kernel},
         bias_metadata={"initial": bias},
         dtype=dtype,
@@ -100,6 +101,21 @@ def torch_conv(
 def label_rows(num_classes: int, size: int, initial=normal(0.02), *, rngs) -> nnx.Embed:
     """Label embedding with a last row for the null class, float32; DiT's N(0, 0.02)."""
     return nnx.Embed(num_classes + 1, size, embedding_metadata={"initial": initial}, rngs=rngs)
+
+
+class ZeroNullRow(nnx.Embed):
+    """Label embedding whose last row no training moves."""
+
+    def __call__(self, labels):
+        rows = super().__call__(labels)
+        null = (labels == self.num_embeddings - 1)[:, None]
+        return jnp.where(null, jax.lax.stop_gradient(rows), rows)
+
+
+def zero_null_row(num_classes: int, size: int, *, rngs) -> ZeroNullRow:
+    """Label embedding with a last row of zeros that stays; PyTorch's N(0, 1) for the others."""
+    initial = normal(1.0)._replace(zero_row=True)
+    return ZeroNullRow(num_classes + 1, size, embedding_metadata={"initial": initial}, rngs=rngs)
 
 
 def sinusoidal_embedding(t: jax.Array, size: int, max_period: float) -> jax.Array:

@@ -10,10 +10,15 @@ from flax import nnx
 from genfield import errors, registry
 from genfield.nets import heads, layers
 from genfield.nets.initial import constant
-from genfield.registry import Fraction
+from genfield.registry import Fraction, PositiveInt
 
 GROUPS = 32  # ADM: GroupNorm32
+SMALLEST_GROUP = 2  # channels; groups of one would erase the channel means
 MAX_PERIOD = 1_000_000  # Distance Marching, Table 6
+NULL_ROWS = {  # what the null class adds to the embedding
+    "learned": layers.label_rows,  # as the classes do (DiT)
+    "zero": layers.zero_null_row,  # zeros that no training moves (the U-Net of flow_matching)
+}
 RESAMPLINGS = {
     "pool": "means of 2x2 cells, repeated pixels",
     "conv": "the same by strided and 3x3 convolutions (Ho et al. 2020)",
@@ -21,9 +26,11 @@ RESAMPLINGS = {
 }
 
 
-def group_norm(channels, *, smallest_group=2, epsilon=1e-5, rngs, dtype) -> nnx.GroupNorm:
-    """32 groups, fewer where they would not divide the channels or hold fewer than `smallest_group`
-    (one each would erase the channel means); statistics in float32."""
+def group_norm(
+    channels, *, smallest_group=SMALLEST_GROUP, epsilon=1e-5, rngs, dtype
+) -> nnx.GroupNorm:
+    """32 groups, fewer where they would not divide the channels or hold fewer than
+    `smallest_group`; statistics in float32."""
     fits = [
         g for g in range(1, GROUPS + 1) if channels % g == 0 and channels // g >= smallest_group
     ]
@@ -67,15 +74,17 @@ class ResBlock(nnx.Module):
         *,
         adaptive_scale=True,
         resample=None,
+        smallest_group=SMALLEST_GROUP,
         rngs,
         dtype,
     ):
         self.adaptive_scale, self.resample = adaptive_scale, resample
         modulations = (2 if adaptive_scale else 1) * outputs
-        self.norm1 = group_norm(inputs, rngs=rngs, dtype=dtype)
+        norm = {"smallest_group": smallest_group, "rngs": rngs, "dtype": dtype}
+        self.norm1 = group_norm(inputs, **norm)
         self.conv1 = layers.torch_conv(inputs, outputs, 3, rngs=rngs, dtype=dtype)
         self.modulation = layers.torch_linear(embedding_size, modulations, rngs=rngs, dtype=dtype)
-        self.norm2 = group_norm(outputs, rngs=rngs, dtype=dtype)
+        self.norm2 = group_norm(outputs, **norm)
         self.dropout = nnx.Dropout(dropout)
         self.conv2 = layers.torch_conv(outputs, outputs, 3, rngs=rngs, dtype=dtype, zero=True)
         self.skip = (
@@ -101,9 +110,11 @@ class ResBlock(nnx.Module):
 class SelfAttention(nnx.Module):
     """norm, attention over all pixels, zero projection, skip."""
 
-    def __init__(self, channels, num_heads, attention, *, rngs, dtype):
+    def __init__(
+        self, channels, num_heads, attention, *, smallest_group=SMALLEST_GROUP, rngs, dtype
+    ):
         self.num_heads, self.attention = num_heads, attention
-        self.norm = group_norm(channels, rngs=rngs, dtype=dtype)
+        self.norm = group_norm(channels, smallest_group=smallest_group, rngs=rngs, dtype=dtype)
         self.qkv = layers.torch_conv(channels, 3 * channels, 1, rngs=rngs, dtype=dtype)
         self.out = layers.torch_conv(channels, channels, 1, rngs=rngs, dtype=dtype, zero=True)
 
@@ -212,6 +223,9 @@ class UNet(layers.Network):
       adaptive_scale: the embedding scales and shifts; or (False) it is added.
       dropout: in every ResBlock.
       max_period: of the time embedding.
+      smallest_group: fewest channels of a group of the norms, which are 32 groups where they can;
+        1 for 32 whatever the width, as in the published code.
+      null_row: what the null class adds to the embedding, see NULL_ROWS.
       distance_head, direction_scale, distance_input_scale: see `heads.create`.
       dtype, attention ("xla", "auto"): computation; remat: recompute stages in the backward pass.
     Raises:
@@ -234,6 +248,8 @@ class UNet(layers.Network):
         adaptive_scale=True,
         dropout: Fraction = 0.3,
         max_period=MAX_PERIOD,
+        smallest_group: PositiveInt = SMALLEST_GROUP,
+        null_row="learned",
         distance_head: str | None = None,
         direction_scale: float | None = None,
         distance_input_scale: float | None = None,
@@ -245,20 +261,22 @@ class UNet(layers.Network):
         rngs,
     ):
         widths = tuple(channels * multiplier for multiplier in channel_multipliers)
+        rows = registry.choose("null_row", null_row, {**NULL_ROWS, "learned": self.label_rows})
         fields = (channels, dropout, attention_levels, attention, resampling)
         attends = _check_fields(shape, widths, *fields)
         self.channels, self.num_res_blocks, self.num_levels = channels, num_res_blocks, len(widths)
         self.dropout, self.max_period, self.remat = dropout, max_period, remat
         self.compute = layers.compute_dtype(dtype)
         options = {"rngs": rngs, "dtype": self.compute}
+        normed = options | {"smallest_group": smallest_group}
 
         def stage(inputs, outputs, attend=False, resample=None):
             scale = {"adaptive_scale": adaptive_scale, "resample": resample}
-            block = ResBlock(inputs, outputs, 4 * channels, dropout, **scale, **options)
+            block = ResBlock(inputs, outputs, 4 * channels, dropout, **scale, **normed)
             if not attend:
                 return Stage(block)
             split = _count_heads(outputs, num_heads, head_channels)
-            return Stage(block, SelfAttention(outputs, split, attention, **options))
+            return Stage(block, SelfAttention(outputs, split, attention, **normed))
 
         def resizing(levels, resample):
             make = {
@@ -269,7 +287,7 @@ class UNet(layers.Network):
 
         self.time1 = layers.torch_linear(channels, 4 * channels, rngs=rngs)
         self.time2 = layers.torch_linear(4 * channels, 4 * channels, rngs=rngs)
-        self.labels = self.label_rows(num_classes, 4 * channels, rngs=rngs) if num_classes else None
+        self.labels = rows(num_classes, 4 * channels, rngs=rngs) if num_classes else None
         down, up = plan_stages(widths, num_res_blocks)
         self.first = layers.torch_conv(shape[-1], widths[0], 3, **options)
         self.down = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in down})
@@ -277,19 +295,21 @@ class UNet(layers.Network):
         self.middle1, self.middle2 = (stage(widths[-1], widths[-1], a) for a in (True, False))
         self.up = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in up})
         self.grow = resizing(range(1, len(widths)), upsample_nearest)
-        self.norm = group_norm(widths[0], rngs=rngs, dtype=jnp.float32)
+        self.norm = group_norm(widths[0], **normed | {"dtype": jnp.float32})
         self.last = layers.torch_conv(widths[0], shape[-1], 3, rngs=rngs, zero=True)
         head = distance_head, direction_scale, distance_input_scale
         self.distance = heads.create(*head, channels=shape[-1], num_classes=num_classes, rngs=rngs)
 
-    def embed(self, t, cond):
-        """[B] times, [B] labels or None -> [B, 4 x channels], float32."""
+    def embed(self, t, cond, augmentation=None):
+        """[B] times, [B] labels or None, augmentation or None -> [B, 4 x channels], float32."""
         embedding = layers.sinusoidal_embedding(t, self.channels, self.max_period)
+        if augmentation is not None:
+            embedding = embedding + self.augmentation(augmentation)
         embedding = self.time2(jax.nn.silu(self.time1(embedding)))
         return embedding if self.labels is None else embedding + self.labels(cond)
 
-    def __call__(self, x, t, cond, rngs=None):
-        embedding = self.embed(t, cond).astype(self.compute)
+    def __call__(self, x, t, cond, rngs=None, augmentation=None):
+        embedding = self.embed(t, cond, augmentation).astype(self.compute)
 
         def run(stage, h):
             call = jax.checkpoint(stage) if self.remat else stage

@@ -105,10 +105,20 @@ def _arguments(tree: Any) -> dict[str, Any]:
 
 
 def _constructor(value: Any) -> dict[str, Any]:
-    """The arguments that a pickled module was made with, where it keeps them, as EDM's do."""
-    state = module_state(value) or {}
+    """The class of a pickled module, its plain attributes, and the arguments it was made with.
+
+    EDM's modules keep these arguments; the class is under "class_name".
+    """
+    state = module_state(value)
+    if state is None:
+        return {}
+    first = value.arguments[0] if value.arguments else None
+    known = first.get("class_name") if isinstance(first, dict) else None
+    plain = {k: v for k, v in state.items() if isinstance(v, str | int | float) and k[:1] != "_"}
     found = state.get("_init_kwargs")
-    return dict(found) if isinstance(found, dict) else {}
+    found = found.items if isinstance(found, Object) else found
+    made = dict(found) if isinstance(found, dict) else {}
+    return {"class_name": known or value.name.rpartition(".")[2], **plain, **made}
 
 
 def _header(file: Path) -> dict[str, Any]:

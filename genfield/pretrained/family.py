@@ -33,6 +33,7 @@ class Description(NamedTuple):
       scale: of the data: what the autoencoder's latents were multiplied by; None: pixels, or said
         nowhere.
       null: whether there is a null class, where there are classes.
+      notes: lines about what was taken for granted, which are said when a file is opened.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Description(NamedTuple):
     guidance: Guidance | None = None
     scale: float | None = None
     null: bool = True
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,6 +82,13 @@ class Family(registry.Record):
     describe: Callable[[Shapes, Mapping[str, Any], str], Description]
     rules: Callable[[Description], Rules]
     writes: Callable[[Description], Description | None]
+
+
+def named(kind: "str | Family") -> Family:
+    """The family of a name, or the record itself, which may be of one's own."""
+    return (
+        kind if isinstance(kind, Family) else registry.choose("kind of weights", kind, families())
+    )
 
 
 @functools.cache

@@ -45,10 +45,14 @@ class Rule(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """A published array that genfield computes: checked when read, and written in an export."""
+    """A published array that genfield computes: checked when read, and written in an export.
+
+    relative: how far it may be off, beside 1e-4, where others computed it in float32.
+    """
 
     name: str
     value: np.ndarray
+    relative: float = 0.0
 
 
 Rules = Sequence[Rule | Buffer]
@@ -79,6 +83,14 @@ def affine(
     return [
         Rule(f"{name}.weight", f"{path}/kernel", layout, rows),
         Rule(f"{name}.bias", f"{path}/bias", bias, rows),
+    ]
+
+
+def norm(name: str, path: str) -> list[Rule]:
+    """The rules of a norm's weight and bias: "scale" and "bias" here."""
+    return [
+        Rule(f"{name}.weight", f"{path}/scale", same),
+        Rule(f"{name}.bias", f"{path}/bias", same),
     ]
 
 
@@ -169,8 +181,9 @@ def _finite(name: str, array: np.ndarray, origin: str) -> np.ndarray:
 
 
 def _check_buffer(buffer: Buffer, found: np.ndarray, origin: str) -> None:
-    distance = float(np.max(np.abs(found - buffer.value), initial=0.0))
-    if distance > 1e-4:
+    off = np.abs(found - buffer.value)
+    distance = float(np.max(off, initial=0.0))
+    if np.any(off > 1e-4 + buffer.relative * np.abs(buffer.value)):
         raise UserError(
             f"{origin}: {buffer.name!r} is not what the network computes (they differ by "
             f"{distance:.2g}), so the file was made for another one"

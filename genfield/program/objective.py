@@ -208,7 +208,9 @@ def _make_draw(config, data: Dataset, parts: Parts, source: Callable, group: int
         n, augmentation = x1.shape[0], None
         if config.augmentation and train:
             part = jax.random.fold_in(key, rng.AUGMENTATION)
-            x1, augmentation = augment(part, x1, config.augmentation)
+            x1, augmentation = augment(
+                part, x1, config.augmentation, center=config.augmentation_center
+            )
         each = group if parts.method.shares_time else 1
         t = parts.times(key_time, n // each)
         t = t if each == 1 else jnp.repeat(t, each)

@@ -1,10 +1,12 @@
 """From a configuration to its optimisers, one a role, and to the rate of its average."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+import jax.numpy as jnp
 import optax
 
 from genfield.errors import UserError
+from genfield.machine import fixed as fixed_arrays
 from genfield.registry import choose
 
 
@@ -40,10 +42,13 @@ def schedule(section, steps: int) -> optax.Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_optimizer(section, steps: int, roles: Mapping = {}) -> optax.GradientTransformation:
+def make_optimizer(
+    section, steps: int, roles: Mapping = {}, fixed: Collection[tuple[str, ...]] = ()
+) -> optax.GradientTransformation:
     """The optimiser of the role "field", with schedule and clipping, and those of other roles.
 
     roles: role -> (section) -> its optimiser, as the loss declares them.
+    fixed: paths of arrays that stay as they are: of these it keeps nothing.
 
     Raises:
       UserError: unknown optimiser or schedule, or a weight decay that would be ignored.
@@ -62,4 +67,20 @@ def make_optimizer(section, steps: int, roles: Mapping = {}) -> optax.GradientTr
     if section.clip_norm:
         inner = optax.chain(optax.clip_by_global_norm(section.clip_norm), inner)
     players = {"field": inner} | {role: make(section) for role, make in roles.items()}
-    return optax.partition(players, lambda params: {k: k for k in params})
+    return _leaving(optax.partition(players, lambda params: {k: k for k in params}), fixed)
+
+
+def _leaving(inner: optax.GradientTransformation, paths) -> optax.GradientTransformation:
+    """An optimiser that neither sees the arrays at these paths nor moves them."""
+    paths = tuple(paths)
+    if not paths:
+        return inner
+    pruned = lambda tree: fixed_arrays.without(tree, paths)
+
+    def update(updates, state, params=None):
+        zeros = {path: jnp.zeros_like(fixed_arrays.at(updates, path)) for path in paths}
+        params = None if params is None else pruned(params)
+        moved, state = inner.update(pruned(updates), state, params)
+        return fixed_arrays.put(moved, zeros), state
+
+    return optax.GradientTransformation(lambda params: inner.init(pruned(params)), update)

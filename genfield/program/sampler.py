@@ -4,11 +4,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from genfield import registry, sampling
+from genfield.data import Dataset
 from genfield.errors import UserError
 from genfield.fields import denoiser_field, negate, score_field
 from genfield.guidance import classifier_free, interval
+from genfield.preconditionings import PRECONDITIONINGS
 from genfield.program.methods import has_clock, loss_of, package
 from genfield.program.parts import one_level
 from genfield.registry import Methods, bind, bound, build, check_range
@@ -17,6 +20,10 @@ from genfield.sampling import Samples
 from genfield.sampling.core import Pieces, pieces, stage_trace
 from genfield.sampling.stopping import refill_pieces
 
+SCORED = (
+    "makes a score of a velocity, which must have been trained with t on the straight path from "
+    "normal noise that hangs on nothing"
+)
 POSITIONS = 64  # intervals at whose ends the trace of an adaptive sampler has positions
 
 
@@ -144,6 +151,7 @@ def create_chain(
     methods = methods or package()
     chain = stages(config.sampler, methods)
     _check_chain(config, chain, output, methods[registry.StopRule])
+    _check_levels(config, chain)
     convert = _conversion(config, chain[0].method, methods)
     guide = _guidance(config, chain[0], num_classes, methods)
     return chain, lambda field, cond=None: convert(guide(field) if cond is not None else field)
@@ -211,6 +219,25 @@ def _check_chain(config, chain: list[Stage], output: str, rules) -> None:
         )
 
 
+def _check_levels(config, chain: list[Stage]) -> None:
+    """Raises UserError where a sampler goes to noise levels that the network never saw."""
+    if config.preconditioning == "none":
+        return
+    known = PRECONDITIONINGS[config.preconditioning]
+    slack = 1e-3  # of levels that are written in a few digits
+    lowest, highest = known.lowest * (1 - slack), known.highest * (1 + slack)
+    for stage in filter(lambda stage: stage.method.levels, chain):
+        levels = np.asarray(stage.method.levels(stage.arguments, stage.num_steps))
+        levels = levels[levels > 0]  # the last may be 0, where nothing is evaluated
+        if levels.min() < lowest or levels.max() > highest:
+            raise UserError(
+                f"sampler {stage.method.name!r} goes from noise level {levels.max():.4g} to "
+                f"{levels.min():.4g}, and config.preconditioning={config.preconditioning!r} is for "
+                f"{known.lowest:.4g} to {known.highest:.4g}: set config.sampler.sigma_min and "
+                "sigma_max"
+            )
+
+
 def check_deterministic(section, methods: Methods | None = None) -> None:
     """Raises UserError if a sampler's section, or one nested in it, draws noise of its own."""
     table = (methods or package())[registry.Sampler]
@@ -232,7 +259,9 @@ def _conversion(config, sampler: registry.Sampler, methods: Methods) -> Callable
     others = [
         m.name
         for m in methods[registry.Sampler].values()
-        if m.follows != "gradient" and (m.follows in registry.AT_LEVELS) == loss.at_levels
+        if m.follows != "gradient"
+        and (m.follows in registry.AT_LEVELS) == loss.at_levels
+        and not m.scored  # which need more than the kind of field
     ]
     mend = f"set config.sampler.name to one of {', '.join(sorted(others))}"
     if loss.at_levels != (wanted in registry.AT_LEVELS):
@@ -241,11 +270,39 @@ def _conversion(config, sampler: registry.Sampler, methods: Methods) -> Callable
         raise UserError(
             f"sampler {sampler.name!r} has no clock, but the field was trained with one: {mend}"
         )
+    if sampler.scored and (reason := _against_score(config, loss, methods)):
+        raise UserError(f"sampler {sampler.name!r} {SCORED}; {reason}: {mend}")
     if loss.teaches == wanted:
         return lambda field: field
     if loss.at_levels:
         return score_field if wanted == "score" else denoiser_field
     return negate
+
+
+def check_source(stages: list[Stage], data: Dataset, methods: Methods) -> None:
+    """Raises UserError where a sampler makes a score of a velocity from another source."""
+    names = [stage.method.name for stage in stages if stage.method.scored]
+    if names and (data.draw_source is not None or data.starts is not None):
+        known = methods[registry.Sampler].items()
+        others = [n for n, m in known if m.follows == "velocity" and not m.scored]
+        raise UserError(
+            f"sampler {names[0]!r} {SCORED}; these data have a source of their own: set "
+            f"config.sampler.name to one of {', '.join(sorted(others))}"
+        )
+
+
+def _against_score(config, loss: registry.Loss, methods: Methods) -> str | None:
+    """Why the velocity of a config does not tell the score, in words; None where it does."""
+    coupling = methods[registry.Coupling].get(config.coupling.get("name"))
+    rematching = methods[registry.Rematching].get(config.rematching.get("name"))
+    against = {
+        f"{loss.name} teaches a {loss.teaches}": loss.teaches != "velocity",
+        "this field has no t": not has_clock(config, methods),
+        "config.path_noise is not 0": config.path_noise > 0,
+        "config.coupling chooses the noise": coupling is not None and coupling.groups,
+        "config.rematching moves the targets": rematching is not None and rematching.moves,
+    }
+    return next((reason for reason, holds in against.items() if holds), None)
 
 
 def _at_one_level(teaches: str, level: float) -> Callable:

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 from genfield import rng
+from genfield.machine import fixed as fixed_arrays
 from genfield.machine.checkpoint import named_path
 from genfield.program.objective import Objective
 
@@ -50,6 +51,7 @@ def make_train_step(
     ema_ramp_up: float = 0.0,
     accumulate: int = 1,
     draw_batch: Callable[[Array], dict] | None = None,
+    fixed: tuple[tuple[str, ...], ...] = (),
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """A pure step(state, batch) -> (state, metrics), to be jitted.
 
@@ -59,6 +61,7 @@ def make_train_step(
       key: of the run; step k draws from fold_in(key, k) and from nothing else.
       accumulate: microbatches; what is drawn does not depend on it, only dropout does.
       draw_batch: key -> batch, for problems drawn on the device; then `batch` holds no data.
+      fixed: paths of parameters that stay as they are, to the bit, in the average too.
     Returns:
       A step whose batch may carry "step", the step it belongs to. A step whose loss or gradient is
       not finite changes nothing, and neither does a batch of another step: so the state stays as
@@ -107,6 +110,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         rate = _ramped(ema_rate, ema_ramp_up, state.step + 1)
         ema = optax.incremental_update(params, state.ema, 1 - rate) if state.ema else {}
+        if state.ema:
+            ema = fixed_arrays.put(ema, {path: fixed_arrays.at(params, path) for path in fixed})
         new = TrainState(state.step + 1, params, ema, optimizer)
         new = jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, state)
         return new, {"loss": loss, "grad_norm": norm, "finite": finite, **terms}

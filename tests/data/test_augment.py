@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import ROOT
 from scipy import ndimage
 
 from genfield.data import augment
+
+GOLDEN = ROOT / "tests" / "golden"
 
 SHAPE = (24, 32, 3)  # not square: x and y must not be confused
 BATCH = 48
@@ -180,3 +183,16 @@ def test_the_wavelet_is_orthogonal_with_six_vanishing_moments():
 def test_wrong_inputs_fail(shape, dtype, chances, message):
     with pytest.raises(ValueError, match=message):
         augment.augment(jax.random.key(0), jnp.zeros(shape, dtype), *chances)
+
+
+def test_the_published_centre_is_that_of_edms_code():
+    """Against EDM's geometry by PyTorch's conv2d and grid_sample; ours turns about the middle."""
+    with np.load(GOLDEN / "edm_warp.npz") as file:
+        given = file["images"], file["matrices"], file["shifts"]
+        warped = file["warped"]
+    published = jax.jit(jax.vmap(functools.partial(augment.warp, center="edm")))
+    np.testing.assert_allclose(published(*given), warped, atol=5e-6)
+    middle = jax.vmap(augment.warp)(*given)
+    assert np.abs(middle - warped).max(axis=(1, 2, 3)).min() > 0.01
+    with pytest.raises(ValueError, match=r"unknown centre of the augmentation 'pixel'"):
+        augment.augment(jax.random.key(0), given[0], center="pixel")

@@ -12,7 +12,7 @@ from test_nets import attention, close, convolve, differ, fresh, init, jit, silu
 
 from genfield import nets
 from genfield.errors import UserError
-from genfield.machine import sharding
+from genfield.machine import fixed, sharding
 from genfield.nets import edm_unet
 
 CIFAR, SIXTY_FOUR = (32, 32, 3), (64, 64, 3)
@@ -63,7 +63,8 @@ def test_published_parameter_counts(config, shape, num_classes, count, attention
     """Counts of EDM's and Flux Matching's networks; attention blocks down and up as in Table 6 of
     Lines Matching Models (NCSN++ is not in it)."""
     _, params = nets.create(config, None, shape=shape, num_classes=num_classes)
-    assert nets.count_parameters(params) == count
+    fixed_arrays = nets.known()[config["name"]].fixed
+    assert nets.count_parameters(fixed.without(params, fixed_arrays)) == count
     attending = lambda stages: sum("attention" in stage for stage in stages)
     up = attending([*params["up"].values(), params["middle1"], params["middle2"]])
     assert (attending(params["down"].values()), up) == attentions
@@ -200,7 +201,7 @@ def test_song_networks_are_the_formula(name):
     if name == "ddpmpp":
         features = waves(t, 10_000.0 ** (-np.arange(4) / 3))
     else:
-        features = np.asarray(edm_unet.fourier_features(t, 16), np.float64)
+        features = waves(t, p["embedding"]["frequencies"][0])
     embedding = p["embedding"]
     e = features + linear(embedding["labels"], math.sqrt(CLASSES) * one_hot(cond["label"]))
     if name == "ddpmpp":
@@ -246,11 +247,14 @@ def test_unet_options_are_the_formula(name):
 
 
 def test_fourier_frequencies_are_of_the_stated_spread_and_never_change():
-    slopes = np.asarray(edm_unet.fourier_features(jnp.full(1, 1e-6), 2000)[0, :1000]) / 1e-6
-    np.testing.assert_allclose(np.std(slopes), 2 * np.pi * 16, rtol=0.05)
-    np.testing.assert_allclose(slopes[:2] / (2 * np.pi * 16), [1.764052, 0.400157], rtol=1e-4)
-    cosines = edm_unet.fourier_features(jnp.zeros(1), 8)[0, 4:]
-    np.testing.assert_array_equal(cosines, np.ones(4))
+    radians, turns = edm_unet.fourier_frequencies((2, 1000))
+    np.testing.assert_allclose(np.std(turns), 16, rtol=0.05)
+    np.testing.assert_allclose(turns[:2] / 16, [1.764052, 0.400157], rtol=1e-6)
+    np.testing.assert_allclose(radians, 2 * np.pi * turns, rtol=1e-6)
+    features = edm_unet.fourier_features(jnp.zeros(1), jnp.stack([radians, turns]))
+    np.testing.assert_array_equal(features[0], np.repeat([0.0, 1.0], 1000))
+    start = fresh(CASES["ncsnpp"], IMAGE, CLASSES)["embedding"]["frequencies"]
+    np.testing.assert_array_equal(start, edm_unet.fourier_frequencies((2, 8)))
 
 
 def test_initial_values():

@@ -45,6 +45,12 @@ TABLE = [
     ({"ema.ramp_up": 0.05}, False, "config.ema.ramp_up is of an average", {"ema.rate": 0.9}),
     ({"optimizer.level_learning_rate": 1.0}, False, "level_learning_rate is of players", None),
     ({"optimizer.discriminator_b1": 0.1}, False, "discriminator_b1 is of players", None),
+    (
+        {"augmentation_center": "edm"},
+        False,
+        "of an augmentation that is off",
+        {"augmentation": 0.1},
+    ),
     ({"sigma_data": 1.0}, False, "config.sigma_data is for losses of noise levels", None),
     (
         {"sample.guidance_scale": 2.0, "label_dropout": 0.0},
