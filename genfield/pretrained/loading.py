@@ -73,7 +73,13 @@ def load(
     for note in description.notes:
         say(note)
     sizes = {"shape": description.shape, "num_classes": description.num_classes}
-    apply, abstract = nets.create(description.net, None, **sizes)
+    try:
+        apply, abstract = nets.create(description.net, None, **sizes)
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} describes no network of genfield's: {reason}") from error
     rules = family.rules(description)
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
     if content.digest not in (None, weights.digest(params)):
