@@ -1,5 +1,6 @@
 """Weights from a file: which family it is of, genfield's network and parameters, and the field."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,14 +69,27 @@ def load(
     description = family.describe(shapes, facts, str(file))
     for note in description.notes:
         say(note)
-    sizes = {"shape": description.shape, "num_classes": description.num_classes}
-    apply, abstract = nets.create(description.net, None, **sizes)
+    apply, abstract = network(description)
     rules = family.rules(description)
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
     if content.digest not in (None, weights.digest(params)):
         raise UserError(f"{file} is damaged: its numbers are not those that were exported")
     info = Info.of(family.name, description, str(file), digest, content.part, abstract)
     return bound(apply, jax.tree.map(jnp.asarray, params), description, info)
+
+
+def network(description: Description) -> tuple[Callable, dict]:
+    """The network's apply, and the shapes of its parameters."""
+
+    @functools.cache
+    def create(shape):
+        return nets.create(description.net, None, shape=shape, num_classes=description.num_classes)
+
+    def of_any_size(params, x, t=None, cond=None, **options):
+        return create(tuple(x.shape[1:]))[0](params, x, t, cond, **options)
+
+    apply, abstract = create(description.shape)
+    return of_any_size if description.any_size else apply, abstract
 
 
 def bound(apply: Callable, params: dict, description: Description, info: Info) -> Pretrained:
