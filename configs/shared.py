@@ -100,6 +100,23 @@ def imagenet256(name: str) -> ConfigDict:
     return config
 
 
+def published(config: ConfigDict, **paper: float) -> ConfigDict:
+    """As the authors of EqM, SiT and EDM sample and count: for --weights of theirs.
+
+    50,000 images of labels drawn at random, floor(127.5 x + 128) of pixels; the reference is
+    ADM's or EDM's file of statistics, by --config.evaluate.reference=…
+    """
+    config.evaluate.metrics = ("frechet", "inception_score")
+    config.evaluate.num_samples = config.sample.num = 50_000
+    config.evaluate.paper = paper
+    config.sample.rounding = "shift"
+    if config.data.name == "latents":
+        config.autoencoder = "sd-vae-ft-ema"
+    if config.data.get("labels") or config.data.name == "latents":
+        config.evaluate.labels = "random"
+    return config
+
+
 def digits() -> ConfigDict:
     """scikit-learn's 8x8 digits with classes, and a small U-Net; all settings are ours."""
     config = configuration.base()

@@ -61,6 +61,14 @@ class Reading(NamedTuple):
         both = self.background
         return tuple(both) if isinstance(both, tuple) else (both,) * 3
 
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The centre square, resized to [size, size] by an antialiased bicubic filter."""
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        # Not resize(box=...): its filter would reach beyond the box, into what is cropped.
+        image = image.crop((left, top, left + side, top + side))
+        return image.resize((self.size,) * 2, Image.Resampling.BICUBIC)
+
 
 class Notes:
     """What was odd about files, told at the end in a line a kind; safe from many threads."""
@@ -126,8 +134,7 @@ def prepare(
 
     Turned as its EXIF says; of several frames the first; 16 bits scaled to 8; other colour spaces
     converted; what is transparent laid on the background, but where `channels` is 4, which keeps
-    it; colours become luma where `channels` is 1. With a size, the centre square is resized to
-    [size, size] by an antialiased bicubic filter.
+    it; colours become luma where `channels` is 1. With a size, made [size, size] by `reading.fit`.
 
     Args:
       note: told what is odd about it.
@@ -143,11 +150,7 @@ def prepare(
         note(DAMAGED_EXIF)
     image = _in_colour(_in_eight_bits(image, note), reading)
     if reading.size is not None:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        # Not resize(box=...): its filter would reach beyond the box, into what is cropped.
-        image = image.crop((left, top, left + side, top + side))
-        image = image.resize((reading.size,) * 2, Image.Resampling.BICUBIC)
+        image = reading.fit(image)
     return np.asarray(image).reshape(image.height, image.width, reading.channels)
 
 

@@ -15,7 +15,7 @@ from genfield.fields import Field
 from genfield.machine.logbook import say
 from genfield.pretrained import mapping
 from genfield.pretrained.contents import Content, beside, read, weights_file
-from genfield.pretrained.family import Description, Family, families
+from genfield.pretrained.family import Description, Family, families, named
 from genfield.pretrained.info import Info
 from genfield.registry import choose
 from genfield.trained import trained_field
@@ -45,18 +45,22 @@ def load(
     path: str | Path,
     *,
     ema: bool = True,
-    kind: str | None = None,
+    kind: str | Family | None = None,
     config: Mapping[str, Any] | None = None,
     sha256: str | None = None,
+    teaches: str | None = None,
 ) -> Pretrained:
     """Opens a file of weights, published or exported, or a folder that holds one.
 
     Args:
       ema: of a file with an average and the parameters themselves, the average.
-      kind: the family's name, where names and shapes fit several; see `family.families`.
+      kind: the family's name, where names and shapes fit several (see `family.families`); or the
+        record of a family of one's own.
       config: facts of the published constructor that shapes do not tell, such as num_heads; what
         is not passed is read from NAME.json beside NAME.safetensors, and from the file.
       sha256: of the file, or its first eight or more hex digits.
+      teaches: where names and shapes fit several families and nothing names one, that whose field
+        is this, of registry.FIELDS.
     Raises:
       UserError: no such file, damaged, of no known family, or of one whose network has other names
         or shapes (the first is told); facts that must be told, or that contradict the file.
@@ -64,7 +68,7 @@ def load(
     file = weights_file(path)
     digest = weights.file_digest(file, sha256)
     content = read(file, ema)
-    family, facts = choose_family(content, kind, config or {}, file)
+    family, facts = choose_family(content, kind, config or {}, file, teaches)
     shapes = {name: array.shape for name, array in content.arrays.items()}
     description = family.describe(shapes, facts, str(file))
     for note in description.notes:
@@ -102,22 +106,30 @@ def bound(apply: Callable, params: dict, description: Description, info: Info) -
 
 
 def choose_family(
-    content: Content, kind: str | None, config: Mapping[str, Any], file: Path
+    content: Content,
+    kind: str | Family | None,
+    config: Mapping[str, Any],
+    file: Path,
+    teaches: str | None = None,
 ) -> tuple[Family, dict[str, Any]]:
     """The family of a file, and the facts that it reads: of the file, beside it, passed."""
     facts = {**content.facts, **beside(file), **config}
     kind = kind or facts.get("kind")
     shapes = {name: array.shape for name, array in content.arrays.items()}
     if kind is not None:
-        family = choose("kind of weights", kind, families())
+        family = named(kind)
     else:
-        family = _recognised(shapes, facts, file)
+        family = _recognised(shapes, facts, file, teaches)
     for name in config:
         choose(f"fact of {family.title}", name, dict.fromkeys((*family.known, "kind")))
-    return family, {name: facts[name] for name in family.known if name in facts}
+    return family, _known(family, facts)
 
 
-def _recognised(shapes, facts, file: Path) -> Family:
+def _known(family: Family, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts[name] for name in family.known if name in facts}
+
+
+def _recognised(shapes, facts, file: Path, teaches: str | None) -> Family:
     able = [family for family in families().values() if family.recognises(shapes)]
     if not able:
         first = ", ".join(list(shapes)[:3])
@@ -127,6 +139,9 @@ def _recognised(shapes, facts, file: Path) -> Family:
         )
     if len(able) > 1:
         able = [family for family in able if family.told(facts)] or able
+    if len(able) > 1 and teaches is not None:
+        field = lambda f: f.describe(shapes, _known(f, facts), str(file)).teaches
+        able = [family for family in able if field(family) == teaches] or able
     if len(able) > 1:
         titles, names = ([getattr(f, part) for f in able] for part in ("title", "name"))
         raise UserError(

@@ -14,7 +14,7 @@ from genfield.features import weights
 from genfield.machine import checkpoint
 from genfield.machine.logbook import say
 from genfield.pretrained import exporting, loading
-from genfield.pretrained.family import Description, Guidance
+from genfield.pretrained.family import Description, Family, Guidance
 from genfield.pretrained.info import Info
 from genfield.pretrained.loading import Pretrained
 from genfield.program import checks, generate, objective
@@ -29,9 +29,10 @@ def load(
     path: str | Path,
     *,
     ema: bool = True,
-    kind: str | None = None,
+    kind: str | Family | None = None,
     config: Mapping[str, Any] | None = None,
     sha256: str | None = None,
+    teaches: str | None = None,
 ) -> Pretrained:
     """Opens published weights, an export, or a trained run; see `pretrained.loading.load`.
 
@@ -43,7 +44,8 @@ def load(
     """
     folder = local(path, "the weights")
     if not (folder / "checkpoints").exists():
-        return loading.load(path, ema=ema, kind=kind, config=config, sha256=sha256)
+        given = dict(kind=kind, config=config, sha256=sha256, teaches=teaches)
+        return loading.load(path, ema=ema, **given)
     if kind or config or sha256:
         raise UserError(f"{folder} is a run, which says what it is: leave out kind, config, sha256")
     run = open_run(folder)
@@ -103,7 +105,7 @@ def export(
     source: str | Path | Run | Pretrained | Mapping,
     out: str | Path,
     *,
-    kind: str | None = None,
+    kind: str | Family | None = None,
     step: int | None = None,
     best: bool = False,
     like: Description | None = None,

@@ -34,6 +34,8 @@ LATENT_SCALE = 0.18215  # of Stable Diffusion's autoencoder
 GUIDED_CHANNELS = 3  # of four: how all three codes guide
 KNOWN = ("model", "depth", "patch_size", "hidden_size", "num_heads", "num_classes", "input_size")
 KNOWN += ("in_channels", "mlp_ratio", "learn_sigma", "class_dropout_prob", "uncond", "ebm")
+TRAINED = {"path_type": "linear", "prediction": "velocity"}  # of SiT's and EqM's training
+KNOWN += tuple(TRAINED)
 TELLING = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "final_layer.linear.weight")
 
 
@@ -91,6 +93,12 @@ def describe(kind: str, shapes: Shapes, facts: Mapping[str, Any], origin: str) -
     for name, value in read.items():
         if facts.get(name, value) != value:
             raise UserError(f"{origin}: {name} is {value} by its shapes, not {facts[name]}")
+    for name, value in TRAINED.items() if kind != "dit" else ():
+        if str(facts.get(name, value)).lower() != value:
+            raise UserError(
+                f"{origin} was trained with {name}={facts[name]!r}; genfield follows those of "
+                f"{name}={value!r} alone"
+            )
     size = _size(read["depth"], read["hidden_size"])
     heads = facts.get("num_heads") or (SIZES[size][2] if size else None)
     if heads is None:
