@@ -30,9 +30,10 @@ SMALL = [  # half as wide as configs/shared.py has it, and as many examples in a
     *("--config.net.channels=16", "--config.batch_size=64", "--config.train.steps=3000"),
     *("--config.train.eval_every=0", "--config.checkpoint.every=1000"),
 ]
+SHORT = ["--config.train.steps=8000"]
 PAIRS = 40_000  # of noise and sample, which the lines join
-SEEDS = 3  # of sampling, for the spread of digits
-COLORS, WIDTH = 64, 720  # of a picture
+SEEDS, SAMPLES = 3, 500  # of digits: sampling seeds, for the spread, and samples of each
+COLORS, WIDTH = 128, 720  # of a picture
 TABLE = "<!-- the table, by reproduce/zoo.py -->\n"
 
 
@@ -47,20 +48,20 @@ class Model(NamedTuple):
 MODELS = {
     "digits/distance_marching": Model("distance_marching_digits.py", SMALL),
     "digits/equilibrium_matching": Model("equilibrium_matching_digits.py", SMALL),
-    "digits/flow_matching": Model("flow_matching_digits.py", SMALL),
-    "two_moons/action_matching": Model("action_matching_two_moons.py:swish", []),
+    "digits/flow_matching": Model("flow_matching_digits.py", []),
+    "two_moons/action_matching": Model("action_matching_two_moons.py:swish", SHORT),
     "two_moons/distance_marching": Model("distance_marching_two_moons.py", []),
     "two_moons/edm": Model("edm_two_moons.py", []),
-    "two_moons/energy_matching": Model("equilibrium_matching_two_moons.py:energy_matching", []),
+    "two_moons/energy_matching": Model("equilibrium_matching_two_moons.py:energy_matching", SHORT),
     "two_moons/equilibrium_matching": Model("equilibrium_matching_two_moons.py", []),
     "two_moons/flow_matching": Model("flow_matching_two_moons.py", []),
     "two_moons/flux_matching": Model("flux_matching_two_moons.py", []),
     "two_moons/greedy_matching": Model(
-        "flow_matching_two_moons.py", ["--config.coupling.name=greedy"]
+        "flow_matching_two_moons.py", [*SHORT, "--config.coupling.name=greedy"]
     ),
-    "two_moons/lines": Model("lines_two_moons.py", [], teacher="two_moons/edm"),
-    "two_moons/optimal_transport": Model("flow_matching_two_moons.py:ot", []),
-    "two_moons/rectified_flow": Model("lines_two_moons.py:flow", [], teacher="two_moons/edm"),
+    "two_moons/lines": Model("lines_two_moons.py", SHORT, teacher="two_moons/edm"),
+    "two_moons/optimal_transport": Model("flow_matching_two_moons.py:ot", SHORT),
+    "two_moons/rectified_flow": Model("lines_two_moons.py:flow", SHORT, teacher="two_moons/edm"),
 }
 
 
@@ -86,8 +87,8 @@ def pairs(workdir: Path, teacher: str) -> Path:
 def of_pixels(folder: Path) -> dict[str, dict]:
     """What samples of images are worth, as a card holds it: the mean and deviation over seeds.
 
-    "frechet_pixels" is the Fréchet distance of all pixels to the training images, as many samples
-    as those; "right_class" the share whose nearest training image has the class that was asked for.
+    "frechet_pixels" is the Fréchet distance of the pixels of SAMPLES to the training images;
+    "right_class" the share whose nearest training image has the class that was asked for.
     The same of the held-out images, which are fewer, stands beside it.
     """
     run = open_run(folder)
@@ -100,8 +101,8 @@ def of_pixels(folder: Path) -> dict[str, dict]:
         near = np.asarray(nearest(x, images).index)[:, 0]
         return frechet.frechet_distance(*moments), float((labels[near] == classes).mean())
 
-    draw = lambda seed: np.asarray(run.sample(len(images), key=seed).x)
-    asked = np.arange(len(images)) % run.experiment.data.num_classes
+    draw = lambda seed: np.asarray(run.sample(SAMPLES, key=seed).x)
+    asked = np.arange(SAMPLES) % run.experiment.data.num_classes
     found = np.array([judged(draw(seed), asked) for seed in range(1, SEEDS + 1)])
     rows = zip(("frechet_pixels", "right_class"), found.T, strict=True)
     out = {name: {"value": float(v.mean()), "sd": float(v.std(ddof=1))} for name, v in rows}
@@ -122,15 +123,15 @@ def picture(folder: Path, out: Path) -> None:
 def keep(workdir: Path, name: str) -> None:
     """Writes the files of a model, of its finished run."""
     folder, file = made(workdir, name), zoo.MODELS / f"{name}{zoo.ENDING}"
-    file.unlink(missing_ok=True)
-    pretrained.export(folder, file, kind="genfield")
-    file.chmod(0o644)
     card = json.loads((folder / "card.json").read_text())
     model = MODELS[name]
     if model.teacher:
         card["config"]["data"]["path"] = f"pairs of {model.teacher}"
     if name.startswith("digits/"):
         card["metrics"] |= of_pixels(folder)
+    file.unlink(missing_ok=True)
+    pretrained.export(folder, file, kind="genfield")
+    file.chmod(0o644)
     flags = " ".join(model.overrides)
     head = {
         "name": name,

@@ -70,16 +70,27 @@ def load(
     content = read(file, ema)
     family, facts = choose_family(content, kind, config or {}, file, teaches)
     shapes = {name: array.shape for name, array in content.arrays.items()}
-    description = family.describe(shapes, facts, str(file))
+    description = _told(file, lambda: family.describe(shapes, facts, str(file)))
     for note in description.notes:
         say(note)
-    apply, abstract = network(description)
+    apply, abstract = _told(file, lambda: network(description))
     rules = family.rules(description)
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
     if content.digest not in (None, weights.digest(params)):
         raise UserError(f"{file} is damaged: its numbers are not those that were exported")
     info = Info.of(family.name, description, str(file), digest, content.part, abstract)
     return bound(apply, jax.tree.map(jnp.asarray, params), description, info)
+
+
+def _told(file: Path, make: Callable) -> Any:
+    """What `make` gives; one line where a file's facts are not even of the right types."""
+    try:
+        return make()
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} describes no network of genfield's: {reason}") from error
 
 
 def network(description: Description) -> tuple[Callable, dict]:
