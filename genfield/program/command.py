@@ -118,7 +118,7 @@ def load_config(values, overrides: list[str], workdir: Path) -> Asked:
         config = weights.derived(opened, config, methods)
     config = config_io.override(config, overrides)
     if opened is not None and alone:
-        weights.guided(opened, config, overrides)
+        weights.settled(opened, config, overrides, methods)
     checks.check(config)
     own_files.tell_changes(workdir, methods)
     return Asked(config, methods, opened)
