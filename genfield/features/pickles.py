@@ -45,7 +45,7 @@ CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # Bounds of what a small file can ask for: each operation takes at most some hundred bytes and a few
 # microseconds; names are put together from texts, which may be named again and again.
-MAX_OPERATIONS, MAX_NAMES, MAX_NAME = 2_000_000, 10_000, 500
+MAX_OPERATIONS, MAX_NAMES, MAX_NAME = 1_000_000, 10_000, 500
 # Dictionaries hash their keys. Whoever makes up numbers can make many of them meet in one place,
 # which takes time that grows with the square; of such keys a pickle may have so many.
 MAX_MADE_UP_KEYS, SMALL = 20_000, 2**24

@@ -102,12 +102,15 @@ def _opened(path: Path, reader: Callable[[Any], Any]) -> Any:
         # A pipe or a device could be without end.
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
             raise UserError(f"{path} is no file of weights but a pipe or a device")
-        with open(path, "rb") as file:
+        file = open(path, "rb")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the weights file {path}: {reason}") from error
+    try:
+        with file:
             return reader(file)
     except UserError:
         raise
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f"cannot read the weights file {path}: {error.strerror}") from error
     except DAMAGE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise UserError(f"{path} is damaged: fetch it again ({reason})") from error

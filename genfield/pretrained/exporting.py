@@ -12,8 +12,7 @@ from genfield.errors import UserError, local
 from genfield.features import weights
 from genfield.pretrained import mapping
 from genfield.pretrained.contents import HEADER
-from genfield.pretrained.family import Description, Family, families
-from genfield.registry import choose
+from genfield.pretrained.family import Description, Family, families, named
 
 OWN = "genfield"
 ENDING = ".safetensors"
@@ -27,17 +26,20 @@ def place(out: str | Path) -> Path:
     return file
 
 
-def family_of(description: Description, kind: str | None = None) -> tuple[Family, Description]:
+def family_of(
+    description: Description, kind: str | Family | None = None
+) -> tuple[Family, Description]:
     """The family that writes a network, and its description there.
 
     Args:
-      kind: a family's name; None: the first that has a place for it, else genfield's own names.
+      kind: a family's name or record; None: the first that has a place for it, else genfield's
+        own names.
     Raises:
       UserError: unknown kind, or one that has no place for this network.
     """
     known = families()
     if kind is not None:
-        family = choose("kind of weights", kind, known)
+        family = named(kind)
         theirs = family.writes(description)
         if theirs is None:
             able = [n for n, f in known.items() if n != OWN and f.writes(description)] + [OWN]
@@ -53,7 +55,9 @@ def family_of(description: Description, kind: str | None = None) -> tuple[Family
     return known[OWN], known[OWN].writes(description)
 
 
-def write(params: Mapping, description: Description, out: str | Path, kind: str | None = None):
+def write(
+    params: Mapping, description: Description, out: str | Path, kind: str | Family | None = None
+) -> tuple[Path, Family]:
     """Writes parameters, and beside a published family's NAME.json with its constructor's facts.
 
     Args:

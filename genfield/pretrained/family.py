@@ -84,6 +84,13 @@ class Family(registry.Record):
     writes: Callable[[Description], Description | None]
 
 
+def named(kind: "str | Family") -> Family:
+    """The family of a name, or the record itself, which may be of one's own."""
+    return (
+        kind if isinstance(kind, Family) else registry.choose("kind of weights", kind, families())
+    )
+
+
 @functools.cache
 def families() -> Mapping[str, Family]:
     """All families by name."""

@@ -4,13 +4,27 @@ from typing import Any, NamedTuple
 
 from genfield.nets import count_parameters
 from genfield.pretrained.family import Description, Guidance
+from genfield.registry import AT_LEVELS
 
 POINTS = {
-    "gradient": "a gradient of (x): it points away from the data, descend it",
-    "velocity": "a velocity of (x, t): from noise at t = 0 to data at t = 1",
-    "score": "the score of (x, noise level)",
-    "denoiser": "the denoiser of (x, noise level): E[data | x]",
+    "gradient": "a gradient, which points away from the data: descend it",
+    "velocity": "a velocity, from noise at t = 0 to data at t = 1",
+    "score": "a score, which points to the data",
+    "denoiser": "a denoiser, E[data | x]",
 }
+OUTPUTS = {
+    "predicted": "with a distance",
+    "potential": "of a scalar that comes with it",
+    "energy": "of an energy that comes with it",
+}
+
+
+def points(d: Description) -> str:
+    """What a field is and is called with, in words."""
+    level = "the noise level" if d.teaches in AT_LEVELS else "t in [0, 1]"
+    called = f"called with x and {level}" if d.clock else "called with x alone, no time"
+    more = f", {OUTPUTS[d.output]}" if d.output in OUTPUTS else ""
+    return f"{POINTS[d.teaches]}{more}; {called}"
 
 
 class Info(NamedTuple):
@@ -58,7 +72,7 @@ class Info(NamedTuple):
             num_classes=d.num_classes,
             null_label=d.num_classes if d.num_classes and d.null else None,
             teaches=d.teaches,
-            points=POINTS[d.teaches],
+            points=points(d),
             clock=d.clock,
             energy=d.energy,
             preconditioning=d.preconditioning,
@@ -70,7 +84,7 @@ class Info(NamedTuple):
     def __str__(self) -> str:
         side = "x".join(map(str, self.shape))
         lines = [f"{self.title}, {self.parameters:,} parameters, examples {side}"]
-        lines.append(f"field     {self.points}" + ("" if self.clock else "; it takes no time"))
+        lines.append(f"field     {self.points}")
         if self.energy != "none":
             lines.append(f"energy    {self.energy} of the network's output")
         if self.preconditioning != "none":

@@ -14,7 +14,7 @@ from genfield.fields import Field
 from genfield.machine.logbook import say
 from genfield.pretrained import mapping
 from genfield.pretrained.contents import Content, beside, read, weights_file
-from genfield.pretrained.family import Description, Family, families
+from genfield.pretrained.family import Description, Family, families, named
 from genfield.pretrained.info import Info
 from genfield.registry import choose
 from genfield.trained import trained_field
@@ -44,7 +44,7 @@ def load(
     path: str | Path,
     *,
     ema: bool = True,
-    kind: str | None = None,
+    kind: str | Family | None = None,
     config: Mapping[str, Any] | None = None,
     sha256: str | None = None,
     teaches: str | None = None,
@@ -53,7 +53,8 @@ def load(
 
     Args:
       ema: of a file with an average and the parameters themselves, the average.
-      kind: the family's name, where names and shapes fit several; see `family.families`.
+      kind: the family's name, where names and shapes fit several (see `family.families`); or the
+        record of a family of one's own.
       config: facts of the published constructor that shapes do not tell, such as num_heads; what
         is not passed is read from NAME.json beside NAME.safetensors, and from the file.
       sha256: of the file, or its first eight or more hex digits.
@@ -72,7 +73,13 @@ def load(
     for note in description.notes:
         say(note)
     sizes = {"shape": description.shape, "num_classes": description.num_classes}
-    apply, abstract = nets.create(description.net, None, **sizes)
+    try:
+        apply, abstract = nets.create(description.net, None, **sizes)
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} describes no network of genfield's: {reason}") from error
     rules = family.rules(description)
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
     if content.digest not in (None, weights.digest(params)):
@@ -92,7 +99,7 @@ def bound(apply: Callable, params: dict, description: Description, info: Info) -
 
 def choose_family(
     content: Content,
-    kind: str | None,
+    kind: str | Family | None,
     config: Mapping[str, Any],
     file: Path,
     teaches: str | None = None,
@@ -102,7 +109,7 @@ def choose_family(
     kind = kind or facts.get("kind")
     shapes = {name: array.shape for name, array in content.arrays.items()}
     if kind is not None:
-        family = choose("kind of weights", kind, families())
+        family = named(kind)
     else:
         family = _recognised(shapes, facts, file, teaches)
     for name in config:

@@ -1,4 +1,4 @@
-"""The modes of the program: train, evaluate, sample, pairs."""
+"""The modes of the program but `export`: train, evaluate, sample, pairs."""
 
 import time
 from collections.abc import Callable

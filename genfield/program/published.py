@@ -14,7 +14,7 @@ from genfield.features import weights
 from genfield.machine import checkpoint
 from genfield.machine.logbook import say
 from genfield.pretrained import exporting, loading
-from genfield.pretrained.family import Description, Guidance
+from genfield.pretrained.family import Description, Family, Guidance
 from genfield.pretrained.info import Info
 from genfield.pretrained.loading import Pretrained
 from genfield.program import checks, generate, objective
@@ -29,7 +29,7 @@ def load(
     path: str | Path,
     *,
     ema: bool = True,
-    kind: str | None = None,
+    kind: str | Family | None = None,
     config: Mapping[str, Any] | None = None,
     sha256: str | None = None,
     teaches: str | None = None,
@@ -105,7 +105,7 @@ def export(
     source: str | Path | Run | Pretrained | Mapping,
     out: str | Path,
     *,
-    kind: str | None = None,
+    kind: str | Family | None = None,
     step: int | None = None,
     best: bool = False,
     like: Description | None = None,

@@ -34,6 +34,8 @@ LATENT_SCALE = 0.18215  # of Stable Diffusion's autoencoder
 GUIDED_CHANNELS = 3  # of four: how all three codes guide
 KNOWN = ("model", "depth", "patch_size", "hidden_size", "num_heads", "num_classes", "input_size")
 KNOWN += ("in_channels", "mlp_ratio", "learn_sigma", "class_dropout_prob", "uncond", "ebm")
+TRAINED = {"path_type": "linear", "prediction": "velocity"}  # of SiT's and EqM's training
+KNOWN += tuple(TRAINED)
 TELLING = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "final_layer.linear.weight")
 
 
@@ -50,8 +52,18 @@ def told(kind: str, facts: Mapping[str, Any]) -> bool:
     return kind == "sit" and facts.get("uncond") is False
 
 
-def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
-    """The constructor's arguments that shapes tell."""
+def _ratio(width: int, hidden: int, told: Any) -> float:
+    """The ratio of which a layer of a width has so many hidden ones: what is told, if it fits."""
+    if isinstance(told, int | float) and math.isfinite(told) and int(width * told) == hidden:
+        return told
+    ratio = hidden / width
+    while int(width * ratio) < hidden:  # a rounding short of it
+        ratio = math.nextafter(ratio, math.inf)
+    return int(ratio) if ratio == int(ratio) else ratio
+
+
+def _read(shapes: Shapes, origin: str, told: Any) -> dict[str, Any]:
+    """The constructor's arguments that shapes tell; `told`: the ratio of the MLPs, if anything."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if len(shapes.get(name, ())) != rank:
@@ -70,7 +82,7 @@ def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
         "hidden_size": width,
         "input_size": side * patch,
         "in_channels": channels,
-        "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "mlp_ratio": _ratio(width, shape("blocks.0.mlp.fc1.weight", 2)[0], told),
         "num_classes": shape("y_embedder.embedding_table.weight", 2)[0] - 1,
         "learn_sigma": shape("final_layer.linear.weight", 2)[0] == 2 * channels * patch**2,
     }
@@ -82,7 +94,7 @@ def _size(depth: int, width: int) -> str | None:
 
 def describe(kind: str, shapes: Shapes, facts: Mapping[str, Any], origin: str) -> Description:
     """What a file is, by its shapes and by what is told beyond them: heads, `uncond`, `ebm`."""
-    read = _read(shapes, origin)
+    read = _read(shapes, origin, facts.get("mlp_ratio"))
     if facts.get("class_dropout_prob") == 0 or facts.get("num_classes") == read["num_classes"] + 1:
         raise UserError(
             f"{origin} has no row for the null class (it was trained without label dropout), which "
@@ -91,6 +103,12 @@ def describe(kind: str, shapes: Shapes, facts: Mapping[str, Any], origin: str) -
     for name, value in read.items():
         if facts.get(name, value) != value:
             raise UserError(f"{origin}: {name} is {value} by its shapes, not {facts[name]}")
+    for name, value in TRAINED.items() if kind != "dit" else ():
+        if str(facts.get(name, value)).lower() != value:
+            raise UserError(
+                f"{origin} was trained with {name}={facts[name]!r}; genfield follows those of "
+                f"{name}={value!r} alone"
+            )
     size = _size(read["depth"], read["hidden_size"])
     heads = facts.get("num_heads") or (SIZES[size][2] if size else None)
     if heads is None:
