@@ -28,8 +28,6 @@ HOW = (
     "AutoencoderKL, or a published name such as sd-vae-ft-ema"
 )
 SAVED = f"latents are written and shown as they are; for pixels {HOW}"
-
-
 NOT_FINITE = (
     "are NaN or infinite, and their latents are not: set config.autoencoder_dtype='float32', or "
     "look at the weights"
@@ -177,11 +175,9 @@ class Decoder:
             parts.append(jax.block_until_ready(run(self.params, x, np.int32(first))))
             if on_part is not None and number + 1 < len(firsts):
                 on_part(f"decoding {(number + 1) * size * self.mesh.size}/{len(x)}")
-        out = join(*parts)
-        self.spent = Spent(
-            self.spent.images + len(x), self.spent.seconds + time.monotonic() - begun
-        )
-        return out
+        seconds = self.spent.seconds + time.monotonic() - begun
+        self.spent = Spent(self.spent.images + len(x), seconds)
+        return join(*parts)
 
     def _programs(self, x: jax.Array, size: int, levels: bool) -> tuple[Callable, Callable]:
         """What decodes a part and what joins parts, compiled before the clock runs."""
