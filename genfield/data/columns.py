@@ -189,4 +189,6 @@ def _chain(parts: list[Examples]) -> Examples:
         label = batch["label"][0] if "label" in batch else None
         return batch["x1"][0], label, f"image {row}"
 
-    return on_demand(int(starts[-1]), read)
+    labels = [part.labels for part in parts]
+    labels = None if any(part is None for part in labels) else np.concatenate(labels)
+    return on_demand(int(starts[-1]), read)._replace(labels=labels)

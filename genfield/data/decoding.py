@@ -83,8 +83,9 @@ class Notes:
 
     def news(self) -> list[str]:
         """A line for each kind that this did not tell before."""
-        new, self._told = set(self._names) - self._told, set(self._names)
-        return [f"images: some are {what}, as {min(self._names[what])}" for what in sorted(new)]
+        with self._lock:
+            new, self._told = set(self._names) - self._told, set(self._names)
+            return [f"images: some are {what}, as {min(self._names[what])}" for what in sorted(new)]
 
     def lines(self) -> list[str]:
         """The lines, each with the count of files and the first of them."""

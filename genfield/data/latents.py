@@ -136,7 +136,9 @@ def _of_shards(
 
     def values(rows: np.ndarray, seeds: list[tuple[int, int]], mirrored: bool) -> dict:
         """The examples at `rows`; each draws from its own seeds, whatever else is read with it."""
-        draws = [np.random.Generator(np.random.Philox(key=np.array(seed, np.uint64))) for seed in seeds]
+        draws = [
+            np.random.Generator(np.random.Philox(key=np.array(seed, np.uint64))) for seed in seeds
+        ]
         inner = [int(draw.random() < 0.5) if mirrored else 0 for draw in draws]
         mean, std = np.moveaxis(found.read(rows, np.array(inner, int)).astype(np.float32), 1, 0)
         if posterior == "sample":
