@@ -174,7 +174,7 @@ def _maker(table, key: str, labels: np.ndarray | None, where: str):
             label = None if labels is None else int(labels[row])
             return decode(encoded, reading, name, notes), label, name
 
-        return on_demand(len(table), read)._replace(labels=labels)
+        return on_demand(len(table), read, reading.shape)._replace(labels=labels)
 
     return make
 

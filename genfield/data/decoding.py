@@ -61,6 +61,11 @@ class Reading(NamedTuple):
         both = self.background
         return tuple(both) if isinstance(both, tuple) else (both,) * 3
 
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Of all pictures that are read; None where each has its own."""
+        return None if self.size is None else (self.size, self.size, self.channels)
+
     def fit(self, image: Image.Image) -> Image.Image:
         """The centre square, resized to [size, size] by an antialiased bicubic filter."""
         side = min(image.size)
