@@ -46,7 +46,8 @@ def run(argv: list[str]) -> None:
         modes.evaluate_images(config, workdir, values.samples, methods)
         return
     reads_data = values.mode in ("train", "evaluate")
-    exp = experiment.prepare(config, workdir, methods, reads_data=reads_data)
+    decodes = values.mode != "pairs"
+    exp = experiment.prepare(config, workdir, methods, reads_data=reads_data, decodes=decodes)
     modes.check(exp, values.mode)
     command.describe(exp)
     preemption.begin()

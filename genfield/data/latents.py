@@ -18,6 +18,7 @@ from genfield.data.pipeline import (
     Dataset,
     Examples,
     Feed,
+    Latents,
     assemble,
     finite,
     short_hash,
@@ -91,7 +92,7 @@ def latents(
         feed=feed,
     )
     _check_scale(*found.statistics(), scale, shift, found.own_scale, feed.log)
-    return dataset
+    return dataset._replace(latents=Latents(scale, shift, found.autoencoder, found.size))
 
 
 class _Found(NamedTuple):
@@ -101,6 +102,7 @@ class _Found(NamedTuple):
       mark: of the contents. older: what earlier versions took for it.
       statistics: () -> mean and standard deviation of each channel as it is stored, [C].
       own_scale: what the autoencoder's own configuration says; None where nothing does.
+      autoencoder: SHA-256 of its weights. size: of the images, in pixels. None: not known.
     """
 
     examples: Examples
@@ -109,6 +111,8 @@ class _Found(NamedTuple):
     older: tuple
     statistics: Callable[[], tuple[np.ndarray, np.ndarray]]
     own_scale: float | None
+    autoencoder: str | None = None
+    size: int | None = None
 
 
 def _unit(values: np.ndarray, scale: float, shift: float) -> np.ndarray:
@@ -161,6 +165,8 @@ def _of_shards(
         (),
         lambda: (np.array(statistics["mean"]), np.array(statistics["std"])),
         manifest["autoencoder"].get("scaling_factor"),
+        manifest["autoencoder"].get("hash"),
+        manifest["size"],
     )
 
 

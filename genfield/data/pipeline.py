@@ -36,6 +36,21 @@ class Examples(NamedTuple):
     vary: Callable[[np.ndarray, np.ndarray], dict] | None = None
 
 
+class Latents(NamedTuple):
+    """What is known of examples that are latents of an autoencoder.
+
+    Attributes:
+      scale, shift: an example is scale (latent - shift), of the latent as the autoencoder has it.
+      autoencoder: SHA-256 of the weights that made them; None: not known.
+      size: height and width of the images that they were, in pixels; None: not known.
+    """
+
+    scale: float
+    shift: float = 0.0
+    autoencoder: str | None = None
+    size: int | None = None
+
+
 class Dataset(NamedTuple):
     """What the training loop and the evaluation know of the data.
 
@@ -62,6 +77,7 @@ class Dataset(NamedTuple):
       older: fingerprints that earlier versions gave these data: runs of theirs go on.
       starts: held-out examples with "x0", where a sample begins at the source of a pair (image to
         image): sample i at the i-th of them, cycling; None: noise.
+      latents: what is known of them where the examples are latents; None: they are none.
     """
 
     shape: tuple[int, ...]
@@ -79,6 +95,7 @@ class Dataset(NamedTuple):
     source: str = "normal"
     starts: Examples | None = None
     older: tuple[str, ...] = ()
+    latents: Latents | None = None
 
 
 class Feed(NamedTuple):

@@ -48,6 +48,12 @@ def from_dataset(data: Dataset, split: str, section: Mapping) -> ImageSet:
       UserError: the data are no images; unknown split.
     """
     name = section["name"]
+    if data.latents is not None:
+        raise UserError(
+            f"data {name!r} are latents, and image metrics compare pixels: set "
+            "config.evaluate.reference to images, a folder or an .npz, or to statistics such as "
+            "ADM's VIRTUAL_imagenet256_labeled.npz"
+        )
     if not data.pixels:
         raise UserError(
             f"data {name!r} are not images: image metrics need pixels, or a "

@@ -63,8 +63,16 @@ def of_sampling(exp: Experiment, out: Evaluation) -> dict:
         "guidance_on": sampler.guided_product(config, exp.methods),
         "num_samples": config.evaluate.num_samples if out.by_seed else 0,
         "seeds": out.seeds,
-        "rounding": config.sample.rounding if exp.data.pixels else None,
-    }
+        "rounding": config.sample.rounding if exp.pictures else None,
+    } | _of_pixels_and_labels(exp)
+
+
+def _of_pixels_and_labels(exp: Experiment) -> dict:
+    """How labels were chosen, where there are any, and what decoded, where something did."""
+    out = {"labels": exp.config.evaluate.labels} if exp.data.num_classes else {}
+    if exp.decoder is not None:
+        out["autoencoder"] = {"source": exp.decoder.weights.source, **exp.decoder.facts}
+    return out
 
 
 def resolved_sampler(section: dict, methods: Methods) -> dict:
@@ -147,12 +155,16 @@ def headline(card: dict) -> str:
     made, reference = card["features"], card["reference"]
     rounding = card.get("sampling", {}).get("rounding")
     count = card["sampling"]["num_samples"] if rounding else card["samples"]["count"]
+    sampling = card.get("sampling", {})
+    decoded, labels = sampling.get("autoencoder"), sampling.get("labels")
     parts = [
         f"{made['network']} {made['hash'][:12]}" + _doubts(made),
         f"resize {made['resize']}",
+        *([f"decoded by {decoded['source']} {decoded['hash'][:12]}"] if decoded else []),
         *([f"rounding {rounding}"] if rounding else []),
         f"{count:,} samples against {reference['source']} "
         f"({reference.get('identity') or reference['file_hash']})",
+        *([f"{labels} labels"] if labels else []),
     ]
     return ", ".join(parts)
 

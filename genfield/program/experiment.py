@@ -13,9 +13,11 @@ from jax.sharding import Mesh
 
 from genfield import data, registry, rng
 from genfield.data import Dataset, recorded
+from genfield.data.pipeline import Latents
 from genfield.errors import UserError
 from genfield.machine import checkpoint, logbook, loggers, sharding
 from genfield.program import checks, config_io, objective, optimizer, parts, sampler, train_step
+from genfield.program.decoder import Decoder, create_decoder, open_weights
 from genfield.program.methods import package
 from genfield.program.objective import Objective
 from genfield.program.train_step import TrainState
@@ -36,15 +38,28 @@ class Experiment(NamedTuple):
     abstract: TrainState  # shapes and shardings
     init: Callable[[], TrainState]  # jitted, sharded: no host holds a whole model
     methods: Methods  # the package's and the config's own
+    decoder: Decoder | None = None  # of latents, where the config names an autoencoder
+
+    @property
+    def pictures(self) -> bool:
+        """Whether samples are images, or are decoded where images are wanted."""
+        return bool(self.data.pixels) or self.decoder is not None
 
 
 def prepare(
-    config, workdir: Path, methods: Methods | None = None, *, reads_data: bool = True
+    config,
+    workdir: Path,
+    methods: Methods | None = None,
+    *,
+    reads_data: bool = True,
+    decodes: bool = True,
 ) -> Experiment:
     """Checks the whole configuration and builds what it names.
 
-    reads_data: whether the data are opened now; otherwise, where the workdir knows what they are,
-    only when something reads them.
+    Args:
+      reads_data: whether the data are opened now; otherwise, where the workdir knows what they are,
+        only when something reads them.
+      decodes: whether the autoencoder is, where there is one; otherwise when something decodes.
     Raises:
       UserError: anything in it that cannot work; before anything is compiled.
     """
@@ -56,7 +71,9 @@ def prepare(
     sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
     optimizer.make_optimizer(config.optimizer, config.train.steps)  # its errors, before data
     ema_rate = optimizer.ema_rate(config.ema, config.batch_size)
+    weights = open_weights(config) if decodes and config.autoencoder else None
     dataset = open_data(config, workdir, methods, reads_data)
+    decoder = create_decoder(config, dataset, mesh, weights)
     apply, abstract_params = objective.create_net(config, dataset, methods=methods)
     made = objective.create(config, dataset, apply, abstract_params, methods)
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
@@ -92,6 +109,7 @@ def prepare(
             functools.partial(initial_parameters, config, abstract.params, dataset, methods),
         ),
         methods=methods,
+        decoder=decoder,
     )
 
 
@@ -126,7 +144,11 @@ def open_data(config, workdir: Path, methods: Methods, now: bool) -> Dataset:
 
     source = choose("data", config.data.get("name"), methods[registry.DataSource])
     known = None if now or source.drawn else recorded.read(workdir)
-    return create() if known is None else recorded.dataset(known, create_later, config.seed)
+    found = create() if known is None else recorded.dataset(known, create_later, config.seed)
+    if source.holds != "latents" or found.latents is not None:
+        return found
+    fields = registry.bound(source, config.data)  # of an older record, or a source of one's own
+    return found._replace(latents=Latents(fields.get("scale", 1.0), fields.get("shift", 0.0)))
 
 
 def check_names(config, methods: Methods) -> None:

@@ -21,6 +21,7 @@ from genfield.program import (
     optimizer,
     train_step,
 )
+from genfield.program import pictures as grids
 from genfield.program.experiment import Experiment
 from genfield.program.open_run import held, open_checkpoints, restore
 
@@ -167,8 +168,8 @@ class Loop:
             out = self.evaluator.samples(params, num, 1, poll)
             pictures = out.images
             if pictures is None and len(self.exp.data.shape) == 3:
-                count = evaluate.pictured(self.config)
-                pictures = self.evaluator.draw(params, count, out.seeds[0], poll).x
+                count, draw = evaluate.pictured(self.config), self.evaluator.draw
+                pictures = grids.drawn(self.exp, draw, params, count, out.seeds[0], poll)
         except preemption.Preempted:
             self.last_eval = (-1, {}, {})
             self._stop()

@@ -19,6 +19,7 @@ from genfield.program import (
     checks,
     closing,
     config_io,
+    decoder,
     generate,
     options,
     own_files,
@@ -44,6 +45,8 @@ def check(exp: Experiment, mode: str = "train") -> None:
     if config.sample.guidance_scale != 1 and not data.num_classes:
         raise UserError("config.sample.guidance_scale needs labels: set config.data.labels=True")
     options.check(config, data, exp.methods, mode, exp.workdir)
+    if mode != "pairs" and data.latents is not None and exp.decoder is None:
+        say(decoder.SAVED)
     if config.sample.guidance_channels > data.shape[-1]:
         raise UserError(
             f"config.sample.guidance_channels {config.sample.guidance_channels} is more than the "
@@ -119,7 +122,8 @@ def train(exp: Experiment, **_) -> None:
     rate = loop.progress.rate(loop.step)
     known = loop.last_eval[1]
     out, made, drawn = finish(exp, evaluator, loop.state, loop.step, loop.metrics, known)
-    summary = {
+    decoding = {} if out.decoding is None else {"decoding": out.decoding}
+    summary = decoding | {
         "metrics": out.results,
         "steps": loop.step,
         "wall_time_s": round(loop.wall_time(), 2),
@@ -203,16 +207,22 @@ def finish(
 def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
     """Draws `sample.num` samples of a checkpoint into samples/, going on where a kill left off."""
     formats = tuple(exp.config.sample.formats)
-    if "png" in formats and not exp.data.pixels:
-        raise UserError("config.sample.formats='png' needs image data: set it to ('npz',)")
+    if "png" in formats and not exp.pictures:
+        raise UserError(
+            f"config.sample.formats='png' needs pixels: set it to ('npz',), or {decoder.HOW}"
+            if exp.data.latents is not None
+            else "config.sample.formats='png' needs image data: set it to ('npz',)"
+        )
     labels, files = shards.draw(exp, step, best, formats)
+    shape = exp.data.shape if exp.decoder is None else exp.decoder.shape
     for file in files:
-        say(f"samples: {file}  {exp.config.sample.num:,} of shape {exp.data.shape}")
-    if files and len(exp.data.shape) == 3 and "npz" in formats:
+        say(f"samples: {file}  {exp.config.sample.num:,} of shape {shape}")
+    if files and len(shape) == 3 and "npz" in formats:
         rows = generate.shown(labels, exp.config.sample.num, evaluation.GRID)
-        with np.load(files[0]) as file:
+        [npz] = [file for file in files if file.suffix == ".npz"]
+        with np.load(npz) as file:
             first = file["arr_0"][rows]
-        path = files[0].with_name(f"{files[0].stem}_grid.png")
+        path = npz.with_name(f"{npz.stem}_grid.png")
         say(f"picture: {figures.image_grid(path, first)}")
 
 

@@ -317,6 +317,8 @@ class Facts(NamedTuple):
     Attributes:
       data: the name of its data. shape: of an example. pixels: whether they are images, uint8.
       splits: that there are examples of. likelihood: whether its field has one.
+      latents: whether the examples are latents. pictures: whether samples are images, or are
+        decoded where images are wanted.
     """
 
     data: str
@@ -324,6 +326,8 @@ class Facts(NamedTuple):
     pixels: bool
     splits: tuple[str, ...]
     likelihood: bool
+    latents: bool
+    pictures: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -190,7 +190,7 @@ def _record(name: str, subject: Subject, settings: dict, found: Findings) -> dic
         "sample": config_io.to_dict(config.sample),
         "versions": logbook.versions(),
         "device": jax.devices()[0].device_kind,
-    }
+    } | ({} if exp.decoder is None else {"autoencoder": exp.decoder.facts})
 
 
 def _plain(value):

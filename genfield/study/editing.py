@@ -329,7 +329,7 @@ def check_invertible(made: Editor) -> None:
 
 
 def kept(exp, x: np.ndarray) -> np.ndarray:
-    """What an .npz holds of examples: images as uint8, as `--mode=sample` writes them."""
+    """What an .npz holds of examples: images as uint8, as `--mode=sample` has them; else as is."""
     return to_uint8(x, exp.config.sample.rounding) if exp.data.pixels else x
 
 
