@@ -1,6 +1,6 @@
 """A folder like ImageNet's, small enough to try everything on: CIFAR-10 enlarged.
 
-    python reproduce/toy_imagenet.py --cifar10=cifar10.tar.xz --out=toy_imagenet --size=64 --num=2000
+    python reproduce/toy_imagenet.py --cifar10=cifar10.tar.xz --out=toy_imagenet
 
 Ten folders of JPEGs, named by ImageNet's synsets of such things, under train/ and val/, and
 LOC_synset_mapping.txt. The images are enlarged by a bicubic filter, and some are wider or taller

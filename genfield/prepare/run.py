@@ -98,7 +98,7 @@ def begin(options: Options, source: Source, made: Encoder) -> dict:
     }
     if path.exists():
         return _agreed(path, wanted, options)
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+    if options.out.exists() and not _is_free(options.out):
         raise UserError(f"--out={options.out} holds something else: name a new folder")
     share = -(-source.count // options.num_processes)
     wanted["shard_size"] = options.shard_size or min(SHARD, share)
@@ -108,6 +108,12 @@ def begin(options: Options, source: Source, made: Encoder) -> dict:
     except OSError as error:
         raise UserError(f"cannot write in --out={options.out}: {error.strerror}") from error
     return _agreed(path, wanted, options)
+
+
+def _is_free(out: Path) -> bool:
+    """Whether a folder holds nothing but what another process may be beginning just now."""
+    ours = lambda path: path.name == shards.SHARDS or path.name.startswith(".")
+    return out.is_dir() and ((out / shards.ASKED).exists() or all(map(ours, out.iterdir())))
 
 
 def _agreed(path: Path, wanted: dict, options: Options) -> dict:

@@ -88,8 +88,7 @@ def test_samples_are_the_posterior_s(folder):
     """Mean and variance of many draws of each example, to their standard errors."""
     means = create(folder, posterior="mean", heldout_fraction=0.0)
     samples = create(folder, heldout_fraction=0.0)
-    mean, std = moments()
-    errors = []
+    std, errors = moments()[1], []
     for a, b in zip(batches(means, 600), batches(samples, 600), strict=True):
         rows = rows_of(folder, a)
         errors.append((b["x1"] - a["x1"]) / (SCALE * std[rows]))
@@ -155,7 +154,7 @@ def test_without_labels(tmp_path):
     place = prepared.latents(tmp_path / "none", *moments())
     found = create(place, num_classes=0)
     assert found.num_classes == 0 and set(batches(found, 1)[0]) == {"x1"}
-    with pytest.raises(UserError, match="holds 0 classes: set config.data.num_classes=0"):
+    with pytest.raises(UserError, match=r"holds 0 classes: set config.data.num_classes=0"):
         create(place)
 
 
@@ -250,7 +249,7 @@ def test_what_does_not_fit_is_a_line(folder, tmp_path):
         with pytest.raises(UserError, match=says):
             create(folder, **fields)
     (folder / shards.FINISHED).rename(tmp_path / "aside")
-    with pytest.raises(UserError, match="is not finished: run the same"):
+    with pytest.raises(UserError, match=r"is not finished: run the same"):
         create(folder)
     (folder / shards.FINISHED).write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
@@ -271,11 +270,11 @@ def test_a_damaged_shard_is_named(folder):
 
 
 def test_latents_of_a_wrong_source_are_told(folder, tmp_path):
-    with pytest.raises(UserError, match="holds latents: set config.data.name='latents'"):
+    with pytest.raises(UserError, match=r"holds latents: set config.data.name='latents'"):
         data.create({"name": "images", "path": str(folder)}, batch_size=2, seed=0)
     levels = np.zeros((4, 8, 8, 3), np.uint8)
     place = prepared.pixels(tmp_path / "pixels", levels, [0, 1, 0, 1])
-    with pytest.raises(UserError, match="holds pixels: set config.data"):
+    with pytest.raises(UserError, match=r"holds pixels: set config.data"):
         create(place)
 
 
@@ -314,7 +313,7 @@ def test_prepared_pixels_are_images(tmp_path):
         np.testing.assert_array_equal(a["label"], np.array(rows) % 4)
     assert images(place, size=4).shape == (4, 4, 3)
     assert images(place, channels=1).shape == (8, 8, 1)
-    with pytest.raises(UserError, match="without classes: set data.labels=False"):
+    with pytest.raises(UserError, match=r"without classes: set data.labels=False"):
         images(prepared.pixels(tmp_path / "bare", levels), labels=True)
 
 

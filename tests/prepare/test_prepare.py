@@ -2,13 +2,11 @@
 
 import json
 import os
-import signal
-import time
 
 import numpy as np
 import prepared
 import pytest
-import tiny_autoencoder
+import tiny_latents
 from own_images import fill, picture, tar, write
 from PIL import Image
 
@@ -23,7 +21,7 @@ SIZE = 8
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return tiny_autoencoder.write(tmp_path_factory.mktemp("weights") / "tiny")
+    return tiny_latents.autoencoder(tmp_path_factory.mktemp("weights") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +113,7 @@ def test_latents_are_the_posterior_of_each_crop_and_of_its_mirror(images, weight
     x = np.stack(crops).astype(np.float32) / 127.5 - 1
     encode = pretrained.autoencoder(weights).encode
     values = np.concatenate(found.arrays)
-    assert values.dtype == np.float16 and values.shape == (20, 2, 2, 4, 4, 3)
+    assert values.dtype == np.float16 and values.shape == (20, 2, 2, 4, 4, 4)
     for copy, seen in ((0, x), (1, x[:, :, ::-1])):
         for moment, expected in zip((0, 1), encode(seen), strict=True):
             np.testing.assert_allclose(values[:, copy, moment], expected, rtol=2e-3, atol=2e-3)
@@ -191,30 +189,6 @@ def test_half_a_line_and_half_a_batch_are_dropped(images, tmp_path):
     (place / "00000.npy").unlink()  # as a damaged shard is mended
     assert prepared.prepare(images, tmp_path / "out", **options) == 0
     assert prepared.contents(tmp_path / "out") == prepared.contents(tmp_path / "whole")
-
-
-def test_a_killed_process_goes_on_and_ctrl_c_is_obeyed(tmp_path):
-    """Real signals, at moments that the journal tells."""
-    levels = np.random.default_rng(0).integers(0, 256, (6000, SIZE, SIZE, 3), np.uint8)
-    np.savez(tmp_path / "images.npz", train_images=levels, train_labels=np.arange(6000) % 7)
-    options = dict(pixels=True, size=SIZE, batch_size=2, shard_size=2500)
-    out, journal = tmp_path / "out", tmp_path / "out" / "shards" / "00000.jsonl"
-    size = lambda: journal.stat().st_size if journal.exists() else 0
-    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 143)):
-        before, process = size(), prepared.start(tmp_path / "images.npz", out, **options)
-        while size() < before + 2000 and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        sent = time.monotonic()
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == code, output
-        assert time.monotonic() - sent < 10 and "Traceback" not in output
-        assert not (out / shards.FINISHED).exists()
-    assert "the same command goes on" in output
-    assert prepared.prepare(tmp_path / "images.npz", out, **options | {"batch_size": 500}) == 0
-    found = shards.open_shards(out)
-    np.testing.assert_array_equal(np.concatenate(found.arrays), levels)
-    np.testing.assert_array_equal(found.labels, np.arange(6000) % 7)
 
 
 def test_several_processes_write_what_one_writes(images, weights, tmp_path, capsys):
@@ -364,7 +338,7 @@ def test_images_in_no_folder_are_told_the_flag(tmp_path, capsys):
 def test_a_folder_goes_on_with_what_it_was_begun_with(images, weights, tmp_path, capsys):
     options = dict(autoencoder=weights, size=SIZE, shard_size=8)
     assert prepared.prepare(images, tmp_path / "out", **options) == 0
-    other = tiny_autoencoder.write(tmp_path / "other", seed=1)
+    other = tiny_latents.autoencoder(tmp_path / "other", layers_per_block=2)
     for change, says in (
         ({"size": 16}, "another shape"),
         ({"autoencoder": other}, "another autoencoder.hash"),
@@ -406,31 +380,3 @@ def test_latents_beyond_float16_are_told_with_their_image(images, tmp_path, caps
     monkeypatch.setattr(encoder, "create", huge)
     code = prepared.prepare(images, tmp_path / "out", pixels=True, size=SIZE)
     assert "beyond float16 for n01/0.png" in line(capsys, code)
-
-
-@pytest.mark.slow
-def test_slurm_s_processes_find_their_share(images, tmp_path):
-    """As Slurm says it to two processes, which JAX reads; each obeys Ctrl-C by itself."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in (0, 1):
-        env = {
-            "SLURM_JOB_ID": str(port),
-            "SLURM_STEP_NODELIST": "127.0.0.1",
-            "SLURM_STEP_NUM_TASKS": "2",
-            "SLURM_NTASKS": "2",
-            "SLURM_PROCID": str(rank),
-            "SLURM_LOCALID": str(rank),
-            "SLURM_STEP_NUM_NODES": "1",
-            "SLURM_STEP_TASKS_PER_NODE": "2",
-        }
-        options = dict(pixels=True, size=SIZE, shard_size=5, distributed=True, env=env)
-        started.append(prepared.start(images, tmp_path / "out", **options))
-    for process in started:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-    assert shards.open_shards(tmp_path / "out").manifest["count"] == 20
