@@ -227,19 +227,34 @@ class Decoder:
             tick(count)
         return np.concatenate(parts)
 
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """A few images [n, H, W, C] in [-1, 1] -> examples [n, *shape], the posteriors' means."""
+        mean, _ = open_autoencoder(self.config).encode(images)
+        latents = self.data.latents
+        return (np.asarray(mean) - np.float32(latents.shift)) * np.float32(latents.scale)
 
-def open_weights(config) -> Weights:
-    """The decoder of the autoencoder that a config names.
+
+def open_autoencoder(config) -> pretrained.Autoencoder:
+    """The autoencoder that a config names.
 
     Raises:
       UserError: no such file, no autoencoder, another SHA-256; says which field names it.
     """
     try:
-        found = pretrained.autoencoder(
+        return pretrained.autoencoder(
             config.autoencoder, sha256=config.autoencoder_sha256, dtype=config.autoencoder_dtype
         )
     except UserError as error:
         raise UserError(f"config.autoencoder: {error}") from error
+
+
+def open_weights(config) -> Weights:
+    """The decoder of the autoencoder that a config names.
+
+    Raises:
+      UserError: as `open_autoencoder`.
+    """
+    found = open_autoencoder(config)
     needed = {name: found.params[name] for name in DECODER if name in found.params}
     cast = lambda a: np.asarray(a, DTYPES[config.autoencoder_dtype])
     return Weights(
