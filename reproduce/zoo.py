@@ -32,7 +32,7 @@ SMALL = [  # half as wide as configs/shared.py has it, and as many examples in a
 ]
 SHORT = ["--config.train.steps=8000"]
 PAIRS = 40_000  # of noise and sample, which the lines join
-SEEDS, SAMPLES = 3, 500  # of digits: sampling seeds, for the spread, and samples of each
+SEEDS, SAMPLES = 3, 200  # of digits: sampling seeds, for the spread, and samples of each
 COLORS, WIDTH = 128, 720  # of a picture
 TABLE = "<!-- the table, by reproduce/zoo.py -->\n"
 
