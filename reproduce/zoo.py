@@ -31,6 +31,7 @@ SMALL = [  # half as wide as configs/shared.py has it, and as many examples in a
     *("--config.train.eval_every=0", "--config.checkpoint.every=1000"),
 ]
 SHORT = ["--config.train.steps=8000"]
+LINES = [*SHORT, "--config.evaluate.repeats=3"]
 PAIRS = 40_000  # of noise and sample, which the lines join
 SEEDS, SAMPLES = 3, 200  # of digits: sampling seeds, for the spread, and samples of each
 COLORS, WIDTH = 128, 720  # of a picture
@@ -59,9 +60,9 @@ MODELS = {
     "two_moons/greedy_matching": Model(
         "flow_matching_two_moons.py", [*SHORT, "--config.coupling.name=greedy"]
     ),
-    "two_moons/lines": Model("lines_two_moons.py", SHORT, teacher="two_moons/edm"),
+    "two_moons/lines": Model("lines_two_moons.py", LINES, teacher="two_moons/edm"),
     "two_moons/optimal_transport": Model("flow_matching_two_moons.py:ot", SHORT),
-    "two_moons/rectified_flow": Model("lines_two_moons.py:flow", SHORT, teacher="two_moons/edm"),
+    "two_moons/rectified_flow": Model("lines_two_moons.py:flow", LINES, teacher="two_moons/edm"),
 }
 
 
@@ -133,6 +134,9 @@ def keep(workdir: Path, name: str) -> None:
     pretrained.export(folder, file, kind="genfield")
     file.chmod(0o644)
     flags = " ".join(model.overrides)
+    if model.teacher:
+        drawn = pairs(workdir, model.teacher).relative_to(workdir)
+        flags += f" --config.data.path=runs/zoo/{drawn}"
     head = {
         "name": name,
         "command": f"python -m genfield.main --config=configs/{model.config} {flags}".strip(),
