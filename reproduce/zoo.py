@@ -79,10 +79,10 @@ def made(workdir: Path, name: str) -> Path:
 def pairs(workdir: Path, teacher: str) -> Path:
     """The folder with pairs of a teacher, drawn now if they are not."""
     run = made(workdir, teacher)
-    if not list(run.glob("pairs/step_*")):
+    if not list(run.glob("pairs/step_*/")):
         command = [sys.executable, "-m", "genfield.main", f"--workdir={run}", "--mode=pairs"]
         subprocess.run([*command, f"--config.sample.num={PAIRS}"], cwd=ROOT, check=True)
-    return max(run.glob("pairs/step_*"))
+    return max(run.glob("pairs/step_*/"))
 
 
 def of_pixels(folder: Path) -> dict[str, dict]:
