@@ -56,7 +56,9 @@ MODELS = {
     "two_moons/energy_matching": Model("equilibrium_matching_two_moons.py:energy_matching", SHORT),
     "two_moons/equilibrium_matching": Model("equilibrium_matching_two_moons.py", []),
     "two_moons/flow_matching": Model("flow_matching_two_moons.py", []),
-    "two_moons/flux_matching": Model("flux_matching_two_moons.py", []),
+    "two_moons/flux_matching": Model(
+        "flux_matching_two_moons.py:smoothed", ["--config.train.steps=2500"]
+    ),
     "two_moons/greedy_matching": Model(
         "flow_matching_two_moons.py", [*SHORT, "--config.coupling.name=greedy"]
     ),
