@@ -104,6 +104,11 @@ CASES = {
         {"uncond": True},
     ),
     "equilibrium_matching": (EQM, "eqm", {"uncond": True, "ebm": "none"}),
+    "narrow": (
+        EQM | dict(net=SIT | dict(mlp_ratio=1.3, double_output=False)),
+        "eqm",
+        {"uncond": True, "ebm": "none"},
+    ),
     "dot": (EQM | dict(energy="dot"), "eqm", {"uncond": True, "ebm": "dot"}),
     "squared_norm": (EQM | dict(energy="squared_norm"), "eqm", {"uncond": True, "ebm": "l2"}),
     "the other norm": (EQM | dict(energy="negative_squared_norm"), "genfield", {}),
