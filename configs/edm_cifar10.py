@@ -2,7 +2,9 @@
 lines_cifar10.py.
 
 `:cond` is class-conditional, the teacher of LMM's Table 3; `:medium` (half the width) for one GPU;
-`:small` has 16x16 images, for a CPU, tens of minutes. Pairs for lines_cifar10.py:
+`:small` has 16x16 images, for a CPU, tens of minutes. `:published` and `:cond_published` sample and
+count as EDM's code does, for --weights of its authors (docs/published.md). Pairs for
+lines_cifar10.py:
 
     python -m genfield.main --config=configs/edm_cifar10.py:cond --workdir=runs/teacher
     python -m genfield.main --workdir=runs/teacher --mode=pairs --config.sample.num=1000000
@@ -15,12 +17,13 @@ import shared
 # Size, and the FID of Table 2.
 VARIANTS = {"full": ("full", 1.97), "cond": ("full", 1.79)}
 VARIANTS |= {"medium": ("medium", None), "small": ("small", None)}
+VARIANTS |= {"published": VARIANTS["full"], "cond_published": VARIANTS["cond"]}
 
 
 def get_config(variant: str = "full"):
     size, fid = shared.variant(variant, VARIANTS)
     config = shared.images(every=10_000)
-    config.data.update(flip=False, labels=variant == "cond")  # the augmentation flips
+    config.data.update(flip=False, labels="cond" in variant)  # the augmentation flips
     config.net = shared.network("ddpmpp", size, attention_resolutions=(16,), augmentation_size=9)
     if size == "full":
         config.net.dropout = 0.13
@@ -34,7 +37,10 @@ def get_config(variant: str = "full"):
     config.optimizer.update(learning_rate=1e-3, warmup_steps=19_500)  # 10 million images
     config.ema.update(half_life=500_000.0, ramp_up=0.05)
     config.train.steps = 390_625  # 200 million images
+    config.evaluate.labels = "random" if variant == "cond" else "balanced"
     config.evaluate.paper = dict(fid=fid) if fid else {}
+    if "published" in variant:
+        shared.published(config, fid=fid)
     shared.reduced(config, size)
     if size == "medium":
         config.optimizer.update(learning_rate=1e-3, warmup_steps=1_000)

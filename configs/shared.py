@@ -97,6 +97,24 @@ def imagenet256(name: str) -> ConfigDict:
     config.ema.rate = 0.9999
     config.train.steps = 400_000  # 80 epochs of 1,281,167 images
     config.train.eval_every = config.checkpoint.every = 10_000
+    config.evaluate.labels = "random"
+    return config
+
+
+def published(config: ConfigDict, **paper: float) -> ConfigDict:
+    """As the authors of EqM, SiT and EDM sample and count: for --weights of theirs.
+
+    50,000 images of labels drawn at random, floor(127.5 x + 128) of pixels; the reference is
+    ADM's or EDM's file of statistics, by --config.evaluate.reference=…
+    """
+    config.evaluate.metrics = ("frechet", "inception_score")
+    config.evaluate.num_samples = config.sample.num = 50_000
+    config.evaluate.paper = paper
+    config.sample.rounding = "shift"
+    if config.data.name == "latents":
+        config.autoencoder = "sd-vae-ft-ema"
+    if config.data.get("labels") or config.data.name == "latents":
+        config.evaluate.labels = "random"
     return config
 
 

@@ -15,7 +15,17 @@ from genfield.machine import tables
 from genfield.machine.tables import MISSING, columns
 
 # Sections as they are listed; those of no other name come between.
-FIRST = ("metrics", "training", "sampling", "samples", "features", "reference", "seeds", "config")
+FIRST = (
+    "metrics",
+    "training",
+    "weights",
+    "sampling",
+    "samples",
+    "features",
+    "reference",
+    "seeds",
+    "config",
+)
 LAST = ("versions", "device")
 WIDTH = 64  # characters of a value shown: a SHA-256 in whole
 

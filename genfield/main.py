@@ -29,12 +29,14 @@ def run(argv: list[str]) -> None:
         )
     workdir = local(values.workdir, "--workdir").resolve()
     command.check_flags(values, workdir)
-    config, methods = command.load_config(values, overrides, workdir)
+    if values.weights is not None:  # which JAX opens
+        _start(values)
+    config, methods, weights = command.load_config(values, overrides, workdir)
     what = values.samples or config.loss.name
     if not values.process_id:
         tell(f"genfield: {values.mode} {what} in {workdir}")
-    command.start_distributed(values)
-    command.check_devices()
+    if weights is None:
+        _start(values)
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import registry
     from genfield.machine import loggers
@@ -47,10 +49,13 @@ def run(argv: list[str]) -> None:
         modes.evaluate_images(config, workdir, values.samples, methods)
         return
     reads_data = values.mode in ("train", "evaluate")
-    exp = experiment.prepare(config, workdir, methods, reads_data=reads_data)
+    decodes = values.mode != "pairs"
+    opens = dict(reads_data=reads_data, decodes=decodes, weights=weights)
+    exp = experiment.prepare(config, workdir, methods, **opens)
     modes.check(exp, values.mode)
     command.describe(exp)
     preemption.begin()
+    modes.begin_on_weights(exp)
     if values.mode != "train":
         preemption.nothing_to_save("stopped; the same command goes on, or starts again")
     run_mode = {
@@ -61,6 +66,11 @@ def run(argv: list[str]) -> None:
         "export": functools.partial(published.mode, out=values.out, kind=values.kind),
     }
     run_mode[values.mode](exp, step=values.step, best=values.best)
+
+
+def _start(values) -> None:
+    command.start_distributed(values)
+    command.check_devices()
 
 
 def main(argv: list[str]) -> int:

@@ -79,6 +79,37 @@ def interpolate(path: Path, x0: Array, x1: Array, t: Array, z: Array | None = No
     return PathSample(x0=x0, x1=x1, t=t, x=x, v=v)
 
 
+def velocity_to_score(path: Path, velocity: Array, x: Array, t: Array) -> Array:
+    """Score of p_t where x0 is standard normal and hangs on nothing: [B, *D].
+
+    Of v = E[α' x1 + σ' x0 | x] and x = α x1 + σ x0 the noise is E[x0 | x] = (α' x - α v) / (α' σ -
+    α σ'), and the score -E[x0 | x] / σ. On the linear path it is `fields.velocity_to_score`.
+
+    Args:
+      t: [B], where neither σ nor α' σ - α σ' is 0.
+    Raises:
+      ValueError: a bridge, whose velocity does not tell its score.
+    """
+    alpha, rate, sigma, turn = _rates(path, x, t)
+    return (alpha * velocity - rate * x) / (sigma * turn)
+
+
+def score_to_velocity(path: Path, score: Array, x: Array, t: Array) -> Array:
+    """Inverse of `velocity_to_score`, where α is not 0."""
+    alpha, rate, sigma, turn = _rates(path, x, t)
+    return (rate * x + sigma * turn * score) / alpha
+
+
+def _rates(path: Path, x: Array, t: Array) -> tuple[Array, Array, Array, Array]:
+    """α, α', σ and α' σ - α σ', with the rank of x."""
+    if path.gamma is not None:
+        raise ValueError("a bridge's velocity does not tell its score: pass a path without gamma")
+    slope = lambda function: jax.jvp(function, (t,), (jnp.ones_like(t),))
+    (alpha, rate), (sigma, fall) = slope(path.alpha), slope(path.sigma)
+    turn = rate * sigma - alpha * fall
+    return tuple(expand(a, x) for a in (alpha, rate, sigma, turn))
+
+
 TimeSampler = Callable[[Array, int], Array]  # (key, n) -> times [n], float32
 
 

@@ -181,6 +181,33 @@ def test_conversions_of_a_gaussian():
     close(fields.denoiser_to_velocity(denoised, x, t), velocity)
 
 
+ROUND = paths.Path(alpha=lambda t: jnp.sin(jnp.pi * t / 2), sigma=lambda t: jnp.cos(jnp.pi * t / 2))
+WAYS = {"linear": paths.linear, "round": ROUND}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_score_and_velocity_of_any_path_are_those_of_a_gaussian(name):
+    x, t = normal(7, BATCH, 3), jnp.asarray(TIMES, jnp.float32)
+    at, half = TIMES[:, None], np.pi / 2
+    alpha, sigma, rise, fall = at, 1 - at, 1.0, -1.0
+    if name == "round":
+        alpha, sigma = np.sin(half * at), np.cos(half * at)
+        rise, fall = half * sigma, -half * alpha
+    score = -(np.asarray(x, np.float64) - alpha * MEAN) / (sigma**2 + (alpha * STD) ** 2)
+    velocity = rise * (MEAN - alpha * STD**2 * score) - fall * sigma * score
+    score, velocity = jnp.asarray(score, jnp.float32), jnp.asarray(velocity, jnp.float32)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    close(paths.velocity_to_score(WAYS[name], velocity, x, t), score)
+    close(paths.score_to_velocity(WAYS[name], score, x, t), velocity)
+
+
+def test_a_bridge_tells_no_score_from_its_velocity():
+    bridge, x, t = paths.brownian_bridge(paths.linear, 0.5), normal(1, 2, 3), jnp.full(2, 0.5)
+    for convert in (paths.velocity_to_score, paths.score_to_velocity):
+        with pytest.raises(ValueError, match="a bridge"):
+            convert(bridge, x, x, t)
+
+
 def test_conversions_round_trip():
     x, v, t = normal(8, BATCH, 2, 3), normal(9, BATCH, 2, 3), jnp.asarray(TIMES, jnp.float32)
     back = fields.score_to_velocity(fields.velocity_to_score(v, x, t), x, t)

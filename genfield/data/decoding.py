@@ -61,6 +61,19 @@ class Reading(NamedTuple):
         both = self.background
         return tuple(both) if isinstance(both, tuple) else (both,) * 3
 
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Of all pictures that are read; None where each has its own."""
+        return None if self.size is None else (self.size, self.size, self.channels)
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The centre square, resized to [size, size] by an antialiased bicubic filter."""
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        # Not resize(box=...): its filter would reach beyond the box, into what is cropped.
+        image = image.crop((left, top, left + side, top + side))
+        return image.resize((self.size,) * 2, Image.Resampling.BICUBIC)
+
 
 class Notes:
     """What was odd about files, told at the end in a line a kind; safe from many threads."""
@@ -75,8 +88,9 @@ class Notes:
 
     def news(self) -> list[str]:
         """A line for each kind that this did not tell before."""
-        new, self._told = set(self._names) - self._told, set(self._names)
-        return [f"images: some are {what}, as {min(self._names[what])}" for what in sorted(new)]
+        with self._lock:
+            new, self._told = set(self._names) - self._told, set(self._names)
+            return [f"images: some are {what}, as {min(self._names[what])}" for what in sorted(new)]
 
     def lines(self) -> list[str]:
         """The lines, each with the count of files and the first of them."""
@@ -126,8 +140,7 @@ def prepare(
 
     Turned as its EXIF says; of several frames the first; 16 bits scaled to 8; other colour spaces
     converted; what is transparent laid on the background, but where `channels` is 4, which keeps
-    it; colours become luma where `channels` is 1. With a size, the centre square is resized to
-    [size, size] by an antialiased bicubic filter.
+    it; colours become luma where `channels` is 1. With a size, made [size, size] by `reading.fit`.
 
     Args:
       note: told what is odd about it.
@@ -143,11 +156,7 @@ def prepare(
         note(DAMAGED_EXIF)
     image = _in_colour(_in_eight_bits(image, note), reading)
     if reading.size is not None:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        # Not resize(box=...): its filter would reach beyond the box, into what is cropped.
-        image = image.crop((left, top, left + side, top + side))
-        image = image.resize((reading.size,) * 2, Image.Resampling.BICUBIC)
+        image = reading.fit(image)
     return np.asarray(image).reshape(image.height, image.width, reading.channels)
 
 

@@ -20,6 +20,7 @@ from genfield.data.pipeline import (
     Dataset,
     Examples,
     Feed,
+    Latents,
     assemble,
     finite,
     from_arrays,
@@ -94,7 +95,9 @@ def pairs(
     source = settings.get("source", "normal")
     known = {**toys.DISTRIBUTIONS, "normal": None}
     draw_source = choose(f"source in {folder / FINISHED}", source, known)
-    dataset = dataset._replace(source=source, draw_source=draw_source)
+    of = settings.get("latents")
+    latents = None if of is None else Latents(**of)
+    dataset = dataset._replace(source=source, draw_source=draw_source, latents=latents)
     if settings["pixels"]:
         shown = {split: _shown(examples) for split, examples in dataset.examples.items()}
         dataset = dataset._replace(pixels=True, examples=shown)

@@ -25,13 +25,30 @@ class Examples(NamedTuple):
     """A finite set: `gather(rows)` gives {"x1": [n, *shape], "label": [n]}, label where known.
 
     `arrays` holds all of them where they are in memory; `labels` [size] are the labels, where they
-    are known without reading the examples.
+    are known without reading the examples. `vary(rows, numbers)` gives them as training sees them,
+    where that differs from time to time: example i is a function of rows[i] and numbers[i] alone.
     """
 
     size: int
     gather: Callable[[np.ndarray], dict]
     arrays: dict | None = None
     labels: np.ndarray | None = None
+    vary: Callable[[np.ndarray, np.ndarray], dict] | None = None
+
+
+class Latents(NamedTuple):
+    """What is known of examples that are latents of an autoencoder.
+
+    Attributes:
+      scale, shift: an example is scale (latent - shift), of the latent as the autoencoder has it.
+      autoencoder: SHA-256 of the weights that made them; None: not known.
+      size: height and width of the images that they were, in pixels; None: not known.
+    """
+
+    scale: float
+    shift: float = 0.0
+    autoencoder: str | None = None
+    size: int | None = None
 
 
 class Dataset(NamedTuple):
@@ -45,7 +62,8 @@ class Dataset(NamedTuple):
       train: start_step -> endless iterator of this process's batches, {"x1": uint8 [B/P, *shape],
         "label": int32 [B/P]}; it has a `close`. None for problems drawn on the device.
       heldout: (index, batch_size) -> the index-th global batch of held-out examples, cycling; the
-        same whatever the seed of the run. Float32 for problems drawn on the device.
+        same whatever the seed of the run. Float32 for problems drawn on the device. None where
+        nothing is held out; `examples` has no "test" then.
       draw: (key, n) -> x1 [n, *shape]; None for data fed from the host.
       draw_source: (key, n) -> x0 [n, *shape]; None is standard normal.
       sizes: {"train": n, "test": m}; 0 is endless.
@@ -59,13 +77,14 @@ class Dataset(NamedTuple):
       older: fingerprints that earlier versions gave these data: runs of theirs go on.
       starts: held-out examples with "x0", where a sample begins at the source of a pair (image to
         image): sample i at the i-th of them, cycling; None: noise.
+      latents: what is known of them where the examples are latents; None: they are none.
     """
 
     shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...]
     train: Callable[[int], Iterator[dict]] | None
-    heldout: Callable[[int, int], dict]
+    heldout: Callable[[int, int], dict] | None
     draw: Callable | None
     draw_source: Callable | None
     sizes: dict
@@ -76,6 +95,7 @@ class Dataset(NamedTuple):
     source: str = "normal"
     starts: Examples | None = None
     older: tuple[str, ...] = ()
+    latents: Latents | None = None
 
 
 class Feed(NamedTuple):
@@ -102,8 +122,10 @@ def subset(examples: Examples, rows: np.ndarray) -> Examples:
     """The examples at `rows`, in that order."""
     if examples.arrays is not None:
         return from_arrays(examples.gather(rows))
-    labels = None if examples.labels is None else examples.labels[rows]
-    return Examples(len(rows), lambda inner: examples.gather(rows[inner]), labels=labels)
+    labels, vary = None if examples.labels is None else examples.labels[rows], None
+    if examples.vary is not None:
+        vary = lambda inner, numbers: examples.vary(rows[inner], numbers)
+    return Examples(len(rows), lambda inner: examples.gather(rows[inner]), labels=labels, vary=vary)
 
 
 def cheap(examples: Examples) -> bool:
@@ -190,7 +212,7 @@ def part_classes(
     if absent:
         raise UserError(f"{which}: no training example has the label {absent[0]}: leave it out")
     inside = np.isin(heldout.labels, classes)
-    if not inside.any():
+    if heldout.size and not inside.any():
         raise UserError(f"{which}: no held-out example has one of these labels: name more")
     numbers = np.zeros(max(classes) + 1, np.int32)
     numbers[list(classes)] = np.arange(len(classes))
@@ -227,7 +249,7 @@ def trained_classes(
     absent = [class_names[c] for c in np.setdiff1d(np.arange(count), used)]
     if not absent:
         return None
-    if not np.isin(heldout.labels, used).any():
+    if heldout.size and not np.isin(heldout.labels, used).any():
         raise UserError(
             "labels: no held-out example is of a class that has training examples: hold out others "
             "(data.heldout_split, heldout_fraction), or take more examples"
@@ -244,7 +266,10 @@ def _changed(examples: Examples, change: Callable[[dict], dict]) -> Examples:
     """The examples with change(batch) for each batch of them."""
     if examples.arrays is not None:
         return from_arrays(change(examples.arrays))
-    return Examples(examples.size, lambda rows: change(examples.gather(rows)))
+    vary = examples.vary
+    if vary is not None:
+        vary = lambda rows, numbers: change(examples.vary(rows, numbers))
+    return Examples(examples.size, lambda rows: change(examples.gather(rows)), vary=vary)
 
 
 def assemble(
@@ -259,7 +284,7 @@ def assemble(
     classes: tuple[int, ...] | None = None,
     older: tuple[str, ...] = (),
 ) -> Dataset:
-    """The data set that feeds `train` and evaluates on `heldout`.
+    """The data set that feeds `train` and evaluates on `heldout`, which may be empty.
 
     Args:
       class_names: of all labels; empty where the examples have none.
@@ -298,11 +323,11 @@ def assemble(
         num_classes=len(class_names) if labels else 0,
         class_names=class_names if labels else (),
         train=_train_batches(train, labels, flip, feed),
-        heldout=heldout_batch,
+        heldout=heldout_batch if heldout.size else None,
         draw=None,
         draw_source=None,
         sizes={"train": train.size, "test": heldout.size},
-        examples={"train": train, "test": heldout} | others,
+        examples={"train": train} | ({"test": heldout} if heldout.size else {}) | others,
         pixels=first.dtype == np.uint8,
         fingerprint=fingerprint,
         state=iterator_state(feed.seed, fingerprint),
@@ -321,19 +346,21 @@ def _train_batches(
     local = feed.batch_size // feed.process_count
     mine = slice(feed.process_index * local, (feed.process_index + 1) * local)
 
-    def draw_flips(rows: np.ndarray, rng: np.random.Generator):
+    def draw_flips(batch, rng: np.random.Generator):
         # For the whole batch, before the slice: processes must not share draws.
-        return rows, rng.random(len(rows)) < 0.5
+        return *batch, rng.random(feed.batch_size) < 0.5
 
     def gather(batch) -> dict:
-        rows, mirrored = (column[mine] for column in batch)
-        batch = _select(train.gather(rows), labels)
+        rows, numbers, mirrored = (column[mine] for column in batch)
+        batch = train.gather(rows) if train.vary is None else train.vary(rows, numbers)
+        batch = _select(batch, labels)
         if flip:
             batch["x1"][mirrored] = batch["x1"][mirrored, :, ::-1]
         return batch
 
     steps = grain.MapDataset.range(ENDLESS).seed(feed.seed)
-    batches = steps.map(row_numbers).random_map(draw_flips).map(gather)
+    numbered = lambda step: (row_numbers(step), step * feed.batch_size + np.arange(feed.batch_size))
+    batches = steps.map(numbered).random_map(draw_flips).map(gather)
     # Decoding wants threads; gathering from memory wants one, which runs beside the step.
     threads = 1 if train.arrays is not None else min(MAX_THREADS, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genfield.data import toys
-from genfield.data.pipeline import Dataset, iterator_state
+from genfield.data.pipeline import Dataset, Latents, iterator_state
 from genfield.errors import UserError
 
 FILE = "data.json"
@@ -26,6 +26,7 @@ def facts(dataset: Dataset) -> dict:
         "sizes": list(dataset.sizes.items()),
         "examples": list(dataset.examples),
         "starts": dataset.starts is not None,
+        "latents": None if dataset.latents is None else dataset.latents._asdict(),
     }
 
 
@@ -81,7 +82,9 @@ def dataset(known: dict, create: Callable[[], Dataset], seed: int) -> Dataset:
         num_classes=known["num_classes"],
         class_names=tuple(known["class_names"]),
         train=lambda start_step: opened().train(start_step),
-        heldout=lambda index, batch_size: opened().heldout(index, batch_size),
+        heldout=(lambda index, batch_size: opened().heldout(index, batch_size))
+        if "test" in known["examples"]
+        else None,
         draw=None,
         draw_source=toys.DISTRIBUTIONS.get(known["source"]),
         sizes=dict(known["sizes"]),
@@ -94,4 +97,5 @@ def dataset(known: dict, create: Callable[[], Dataset], seed: int) -> Dataset:
         source=known["source"],
         starts=Later(lambda: opened().starts) if known["starts"] else None,
         older=tuple(known.get("older", ())),
+        latents=Latents(**known["latents"]) if known.get("latents") else None,
     )

@@ -48,10 +48,21 @@ def from_dataset(data: Dataset, split: str, section: Mapping) -> ImageSet:
       UserError: the data are no images; unknown split.
     """
     name = section["name"]
+    if data.latents is not None:
+        raise UserError(
+            f"data {name!r} are latents, and image metrics compare pixels: set "
+            "config.evaluate.reference to images, a folder or an .npz, or to statistics such as "
+            "ADM's VIRTUAL_imagenet256_labeled.npz"
+        )
     if not data.pixels:
         raise UserError(
             f"data {name!r} are not images: image metrics need pixels, or a "
             "config.evaluate.reference and --samples, folders or .npz files of images"
+        )
+    if split == "test" and data.heldout is None:
+        raise UserError(
+            f"data {name!r} hold nothing out to compare with: set config.data.heldout_fraction, or "
+            "config.evaluate.reference_split='train', or a config.evaluate.reference"
         )
     examples = choose("split", split, data.examples)
     read = lambda rows: examples.gather(rows)["x1"]

@@ -45,7 +45,7 @@ CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # Bounds of what a small file can ask for: each operation takes at most some hundred bytes and a few
 # microseconds; names are put together from texts, which may be named again and again.
-MAX_OPERATIONS, MAX_NAMES, MAX_NAME = 2_000_000, 10_000, 500
+MAX_OPERATIONS, MAX_NAMES, MAX_NAME = 1_000_000, 10_000, 500
 # Dictionaries hash their keys. Whoever makes up numbers can make many of them meet in one place,
 # which takes time that grows with the square; of such keys a pickle may have so many.
 MAX_MADE_UP_KEYS, SMALL = 20_000, 2**24
@@ -221,7 +221,7 @@ class Machine:
     def referred(self, identity: Any) -> Any:
         """A reference ("storage", type, key, device, length[, view]) to a storage."""
         kind, dtype, key, _, count, *view = expect(identity, tuple)
-        dtype = self.storages()[expect(dtype, Global).name.rpartition(".")[2]]
+        dtype = self.numbers(expect(dtype, Global).name)
         expect(kind, str), expect(key, str)
         if self.widths is not None:
             self.widths[key] = 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
@@ -230,8 +230,9 @@ class Machine:
             _, start, count = expect(view[0], tuple)
         return Storage(key, dtype, *counts((start, count)))
 
-    def storages(self) -> dict[str, str]:
-        return STORAGES
+    def numbers(self, kind: str) -> str:
+        """NumPy's type of a storage's numbers, bfloat16 by its name."""
+        return STORAGES[kind.removeprefix("torch.")]
 
 
 def expect(value: Any, kind) -> Any:

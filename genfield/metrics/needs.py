@@ -5,8 +5,13 @@ from genfield.registry import Facts
 
 def images(facts: Facts) -> str | None:
     """Pixels, for a feature network."""
-    if facts.pixels:
+    if facts.pictures:
         return None
+    if facts.latents:
+        return (
+            "needs pixels, and the samples are latents: set config.autoencoder to the weights of "
+            "the autoencoder that made them, or leave it out of config.evaluate.metrics"
+        )
     return (
         f"needs images, and data {facts.data!r} are none: leave it out of config.evaluate.metrics"
     )

@@ -81,12 +81,19 @@ def open_reference(
     """
     place = Path(path).expanduser()
     stored = _read(place) if place.is_file() and place.suffix == ".npz" else {}
-    if "mu" not in stored:
-        return of_images(open_images(path, log, reading), judge)
-    manifest = _check(place, stored, judge)
-    needs = outputs_of(judge.metrics, "features", reference=True)
     there = any(name in IMAGE_KEYS or name.endswith("_images") for name in stored)
-    images = open_images(path, log, reading) if needs and there else None
+    foreign = "manifest" not in stored and not _of_inception(judge)
+    if "mu" in stored and there and foreign:
+        log(f"reference: the statistics in {path} are Inception's; its images are measured instead")
+    if "mu" not in stored or (there and foreign):
+        return of_images(open_images(path, log, reading), judge)
+    needs = outputs_of(judge.metrics, "features", reference=True)
+    lacking = [output for output in _gaussians(judge) if not _holds(stored, output)]
+    images = open_images(path, log, reading) if there and (needs or lacking) else None
+    manifest = _check(place, stored, judge, lacking if there else [])
+    taken = [n for output in _gaussians(judge) if output not in lacking for n in NAMES[output]]
+    if images is not None and taken:
+        log(f"reference: {', '.join(taken)} as stored, the rest by its images")
     if needs and images is None and "features" not in stored:
         asked = ", ".join(m.name for m in judge.metrics if m.of_reference and m.features)
         raise UserError(
@@ -102,8 +109,25 @@ def _read(place: Path) -> dict[str, np.ndarray]:
     return read_npz(place, f"{place} is not a readable .npz file", wanted.__contains__)
 
 
-def _check(place: Path, stored: dict, judge: Judge) -> dict:
-    """The manifest of stored statistics; raises UserError if they are not this judge's."""
+def _of_inception(judge: Judge) -> bool:
+    """Whether published statistics, which name no network, are of this judge's."""
+    return judge.network.name == "inception_v3" and judge.network.trained
+
+
+def _gaussians(judge: Judge) -> list[str]:
+    return outputs_of(judge.metrics, "gaussians", reference=True)
+
+
+def _holds(stored: dict, output: str) -> bool:
+    """Whether a file has the mean and the covariance of an output."""
+    return all(name in stored for name in NAMES[output])
+
+
+def _check(place: Path, stored: dict, judge: Judge, measured: list[str]) -> dict:
+    """The manifest of stored statistics; raises UserError if they are not this judge's.
+
+    measured: outputs whose statistics come of images in the file instead.
+    """
     network, manifest = judge.network, {"source": str(place), "count": None}
     if "manifest" in stored:
         manifest = _manifest(place, stored)
@@ -114,7 +138,7 @@ def _check(place: Path, stored: dict, judge: Judge) -> dict:
                     f"{place} was made with {key} {manifest[key][:16]!r}, not {value[:16]!r}: "
                     "set config.evaluate.features and resize as it has them, or make it anew"
                 )
-    elif network.name != "inception_v3" or not network.trained:
+    elif not _of_inception(judge):
         what = network.name + ("" if network.trained else " with random weights")
         raise UserError(
             f"{place} has no manifest: such statistics are of the trained Inception graph, not "
@@ -122,8 +146,9 @@ def _check(place: Path, stored: dict, judge: Judge) -> dict:
         )
     else:  # the ADM evaluator's and pytorch-fid's are bilinear, clean-fid's are antialiased
         manifest |= {"network": network.name, "resize": f"not said; taken as {judge.resize}"}
-    for output in outputs_of(judge.metrics, "gaussians", reference=True):
-        _check_gaussian(place, stored, output, judge)
+    for output in _gaussians(judge):
+        if output not in measured:
+            _check_gaussian(place, stored, output, judge)
     if "features" in stored and outputs_of(judge.metrics, "features", reference=True):
         kept, dim = stored["features"], judge.dims["pool"]
         if kept.dtype.kind != "f" or kept.ndim != 2 or kept.shape[1] != dim:
@@ -171,16 +196,18 @@ def load(
     reference: Reference, judge: Judge, on_block: Callable[[int], None] = lambda done: None
 ) -> tuple[Statistics, Path | None]:
     """The statistics of a reference: stored, cached or computed; and the cache's file."""
-    gaussians = outputs_of(judge.metrics, "gaussians", reference=True)
+    gaussians = _gaussians(judge)
     wanted = outputs_of(judge.metrics, "features", reference=True)
     if not gaussians and not wanted:
         return Statistics(None, {}, {}), None
     if _serves(reference.stored, gaussians, wanted):
         return _unpacked(reference.stored, reference.manifest, gaussians, wanted), None
-    if reference.stored:  # published statistics beside images: only features are missing
-        gaussians_there = _unpacked(reference.stored, reference.manifest, gaussians, [])
+    if reference.stored:  # published statistics beside images, which give what is missing
+        there = [output for output in gaussians if _holds(reference.stored, output)]
+        known = _unpacked(reference.stored, reference.manifest, there, [])
         computed, file = load(of_images(reference.images, judge), judge, on_block)
-        return gaussians_there._replace(features=computed.features), file
+        both = computed.gaussians | known.gaussians
+        return known._replace(gaussians=both, features=computed.features), file
     reference.manifest.pop("pixels", None)
     key = hashlib.sha256(json.dumps(reference.manifest, sort_keys=True).encode()).hexdigest()[:16]
     file = weights.cache() / "statistics" / f"{judge.network.name}_{key}.npz"
@@ -210,8 +237,8 @@ def load(
 
 
 def _serves(stored: dict, gaussians: list[str], features: list[str]) -> bool:
-    names = [name for output in gaussians for name in NAMES[output]]
-    return bool(stored) and all(n in stored for n in names + (["features"] if features else []))
+    whole = all(_holds(stored, output) for output in gaussians)
+    return bool(stored) and whole and ("features" in stored or not features)
 
 
 def _cached(file: Path, manifest: dict) -> dict:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from genfield import errors, registry
 from genfield.nets import heads, initial, layers
+from genfield.registry import Positive
 
 SIZES = {  # depth, width, heads: DiT, Table 1
     "S": (12, 384, 6),
@@ -103,7 +104,7 @@ class SiT(layers.Network):
         depth: int | None = None,
         width: int | None = None,
         num_heads: int | None = None,
-        mlp_ratio=4,
+        mlp_ratio: Positive = 4,
         double_output=True,
         scan=True,
         remat=False,

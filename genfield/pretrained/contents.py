@@ -15,6 +15,7 @@ import safetensors
 from genfield.errors import UserError, local
 from genfield.features import torch_files
 from genfield.features.torch_files import Object, module_state, state_dict
+from genfield.pretrained import zoo
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 HEADER = "genfield"  # the key of a safetensors header under which an export has its facts
@@ -38,12 +39,14 @@ class Content(NamedTuple):
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file that a path names: itself, or the one with weights in a folder."""
+    """The file that a path names: itself, the one with weights in a folder, or one of the zoo."""
     place = local(path, "the weights")
     if not place.is_dir():
-        if not place.is_file():  # nor a pipe or a device, which could be without end
-            raise UserError(f"no weights file {place}: mend the path")
-        return place
+        kept = None if place.exists() else zoo.place(path)
+        if kept is None and not place.is_file():  # pipes and devices could be without end
+            known = "" if place.suffix else f", or name one of the zoo: {', '.join(zoo.names())}"
+            raise UserError(f"no weights file {place}: mend the path{known}")
+        return kept or place
     found = sorted(f for f in place.iterdir() if f.suffix in ENDINGS and f.is_file())
     if len(found) != 1:
         names = ", ".join(file.name for file in found[:5]) or "none"

@@ -1,5 +1,6 @@
 """Weights from a file: which family it is of, genfield's network and parameters, and the field."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ def load(
     kind: str | Family | None = None,
     config: Mapping[str, Any] | None = None,
     sha256: str | None = None,
+    teaches: str | None = None,
 ) -> Pretrained:
     """Opens a file of weights, published or exported, or a folder that holds one.
 
@@ -57,6 +59,8 @@ def load(
       config: facts of the published constructor that shapes do not tell, such as num_heads; what
         is not passed is read from NAME.json beside NAME.safetensors, and from the file.
       sha256: of the file, or its first eight or more hex digits.
+      teaches: where names and shapes fit several families and nothing names one, that whose field
+        is this, of registry.FIELDS.
     Raises:
       UserError: no such file, damaged, of no known family, or of one whose network has other names
         or shapes (the first is told); facts that must be told, or that contradict the file.
@@ -64,19 +68,43 @@ def load(
     file = weights_file(path)
     digest = weights.file_digest(file, sha256)
     content = read(file, ema)
-    family, facts = choose_family(content, kind, config or {}, file)
+    family, facts = choose_family(content, kind, config or {}, file, teaches)
     shapes = {name: array.shape for name, array in content.arrays.items()}
-    description = family.describe(shapes, facts, str(file))
+    description = _told(file, lambda: family.describe(shapes, facts, str(file)))
     for note in description.notes:
         say(note)
-    sizes = {"shape": description.shape, "num_classes": description.num_classes}
-    apply, abstract = nets.create(description.net, None, **sizes)
+    apply, abstract = _told(file, lambda: network(description))
     rules = family.rules(description)
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
     if content.digest not in (None, weights.digest(params)):
         raise UserError(f"{file} is damaged: its numbers are not those that were exported")
     info = Info.of(family.name, description, str(file), digest, content.part, abstract)
     return bound(apply, jax.tree.map(jnp.asarray, params), description, info)
+
+
+def _told(file: Path, make: Callable) -> Any:
+    """What `make` gives; one line where a file's facts are not even of the right types."""
+    try:
+        return make()
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} describes no network of genfield's: {reason}") from error
+
+
+def network(description: Description) -> tuple[Callable, dict]:
+    """The network's apply, and the shapes of its parameters."""
+
+    @functools.cache
+    def create(shape):
+        return nets.create(description.net, None, shape=shape, num_classes=description.num_classes)
+
+    def of_any_size(params, x, t=None, cond=None, **options):
+        return create(tuple(x.shape[1:]))[0](params, x, t, cond, **options)
+
+    apply, abstract = create(description.shape)
+    return of_any_size if description.any_size else apply, abstract
 
 
 def bound(apply: Callable, params: dict, description: Description, info: Info) -> Pretrained:
@@ -89,7 +117,11 @@ def bound(apply: Callable, params: dict, description: Description, info: Info) -
 
 
 def choose_family(
-    content: Content, kind: str | Family | None, config: Mapping[str, Any], file: Path
+    content: Content,
+    kind: str | Family | None,
+    config: Mapping[str, Any],
+    file: Path,
+    teaches: str | None = None,
 ) -> tuple[Family, dict[str, Any]]:
     """The family of a file, and the facts that it reads: of the file, beside it, passed."""
     facts = {**content.facts, **beside(file), **config}
@@ -98,13 +130,17 @@ def choose_family(
     if kind is not None:
         family = named(kind)
     else:
-        family = _recognised(shapes, facts, file)
+        family = _recognised(shapes, facts, file, teaches)
     for name in config:
         choose(f"fact of {family.title}", name, dict.fromkeys((*family.known, "kind")))
-    return family, {name: facts[name] for name in family.known if name in facts}
+    return family, _known(family, facts)
 
 
-def _recognised(shapes, facts, file: Path) -> Family:
+def _known(family: Family, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: facts[name] for name in family.known if name in facts}
+
+
+def _recognised(shapes, facts, file: Path, teaches: str | None) -> Family:
     able = [family for family in families().values() if family.recognises(shapes)]
     if not able:
         first = ", ".join(list(shapes)[:3])
@@ -114,6 +150,9 @@ def _recognised(shapes, facts, file: Path) -> Family:
         )
     if len(able) > 1:
         able = [family for family in able if family.told(facts)] or able
+    if len(able) > 1 and teaches is not None:
+        field = lambda f: f.describe(shapes, _known(f, facts), str(file)).teaches
+        able = [family for family in able if field(family) == teaches] or able
     if len(able) > 1:
         titles, names = ([getattr(f, part) for f in able] for part in ("title", "name"))
         raise UserError(

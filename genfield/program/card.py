@@ -17,7 +17,7 @@ from genfield.machine.tables import columns
 from genfield.metrics.images import Judge
 from genfield.metrics.reference import Reference
 from genfield.nets import count_parameters
-from genfield.program import config_io, generate, sampler
+from genfield.program import config_io, generate, sampler, weights
 from genfield.program.evaluate import Evaluation
 from genfield.program.experiment import Experiment
 from genfield.registry import Methods
@@ -33,6 +33,14 @@ def digest(values: Any) -> str:
 def parameters_digest(params) -> str:
     """Of a tree of arrays: equal for equal values, on any mesh."""
     return digest(checkpoint.digests(params))
+
+
+def of_origin(exp: Experiment, step: int, params) -> dict:
+    """Where parameters come from: the section "training", or "weights" of a file."""
+    if exp.weights is None:
+        return {"training": of_training(exp, step, params)}
+    digest = {"parameters_digest": parameters_digest(params)}
+    return {"weights": weights.facts(exp.weights) | digest}
 
 
 def of_training(exp: Experiment, step: int, params) -> dict:
@@ -63,8 +71,16 @@ def of_sampling(exp: Experiment, out: Evaluation) -> dict:
         "guidance_on": sampler.guided_product(config, exp.methods),
         "num_samples": config.evaluate.num_samples if out.by_seed else 0,
         "seeds": out.seeds,
-        "rounding": config.sample.rounding if exp.data.pixels else None,
-    }
+        "rounding": config.sample.rounding if exp.pictures else None,
+    } | _of_pixels_and_labels(exp)
+
+
+def _of_pixels_and_labels(exp: Experiment) -> dict:
+    """How labels were chosen, where there are any, and what decoded, where something did."""
+    out = {"labels": exp.config.evaluate.labels} if exp.data.num_classes else {}
+    if exp.decoder is not None:
+        out["autoencoder"] = {"source": exp.decoder.weights.source, **exp.decoder.facts}
+    return out
 
 
 def resolved_sampler(section: dict, methods: Methods) -> dict:
@@ -108,7 +124,7 @@ def make(
     Args:
       out: the figures. judge, reference: of image metrics, else None.
       config: the resolved configuration, as JSON types.
-      sections: what the figures are of: "training" and "sampling", or "samples".
+      sections: what the figures are of: "training" or "weights" and "sampling", or "samples".
     """
     card = {"metrics": of_metrics(out), **sections}
     if judge is not None:
@@ -147,12 +163,16 @@ def headline(card: dict) -> str:
     made, reference = card["features"], card["reference"]
     rounding = card.get("sampling", {}).get("rounding")
     count = card["sampling"]["num_samples"] if rounding else card["samples"]["count"]
+    sampling = card.get("sampling", {})
+    decoded, labels = sampling.get("autoencoder"), sampling.get("labels")
     parts = [
         f"{made['network']} {made['hash'][:12]}" + _doubts(made),
         f"resize {made['resize']}",
+        *([f"decoded by {decoded['source']} {decoded['hash'][:12]}"] if decoded else []),
         *([f"rounding {rounding}"] if rounding else []),
         f"{count:,} samples against {reference['source']} "
         f"({reference.get('identity') or reference['file_hash']})",
+        *([f"{labels} labels"] if labels else []),
     ]
     return ", ".join(parts)
 

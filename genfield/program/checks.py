@@ -26,7 +26,7 @@ from genfield.program.defaults import (
 from genfield.program.methods import package
 from genfield.registry import Methods, check_range, check_type, choose
 
-REFERENCES = ("evaluate.reference", "evaluate.features_path")
+REFERENCES = ("evaluate.reference", "evaluate.features_path", "autoencoder")
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
 
 
@@ -84,6 +84,8 @@ def _leaves(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def check_numbers(config: ConfigDict) -> None:
     """Raises UserError for values that cannot work, before anything is compiled."""
     for name, value in _leaves(config):
+        if isinstance(LIMITS.get(name), registry.OneOf):
+            choose(f"config.{name}", value, LIMITS[name].table)
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if not math.isfinite(value):

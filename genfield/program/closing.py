@@ -8,7 +8,7 @@ from genfield.machine.sharding import agreed
 from genfield.machine.tables import columns
 from genfield.metrics import images
 from genfield.metrics.images import Judge
-from genfield.program import card, checks, config_io
+from genfield.program import card, checks, config_io, decoder
 from genfield.program.evaluate import Evaluation, Evaluator
 from genfield.program.experiment import Experiment
 from genfield.program.open_run import load_state
@@ -82,6 +82,7 @@ def report(exp: Experiment, evaluator: Evaluator, out: Evaluation, made: dict, d
     say("\n" + table(out.results, out.spread, section, evaluator.metrics, evaluator.judge))
     notes = [f"(W2 on {section.transport_points:,} points)"] if "w2" in out.results else []
     notes += [line for line in (card.headline(made),) if line]
+    notes += [] if out.decoding is None else [decoder.told(out.decoding)]
     say("\n".join([*notes, f"card: {exp.workdir / card.FILE}"]))
     say("\n".join(f"picture: {path}" for path in drawn))
 

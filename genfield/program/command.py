@@ -12,14 +12,16 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from genfield import errors
 from genfield.errors import UserError
 from genfield.machine import preemption
 from genfield.program import checks, config_io, defaults, own_files
-from genfield.registry import choose
+from genfield.registry import Methods, choose
 
 MODES = ("train", "evaluate", "sample", "pairs", "export")
 
@@ -48,9 +50,20 @@ def parse(argv: list[str]):
     )
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate or sample.", flag_values=values)
     flags.DEFINE_bool("best", False, "Evaluate or sample the best one.", flag_values=values)
+    define(
+        "weights",
+        None,
+        "Sample, evaluate or study this instead of a checkpoint: a file of published weights, an "
+        "export, or the folder of a run; see docs/published.md.",
+    )
     define("samples", None, "Evaluate these images instead: a folder, or an .npz file.")
     define("out", None, "The .safetensors file that --mode=export writes.")
-    define("kind", None, "Whose names --mode=export writes: a family of published weights.")
+    define(
+        "kind",
+        None,
+        "A family of published weights: the one that --weights are of, where names and shapes fit "
+        "several; of --mode=export the one whose names are written.",
+    )
     flags.DEFINE_bool("help", False, "Show this.", flag_values=values)
     try:
         overrides = values(argv, known_only=True)[1:]
@@ -65,8 +78,23 @@ def parse(argv: list[str]):
     return values, overrides
 
 
-def load_config(values, overrides: list[str], workdir: Path) -> config_io.Loaded:
-    """The config of the command line, or the one that the workdir holds, with its overrides."""
+class Asked(NamedTuple):
+    """What a command line asks for: a config, the methods that it can name, and its --weights.
+
+    Attributes:
+      methods: None: the package's alone. weights: `pretrained.Pretrained`, or None.
+    """
+
+    config: ConfigDict
+    methods: Methods | None
+    weights: Any
+
+
+def load_config(values, overrides: list[str], workdir: Path) -> Asked:
+    """The config of the command line, or the one that the workdir holds, with its overrides.
+
+    Of --weights, the config is what their file says, on top of the one that is named otherwise.
+    """
     methods = None
     if values.config is not None:
         config, methods = config_io.read(values.config)
@@ -75,15 +103,33 @@ def load_config(values, overrides: list[str], workdir: Path) -> config_io.Loaded
         methods = own_files.methods_of(workdir)
     elif values.samples is not None:
         config = defaults.base()
+    elif values.weights is not None:
+        config = None
     else:
         raise UserError(
             f"--config is missing, and {workdir} holds no run to take it from: "
             "pass --config=configs/….py"
         )
+    opened, alone = None, config is None
+    if values.weights is not None:
+        from genfield.program import weights  # slow to import
+
+        opened = _open_weights(values, config, methods)
+        config = weights.derived(opened, config, methods)
     config = config_io.override(config, overrides)
+    if opened is not None and alone:
+        weights.settled(opened, config, overrides, methods)
     checks.check(config)
     own_files.tell_changes(workdir, methods)
-    return config_io.Loaded(config, methods)
+    return Asked(config, methods, opened)
+
+
+def _open_weights(values, page, methods):
+    """What --weights names; the field of a page tells apart families with the same names."""
+    from genfield.program import published, weights
+
+    options = dict(kind=values.kind, teaches=weights.taught(page, methods))
+    return weights.opened(published.load, values.weights, "--weights", "add --kind=", **options)
 
 
 def check_flags(values, workdir: Path) -> None:
@@ -98,23 +144,44 @@ def check_flags(values, workdir: Path) -> None:
         raise UserError("--samples names images to evaluate: add --mode=evaluate")
     if values.samples is not None and (values.best or values.step is not None):
         raise UserError("--samples needs no checkpoint: leave out --step and --best")
-    if values.mode != "export" and (values.out or values.kind):
-        raise UserError("--out and --kind are of an export: add --mode=export")
-    for name in ("config", "samples", "out"):
+    if values.mode != "export" and values.out:
+        raise UserError("--out is of an export: add --mode=export")
+    if values.mode != "export" and values.kind and values.weights is None:
+        raise UserError("--kind is of --weights or an export: add --weights=FILE or --mode=export")
+    if values.weights is not None:
+        _check_weights(values, workdir)
+    for name in ("config", "samples", "out", "weights"):
         errors.local(getattr(values, name) or "", f"--{name}")
     if values.step is not None and values.best:
         raise UserError("--step and --best name two checkpoints: leave one of them out")
-    if values.mode != "train" and not values.samples and not (workdir / "checkpoints").exists():
+    needs = values.mode != "train" and not values.samples and values.weights is None
+    if needs and not (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds no checkpoints to {values.mode}: train first")
     there = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(f"--workdir {workdir}: cannot write in {there}; choose another folder")
 
 
+def _check_weights(values, workdir: Path) -> None:
+    """Raises UserError where --weights cannot be what a mode and a workdir are of."""
+    if values.mode == "train":
+        raise UserError(
+            "--weights are sampled or evaluated: add --mode=sample or evaluate; to train on from "
+            f"them, --config=… --config.initial_parameters={values.weights}"
+        )
+    if values.mode == "export":
+        raise UserError(
+            "--mode=export writes a run; genfield.pretrained.export(FILE, OUT, kind=…) writes one "
+            "file of weights as another"
+        )
+    if values.samples is not None or values.best or values.step is not None:
+        raise UserError("--weights take the place of --samples, --step and --best: leave them out")
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds a run: choose another --workdir for the weights")
+
+
 def start_distributed(values) -> None:
     """Joins the other processes, if there are any."""
-    import jax
-
     given = [values.coordinator, values.process_id, values.num_processes]
     if not values.distributed and given == [None] * 3:
         return
@@ -125,14 +192,24 @@ def start_distributed(values) -> None:
             raise UserError(
                 f"--process_id {values.process_id} must be one of 0 to --num_processes - 1"
             )
+    join(
+        *[] if values.distributed else (values.coordinator, values.num_processes, values.process_id)
+    )
+    preemption.install_distributed()
+
+
+def join(*address) -> None:
+    """Joins the other processes, at an address or where JAX finds them.
+
+    Raises:
+      UserError: they cannot be found.
+    """
+    import jax
+
     try:
-        if values.distributed:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+        jax.distributed.initialize(*address)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
-    preemption.install_distributed()
 
 
 def check_devices() -> None:
@@ -164,16 +241,20 @@ def describe(exp) -> None:
     say(
         f"process {jax.process_index()}/{count}  {jax.device_count()} x {kind}  mesh ({mesh})\n"
         f"batch {batch} ({batch // count} a process)  "
-        f"{total:,} parameters  data {exp.config.data.name}: {_amount(exp.data)}"
+        f"{total:,} parameters  data {exp.config.data.name}: {_amount(exp)}"
     )
 
 
-def _amount(data) -> str:
+def _amount(exp) -> str:
     """How much there is to train on, in words."""
+    data = exp.data
+    if exp.weights is not None and not any(data.sizes.values()):
+        return "not read" + (f", {data.num_classes} classes" if data.num_classes else "")
     if data.draw is not None:
         return "drawn afresh at each step"
     classes = f", {data.num_classes} classes" if data.num_classes else ""
-    return f"{data.sizes['train']:,} to train on, {data.sizes['test']:,} held out{classes}"
+    held = f"{data.sizes['test']:,}" if data.heldout else "none"
+    return f"{data.sizes['train']:,} to train on, {held} held out{classes}"
 
 
 def main(argv: list[str], command: Callable) -> int:

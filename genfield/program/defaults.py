@@ -14,6 +14,7 @@ from genfield.registry import FRACTION, NOT_NEGATIVE, POSITIVE, OneOf, Range
 OPEN = ("data", "net", "time", "coupling", "rematching", "loss", "sampler")
 # Fields that may differ when a run is continued: how long, how often, where; never what is learned.
 MAY_CHANGE = ("train", "checkpoint", "sampler", "sample", "evaluate", "mesh")
+MAY_CHANGE += ("autoencoder", "autoencoder_sha256", "autoencoder_dtype")
 GUIDANCE = ("auto", "direction", "displacement")
 ROUNDINGS = ("nearest", "truncate", "shift")
 CENTERS = ("middle", "edm")
@@ -63,6 +64,9 @@ TOP = dict(
     augmentation=fraction(0.0),  # probability of each of EDM's, of which the network is told
     augmentation_center=one_of("middle", CENTERS),  # of turning; edm: as its networks were told
     label_dropout=fraction(0.0),  # share of the labels replaced by the null class
+    autoencoder=Unset(str),  # weights that turn latents into pixels wherever these are needed
+    autoencoder_sha256=Unset(str),  # of the file
+    autoencoder_dtype=one_of("float32", ("float32", "bfloat16")),  # of its layers
 )
 NAMED = dict(
     data="two_moons",
@@ -124,6 +128,7 @@ SECTIONS = dict(
     evaluate=dict(
         metrics=("heldout_loss",),
         num_samples=positive(10_000),  # generated; for points, as many target points
+        labels=one_of("balanced", ("balanced", "random")),  # of samples; --mode=sample's as well
         transport_points=positive(2_000),  # of them for W2, whose cost grows with the cube
         likelihood_images=positive(1_000),  # of the test split, for bits_per_dim
         repeats=positive(1),  # sampling seeds; medians are reported of points, means of images

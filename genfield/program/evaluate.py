@@ -17,12 +17,16 @@ from genfield.fields import score_field
 from genfield.machine import logbook, preemption, sharding
 from genfield.metrics import images, likelihood, reference
 from genfield.program import generate
+from genfield.program.decoder import watch
 from genfield.program.experiment import Experiment, draw_batch
 from genfield.registry import Methods, Metric, choose
 
 
 def make_heldout_loss(experiment: Experiment) -> Callable:
-    """heldout(params) -> {"loss": …, terms}, over `train.eval_batches` fixed batches and draws."""
+    """heldout(params) -> {"loss": …, terms}, over `train.eval_batches` fixed batches and draws.
+
+    {} where nothing is held out.
+    """
     config, data, mesh = experiment.config, experiment.data, experiment.mesh
     key = rng.stream(config.seed, "heldout")
     draw = draw_batch(experiment)
@@ -38,6 +42,8 @@ def make_heldout_loss(experiment: Experiment) -> Callable:
 
     def heldout(params) -> dict[str, float]:
         totals = {}
+        if data.heldout is None:
+            return totals
         for index in range(config.train.eval_batches):
             batch = {}
             if draw is None:
@@ -67,6 +73,7 @@ class Evaluation(NamedTuple):
       spread: standard deviations over the seeds; empty with one.
       images: samples, uint8, of image data, `pictured` of them and of all classes where there is
         room; else None.
+      decoding: what turning latents into them took, as `decoder.watch` has it; None: nothing.
     """
 
     results: dict[str, float]
@@ -74,6 +81,7 @@ class Evaluation(NamedTuple):
     seeds: list[int]
     spread: dict[str, float]
     images: np.ndarray | None
+    decoding: dict | None = None
 
 
 LEVELS = ("sigma_min", "sigma_max")  # of a sampler's section
@@ -99,9 +107,16 @@ def metrics_of(names, methods: Methods, reads: str | None = None) -> list[Metric
 
 def check_metrics(exp: Experiment) -> None:
     """Raises UserError for unknown metrics, or metrics that these data cannot have."""
-    of, data, objective = exp.config.data.name, exp.data, exp.objective
-    has = objective.method.teaches in LIKELIHOOD_FIELDS and objective.clock
-    facts = registry.Facts(of, data.shape, bool(data.pixels), tuple(data.examples), has)
+    data, objective = exp.data, exp.objective
+    facts = registry.Facts(
+        data=exp.config.data.name,
+        shape=data.shape,
+        pixels=bool(data.pixels),
+        splits=tuple(data.examples),
+        likelihood=objective.method.teaches in LIKELIHOOD_FIELDS and objective.clock,
+        latents=data.latents is not None,
+        pictures=exp.pictures,
+    )
     for metric in metrics_of(exp.config.evaluate.metrics, exp.methods):
         if reason := metric.against(facts):
             raise UserError(f"metric {metric.name!r} {reason}")
@@ -181,6 +196,10 @@ class Evaluator:
         if self.judge is not None:
             facts += [self.judge.network.hash, self.judge.resize, self.reference.manifest["source"]]
             facts += [self.reference.manifest.get(k) for k in ("identity", "file_hash", "count")]
+        if self.exp.decoder is not None:
+            facts.append(sorted(self.exp.decoder.facts.items()))
+        if config.evaluate.labels == "random":
+            facts.append("random labels")
         return f"{metric}@{short_hash(*facts)}"
 
     def aliases(self) -> dict[str, str]:
@@ -245,7 +264,9 @@ class Evaluator:
             count = lambda before: None
         else:
             count = lambda before: lambda done, note="": on_batch(before + done, note)
-        first = None
+        if self.judge is not None:
+            self.reference_statistics()
+        first, taken = None, watch(self.exp.decoder)
         for number, seed in enumerate(seeds):
             row = {}
             if self.of_samples:
@@ -254,14 +275,15 @@ class Evaluator:
                 row |= self._images(params, num, seed, count(number * num))
                 first = self.first if number == 0 else first
             rows.append(row)
-        middle = np.median if self.of_samples and not self.exp.data.pixels else np.mean
+        middle = np.median if self.of_samples and not self.exp.pictures else np.mean
         over = lambda how: {k: float(how([row[k] for row in rows])) for k in rows[0]}
         spread = over(lambda values: np.std(values, ddof=1)) if repeats > 1 else {}
-        return Evaluation(over(middle), rows, seeds, spread, first)
+        return Evaluation(over(middle), rows, seeds, spread, first, taken())
 
     def _samples(self, params, num: int, seed: int, on_batch) -> dict[str, float]:
         """Metrics of the samples themselves, against `target_points`."""
-        out, row = self.draw(params, num, seed, on_batch), {}
+        labels = generate.labels_of(self.exp, np.arange(num), num, seed=seed)
+        out, row = self.draw(params, num, seed, on_batch, labels), {}
         points = target_points(self.exp, seed, num)
         for metric in self.of_samples:
             row |= metric.compute(out.x, points, self.exp.config.evaluate)
@@ -271,14 +293,14 @@ class Evaluator:
         """Against the reference; no more than a batch of samples is ever held."""
         told, counts, first = [], [], []
         reference = self.reference_statistics()
-        labels = generate.labels_of(self.exp, np.arange(num), num)
+        labels = generate.labels_of(self.exp, np.arange(num), num, seed=seed)
         rows = generate.shown(labels, num, pictured(self.exp.config))
 
         def drawn():
             size = generate.batch_size(self.exp, num)
             for index, keep in generate.batches(np.arange(num), size):
                 within = generate.inside(on_batch, sum(counts), keep)
-                labels = generate.labels_of(self.exp, index, num)
+                labels = generate.labels_of(self.exp, index, num, seed=seed)
                 out, finite = self.blocks(params, seed, index, labels, within)
                 generate.check_finite(finite, index[:keep], seed)
                 if np.isin(rows, index).any():

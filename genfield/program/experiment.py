@@ -13,10 +13,14 @@ from jax.sharding import Mesh
 
 from genfield import data, registry, rng
 from genfield.data import Dataset, recorded
+from genfield.data.pipeline import Latents
 from genfield.errors import UserError
 from genfield.machine import checkpoint, logbook, loggers, sharding
 from genfield.machine import fixed as fixed_arrays
+from genfield.pretrained.loading import Pretrained
 from genfield.program import checks, config_io, objective, optimizer, parts, sampler, train_step
+from genfield.program import weights as of_weights
+from genfield.program.decoder import Decoder, create_decoder, open_weights
 from genfield.program.methods import package
 from genfield.program.objective import Objective
 from genfield.program.train_step import TrainState
@@ -38,15 +42,32 @@ class Experiment(NamedTuple):
     init: Callable[[], TrainState]  # jitted, sharded: no host holds a whole model
     methods: Methods  # the package's and the config's own
     fixed: dict[tuple[str, ...], np.ndarray]  # parameters that stay as they start, by their paths
+    decoder: Decoder | None = None  # of latents, where the config names an autoencoder
+    weights: Pretrained | None = None  # in the place of a checkpoint
+
+    @property
+    def pictures(self) -> bool:
+        """Whether samples are images, or are decoded where images are wanted."""
+        return bool(self.data.pixels) or self.decoder is not None
 
 
 def prepare(
-    config, workdir: Path, methods: Methods | None = None, *, reads_data: bool = True
+    config,
+    workdir: Path,
+    methods: Methods | None = None,
+    *,
+    reads_data: bool = True,
+    decodes: bool = True,
+    weights: Pretrained | None = None,
 ) -> Experiment:
     """Checks the whole configuration and builds what it names.
 
-    reads_data: whether the data are opened now; otherwise, where the workdir knows what they are,
-    only when something reads them.
+    Args:
+      reads_data: whether the data are opened now; otherwise, where the workdir knows what they are,
+        only when something reads them.
+      decodes: whether the autoencoder is, where there is one; otherwise when something decodes.
+      weights: in the place of a checkpoint; then data that the config does not place are known by
+        what the weights say.
     Raises:
       UserError: anything in it that cannot work; before anything is compiled.
     """
@@ -58,10 +79,17 @@ def prepare(
     sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
     optimizer.make_optimizer(config.optimizer, config.train.steps)  # its errors, before data
     ema_rate = optimizer.ema_rate(config.ema, config.batch_size)
-    dataset = open_data(config, workdir, methods, reads_data)
+    decoding = open_weights(config) if decodes and config.autoencoder else None
+    known = None if weights is None else of_weights.known_of(weights, config, methods)
+    dataset = open_data(config, workdir, methods, reads_data or weights is not None, known)
+    decoder = create_decoder(config, dataset, mesh, decoding)
     apply, abstract_params = objective.create_net(config, dataset, methods=methods)
     made = objective.create(config, dataset, apply, abstract_params, methods)
+    if weights is not None:
+        of_weights.check_data(weights, dataset)
+        of_weights.check(weights, config, made, {"field": abstract_params})
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
+    sampler.check_source(run.stages, dataset, methods)
     key = rng.stream(config.seed, "init")
     roles = _role_optimizers(made, jax.eval_shape(made.roles, key))
     record = methods[registry.Network][config.net.name]
@@ -98,12 +126,17 @@ def prepare(
         ),
         methods=methods,
         fixed=given,
+        decoder=decoder,
+        weights=weights,
     )
 
 
-def open_data(config, workdir: Path, methods: Methods, now: bool) -> Dataset:
+def open_data(
+    config, workdir: Path, methods: Methods, now: bool, known: dict | None = None
+) -> Dataset:
     """The data of a config; unless `now`, by what the run recorded of them, where it did.
 
+    known: facts that are recorded elsewhere.
     Raises:
       UserError: data that cannot be had; those that are opened later, when they are.
     """
@@ -131,8 +164,13 @@ def open_data(config, workdir: Path, methods: Methods, now: bool) -> Dataset:
             ) from error
 
     source = choose("data", config.data.get("name"), methods[registry.DataSource])
-    known = None if now or source.drawn else recorded.read(workdir)
-    return create() if known is None else recorded.dataset(known, create_later, config.seed)
+    if known is None and not (now or source.drawn):
+        known = recorded.read(workdir)
+    found = create() if known is None else recorded.dataset(known, create_later, config.seed)
+    if source.holds != "latents" or found.latents is not None:
+        return found
+    fields = registry.bound(source, config.data)  # of an older record, or a source of one's own
+    return found._replace(latents=Latents(fields.get("scale", 1.0), fields.get("shift", 0.0)))
 
 
 def check_names(config, methods: Methods) -> None:
@@ -166,16 +204,18 @@ def _starter(config, workdir: Path, init: Callable, key, given: Callable) -> Cal
 def initial_parameters(
     config, abstract: dict, dataset: Dataset, methods: Methods
 ) -> dict[str, np.ndarray]:
-    """The newest parameters of another run, by their paths, as far as they fit this one.
+    """The newest parameters of another run, or those of a file, by their paths, as far as they fit.
 
-    Left out, and named in a line: rows of labels, where that run has another number of classes or
+    Left out, and named in a line: rows of labels, where there are another number of classes or
     none, and whole roles beside the field that are not alike: a discriminator may join later.
 
     Raises:
       UserError: no checkpoint there, or of another network.
     """
-    workdir = config.initial_parameters
-    here, there = (checkpoint.named_leaves(tree) for tree in (abstract, checkpoint.load(workdir)))
+    place = config.initial_parameters
+    is_file = of_weights.is_file(place, "config.initial_parameters")
+    given = of_weights.parameters(config, methods) if is_file else checkpoint.load(place)
+    here, there = (checkpoint.named_leaves(tree) for tree in (abstract, given))
     shape = lambda tree, name: tree[name].shape if name in tree else "nothing"
     differ = [name for name in {**here, **there} if shape(here, name) != shape(there, name)]
     record = methods[registry.Network][config.net.name]
@@ -186,14 +226,14 @@ def initial_parameters(
     if wrong:
         name = wrong[0]
         raise UserError(
-            f"config.initial_parameters {workdir} is of another network or other data: {name} is "
-            f"{shape(there, name)} there and {shape(here, name)} here; set config.net as that run "
-            "has it, and data of the same shape"
+            f"config.initial_parameters {place} is of another network or other data: {name} is "
+            f"{shape(there, name)} there and {shape(here, name)} here; set config.net as it is "
+            "there, and data of the same shape"
         )
     roles = {name.split("/")[0] for name in differ} - {"field"}
     left = sorted({*(roles & {n.split("/")[0] for n in here}), *(n for n in differ if n in labels)})
     if left:
-        logbook.say(f"initial_parameters {workdir}: all but {', '.join(left)}, which start anew")
+        logbook.say(f"initial_parameters {place}: all but {', '.join(left)}, which start anew")
     fits = lambda name: name in here and name not in differ and name.split("/")[0] not in roles
     return {name: value for name, value in there.items() if fits(name)}
 

@@ -1,5 +1,6 @@
 """Samples of a state, on any mesh: each is a function of (seed, sample index) alone."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from genfield.program.experiment import Experiment
 from genfield.program.sampler import Course
 from genfield.program.train_step import TrainState
 from genfield.sampling import Samples
+
+DRAWN = 0.999  # of a batch that waits to be decoded; the progress ends with the last image
 
 
 def parameters(exp: Experiment, state: TrainState) -> dict:
@@ -48,7 +51,8 @@ def make_generator(
     Args:
       trace: as `sampling.sample` takes it.
       gather: every device gets all of x; otherwise it stays split over the mesh.
-      levels: images as uint8, rounded as `sample.rounding` says, where the data are images.
+      levels: images as uint8, rounded as `sample.rounding` says, where the data are images or
+        latents that are decoded.
       starts: samples for pairs: info["x0"] is where each started, before a sampler scales it; from
         noises of their own, which no evaluation of what learns from these pairs starts from.
     """
@@ -73,7 +77,9 @@ def make_generator(
             out = out._replace(x=to_uint8(out.x, exp.config.sample.rounding))
         return out, finite
 
-    samples = Samples(whole if gather else split, whole, None if trace is None else whole, whole)
+    decoder = exp.decoder if levels else None
+    place = whole if gather and decoder is None else split
+    samples = Samples(place, whole, None if trace is None else whole, whole)
     stages = exp.sampler.pieces(trace) if isinstance(exp.sampler, Course) else None
     if stages is None:
         run = _in_one(exp, trace, start, end, (samples, whole))
@@ -94,9 +100,20 @@ def make_generator(
         if labels is None and data.num_classes:
             labels = index % data.num_classes
         labels = None if labels is None else np.asarray(labels, np.int32)
-        return run(params, keys, index.astype(np.int32), x, labels, on_part)
+        out, finite = run(params, keys, index.astype(np.int32), x, labels, on_part)
+        if decoder is None:
+            return out, finite
+        images, shown = decoder(out.x, on_part=_nearly(on_part))
+        return out._replace(x=bring(images)), both(finite, shown)
 
+    bring = jax.jit(lambda x: x, out_shardings=whole) if gather else lambda x: x
+    both = jax.jit(jnp.logical_and, out_shardings=whole)
     return generate
+
+
+def _nearly(on_part: Callable | None) -> Callable | None:
+    """An `on_part` of a batch that is drawn but not decoded, told as `on_part(note)`."""
+    return None if on_part is None else lambda note: on_part(DRAWN, note)
 
 
 def _in_one(exp: Experiment, trace, start: Callable, end: Callable, places) -> Callable:
@@ -145,11 +162,15 @@ def inside(on_batch: Callable | None, done: int, count: int) -> Callable | None:
     return lambda share, note: on_batch(done + share * count, note)
 
 
-def labels_of(exp: Experiment, index: np.ndarray, num: int, chosen=()) -> np.ndarray | None:
+def labels_of(
+    exp: Experiment, index: np.ndarray, num: int, chosen=(), seed: int | None = None
+) -> np.ndarray | None:
     """The labels of samples of these indices, of `num` in all; None where there are no classes.
 
-    The chosen ones in turn; else those of the examples where the samples start; else the classes in
-    turn, or, where there are fewer samples than classes, an even choice of them.
+    The chosen ones in turn; else those of the examples where the samples start; else, where
+    `evaluate.labels` is "random" and a seed is given, each drawn uniformly by (seed, index) alone;
+    else the classes in turn, or, where there are fewer samples than classes, an even choice of
+    them.
     """
     data, classes = exp.data, exp.data.num_classes
     if not classes:
@@ -159,7 +180,16 @@ def labels_of(exp: Experiment, index: np.ndarray, num: int, chosen=()) -> np.nda
     if data.starts is not None:
         known, rows = data.starts.labels, index % data.starts.size
         return data.starts.gather(rows).get("label") if known is None else known[rows]
+    if seed is not None and exp.config.evaluate.labels == "random":
+        drawn = _drawn_labels(rng.stream(seed, "labels"), index.astype(np.int32), classes)
+        return np.asarray(drawn, np.int32)
     return (index % classes if num >= classes else index * classes // num).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn_labels(key, index, classes: int):
+    """Labels drawn uniformly, each by its index alone."""
+    return rng.per_index(key, index, lambda key: jax.random.randint(key, (), 0, classes))
 
 
 def classes_of(asked: Any, exp: Experiment, field: str, null: bool = False) -> np.ndarray:

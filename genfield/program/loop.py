@@ -21,6 +21,7 @@ from genfield.program import (
     optimizer,
     train_step,
 )
+from genfield.program import pictures as grids
 from genfield.program.experiment import Experiment
 from genfield.program.open_run import held, open_checkpoints, restore
 
@@ -152,8 +153,10 @@ class Loop:
         params, num = generate.parameters(self.exp, self.state), self.config.train.eval_samples
         held = self.evaluator.heldout(params)
         drawn = self._measure(params, num) if num else {}
-        self.metrics.write(self.step, "eval", held | drawn)
         self.last_eval = (self.step, held, drawn)
+        if not held | drawn:  # nothing is held out, and no samples are asked for
+            return
+        self.metrics.write(self.step, "eval", held | drawn)
         shown = "  ".join(f"{k} {v:.4g}" for k, v in (held | drawn).items())
         line = "\n" if self.progress.terminal else ""
         say(f"{line}held-out at step {self.step}: {shown}")
@@ -165,8 +168,8 @@ class Loop:
             out = self.evaluator.samples(params, num, 1, poll)
             pictures = out.images
             if pictures is None and len(self.exp.data.shape) == 3:
-                count = evaluate.pictured(self.config)
-                pictures = self.evaluator.draw(params, count, out.seeds[0], poll).x
+                count, draw = evaluate.pictured(self.config), self.evaluator.draw
+                pictures = grids.drawn(self.exp, draw, params, count, out.seeds[0], poll)
         except preemption.Preempted:
             self.last_eval = (-1, {}, {})
             self._stop()

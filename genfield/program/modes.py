@@ -1,4 +1,4 @@
-"""The modes of the program: train, evaluate, sample, pairs."""
+"""The modes of the program but `export`: train, evaluate, sample, pairs."""
 
 import time
 from collections.abc import Callable
@@ -19,12 +19,14 @@ from genfield.program import (
     checks,
     closing,
     config_io,
+    decoder,
     generate,
     options,
     own_files,
     pictures,
     sampler,
     shards,
+    weights,
 )
 from genfield.program import evaluate as evaluation
 from genfield.program.evaluate import Evaluation, Evaluator
@@ -40,10 +42,14 @@ def check(exp: Experiment, mode: str = "train") -> None:
     """Raises UserError for what a mode needs and the config does not have."""
     if mode in ("train", "evaluate"):
         evaluation.check_metrics(exp)
+    if mode == "evaluate" and exp.weights is not None:
+        weights.check_reference(exp)
     config, data = exp.config, exp.data
     if config.sample.guidance_scale != 1 and not data.num_classes:
         raise UserError("config.sample.guidance_scale needs labels: set config.data.labels=True")
     options.check(config, data, exp.methods, mode, exp.workdir)
+    if mode != "pairs" and data.latents is not None and exp.decoder is None:
+        say(decoder.SAVED)
     if config.sample.guidance_channels > data.shape[-1]:
         raise UserError(
             f"config.sample.guidance_channels {config.sample.guidance_channels} is more than the "
@@ -101,7 +107,7 @@ def write_config(exp: Experiment) -> None:
         if config_io.to_dict(config_io.from_file(path)) != new:
             logbook.keep_older(path)
     logbook.write_json(path, new)
-    if exp.data.draw is None:
+    if exp.data.draw is None and exp.weights is None:
         logbook.write_json(exp.workdir / recorded.FILE, recorded.facts(exp.data))
     own_files.keep(exp.workdir, exp.methods)
 
@@ -111,6 +117,7 @@ def train(exp: Experiment, **_) -> None:
     if closing.finished(exp):
         return
     evaluator = Evaluator(exp)
+    tell_heldout(exp)
     make_folder(exp.workdir)
     loop = Loop(exp, evaluator)
     write_config(exp)
@@ -118,7 +125,8 @@ def train(exp: Experiment, **_) -> None:
     rate = loop.progress.rate(loop.step)
     known = loop.last_eval[1]
     out, made, drawn = finish(exp, evaluator, loop.state, loop.step, loop.metrics, known)
-    summary = {
+    decoding = {} if out.decoding is None else {"decoding": out.decoding}
+    summary = decoding | {
         "metrics": out.results,
         "steps": loop.step,
         "wall_time_s": round(loop.wall_time(), 2),
@@ -135,6 +143,22 @@ def train(exp: Experiment, **_) -> None:
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}")
 
 
+def begin_on_weights(exp: Experiment) -> None:
+    """Leaves config.json in a workdir whose samples come from weights of elsewhere."""
+    if exp.weights is not None:
+        make_folder(exp.workdir)
+        write_config(exp)
+
+
+def tell_heldout(exp: Experiment) -> None:
+    """Says what goes without where nothing is held out."""
+    if exp.data.heldout is None and exp.weights is None:
+        say(
+            "nothing is held out (config.data.heldout_fraction=0): no held-out loss, and none to "
+            "choose the best checkpoint by"
+        )
+
+
 def make_folder(folder) -> None:
     """Makes the workdir; raises UserError where that cannot be."""
     try:
@@ -148,6 +172,7 @@ def make_folder(folder) -> None:
 def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
     """The metrics, pictures and table of a checkpoint; rewrites nothing of the training."""
     evaluator = Evaluator(exp)
+    tell_heldout(exp)
     state, step = load_state(exp, step, best)
     newest = max((row["step"] for row in logbook.read_metrics(exp.workdir)), default=step)
     metrics = open_metrics(exp, newest)
@@ -178,8 +203,8 @@ def finish(
         evaluator.judge,
         evaluator.reference,
         config_io.to_dict(exp.config),
-        training=card.of_training(exp, step, params),
         sampling=card.of_sampling(exp, out),
+        **card.of_origin(exp, step, params),
     )
     card.write(exp.workdir, made)
     drawn = pictures.draw(exp, params, step, out.images) if section.figures else []
@@ -192,16 +217,22 @@ def finish(
 def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
     """Draws `sample.num` samples of a checkpoint into samples/, going on where a kill left off."""
     formats = tuple(exp.config.sample.formats)
-    if "png" in formats and not exp.data.pixels:
-        raise UserError("config.sample.formats='png' needs image data: set it to ('npz',)")
+    if "png" in formats and not exp.pictures:
+        raise UserError(
+            f"config.sample.formats='png' needs pixels: set it to ('npz',), or {decoder.HOW}"
+            if exp.data.latents is not None
+            else "config.sample.formats='png' needs image data: set it to ('npz',)"
+        )
     labels, files = shards.draw(exp, step, best, formats)
+    shape = exp.data.shape if exp.decoder is None else exp.decoder.shape
     for file in files:
-        say(f"samples: {file}  {exp.config.sample.num:,} of shape {exp.data.shape}")
-    if files and len(exp.data.shape) == 3 and "npz" in formats:
+        say(f"samples: {file}  {exp.config.sample.num:,} of shape {shape}")
+    if files and len(shape) == 3 and "npz" in formats:
         rows = generate.shown(labels, exp.config.sample.num, evaluation.GRID)
-        with np.load(files[0]) as file:
+        [npz] = [file for file in files if file.suffix == ".npz"]
+        with np.load(npz) as file:
             first = file["arr_0"][rows]
-        path = files[0].with_name(f"{files[0].stem}_grid.png")
+        path = npz.with_name(f"{npz.stem}_grid.png")
         say(f"picture: {figures.image_grid(path, first)}")
 
 

@@ -14,7 +14,7 @@ from genfield.fields import Field
 from genfield.machine import checkpoint
 from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
-from genfield.program import config_io, experiment, generate, own_files
+from genfield.program import config_io, experiment, generate, own_files, weights
 from genfield.program.experiment import Experiment
 from genfield.program.train_step import TrainState
 from genfield.sampling import Samples
@@ -62,7 +62,9 @@ def restore(
 
 
 def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainState, int]:
-    """The state of a checkpoint: of `step`, the best, or the newest whole one."""
+    """The state of a checkpoint: of `step`, the best, or the newest whole one; or of weights."""
+    if exp.weights is not None:
+        return weights.state(exp), 0
     checkpoints = open_checkpoints(exp)
     if best:
         step = checkpoints.best_step()
@@ -104,25 +106,58 @@ class Run(_Opened):
         """The trained field, called with x [B, *D], t [B] where it has a clock, labels [B]."""
         return self.experiment.objective.field(self.params)
 
-    def sample(self, num: int, *, labels: Any = None, key: jax.Array | None = None) -> Samples:
+    def sample(
+        self, num: int, *, labels: Any = None, key: jax.Array | None = None, pixels: bool = False
+    ) -> Samples:
         """`num` samples by the run's sampler, on the host.
 
         Args:
           labels: one for all, or several, which are taken in turn, by number or name; None: all
             classes in turn, or an even choice of them where `num` is smaller.
           key: of the noise; None: that of the run's config, as `--mode=sample` draws them.
+          pixels: x are images, as `decode` makes them of latents.
         Raises:
-          UserError: labels that the run does not know, samples that are not finite.
+          UserError: labels that the run does not know, samples that are not finite; pixels of
+            what are no images and cannot be decoded.
         """
+        if pixels:
+            self._check_pixels()
         exp, config = self.experiment, self.experiment.config
         if labels is not None:
             labels = generate.classes_of(labels, exp, "labels", null=True)
             labels = generate.labels_of(exp, np.arange(num), num, labels)
         seed = config.seed + config.sample.seed if key is None else key
-        return self._draw(self.params, num, seed, labels=labels)
+        out = self._draw(self.params, num, seed, labels=labels)
+        return out._replace(x=self.decode(out.x)) if pixels else out
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """Samples [N, *D] as images [N, H, W, C], in about [-1, 1]; pixels stay as they are.
+
+        Raises:
+          UserError: no images, and no autoencoder that makes some of them.
+        """
+        self._check_pixels()
+        decoder = self.experiment.decoder
+        return x if decoder is None else decoder.on_host(np.asarray(x))
+
+    def _check_pixels(self) -> None:
+        """Raises UserError where samples are no images and cannot be decoded."""
+        exp = self.experiment
+        if exp.data.latents is not None and exp.decoder is None:
+            raise UserError("the samples are latents: open_run(…, autoencoder=FILE) decodes them")
+        if not exp.pictures:
+            raise UserError(f"data {exp.config.data.name!r} are no images")
+        if exp.decoder is not None:
+            exp.decoder.weights  # noqa: B018 - told before long work
 
 
-def open_run(workdir: str | Path, step: int | None = None, *, best: bool = False) -> Run:
+def open_run(
+    workdir: str | Path,
+    step: int | None = None,
+    *,
+    best: bool = False,
+    autoencoder: str | Path | None = None,
+) -> Run:
     """A trained run, from its workdir alone: its data are opened when something reads them.
 
         run = genfield.open_run("runs/digits")
@@ -131,6 +166,8 @@ def open_run(workdir: str | Path, step: int | None = None, *, best: bool = False
 
     Args:
       step: of a checkpoint; None: the newest whole one. best: the best one.
+      autoencoder: weights that turn latents into pixels; None: those of the run's config. They are
+        read when something is decoded.
     Raises:
       UserError: no run there, no whole checkpoint; of a run that recorded nothing of its data (one
         of an older version), also data that are not where its config says.
@@ -140,7 +177,9 @@ def open_run(workdir: str | Path, step: int | None = None, *, best: bool = False
         raise UserError(f"{folder} holds no checkpoints: name the workdir of a trained run")
     methods = own_files.methods_of(folder)
     config = config_io.from_file(folder / "config.json")
-    exp = experiment.prepare(config, folder, methods, reads_data=False)
+    if autoencoder is not None:
+        config.autoencoder, config.autoencoder_sha256 = str(autoencoder), None
+    exp = experiment.prepare(config, folder, methods, reads_data=False, decodes=False)
     state, found = load_state(exp, step, best)
     return Run(exp, generate.parameters(exp, state), found)
 

@@ -9,7 +9,7 @@ from genfield.data import Dataset
 from genfield.errors import UserError
 from genfield.machine.logbook import say
 from genfield.program import optimizer
-from genfield.program.defaults import base
+from genfield.program.defaults import MAY_CHANGE, base
 from genfield.program.methods import loss_of
 from genfield.registry import Methods
 
@@ -126,8 +126,27 @@ RULES = (
     ),
     Rule(
         SAMPLING,
-        _if(lambda f: not f.data.pixels, "sample", "rounding"),
+        _if(
+            lambda f: not f.data.pixels and not (f.data.latents and f.config.autoencoder),
+            "sample",
+            "rounding",
+        ),
         "is of pixels, and these data are no images: leave it out",
+    ),
+    Rule(
+        SAMPLING,
+        _if(lambda f: f.data.latents is None and f.config.autoencoder, "", "autoencoder"),
+        "decodes latents, and these data are none: leave it out",
+    ),
+    Rule(
+        SAMPLING,
+        _if(lambda f: not f.config.autoencoder, "", "autoencoder_sha256", "autoencoder_dtype"),
+        "is of an autoencoder, and config.autoencoder names none: set it, or leave it out",
+    ),
+    Rule(
+        ("train", "evaluate", "sample"),
+        _if(lambda f: not f.data.num_classes or f.data.starts is not None, "evaluate", "labels"),
+        "is of labels that samples are free in, and these have none: leave it out",
     ),
     Rule(
         JUDGING,
@@ -163,7 +182,7 @@ def check(config, data: Dataset, methods: Methods, mode: str, workdir: Path) -> 
     """
     begun = mode == "train" and (workdir / "checkpoints").exists()
     for fields, line in complaints(config, data, methods, mode):
-        settled = all(name.split(".")[1] not in ("sample", "evaluate") for name in fields)
+        settled = all(name.split(".")[1] not in MAY_CHANGE for name in fields)
         if not (begun and settled):
             raise UserError(line)
         say(f"ignored, as since this run began: {line}")

@@ -32,6 +32,7 @@ def load(
     kind: str | Family | None = None,
     config: Mapping[str, Any] | None = None,
     sha256: str | None = None,
+    teaches: str | None = None,
 ) -> Pretrained:
     """Opens published weights, an export, or a trained run; see `pretrained.loading.load`.
 
@@ -43,7 +44,8 @@ def load(
     """
     folder = local(path, "the weights")
     if not (folder / "checkpoints").exists():
-        return loading.load(path, ema=ema, kind=kind, config=config, sha256=sha256)
+        given = dict(kind=kind, config=config, sha256=sha256, teaches=teaches)
+        return loading.load(path, ema=ema, **given)
     if kind or config or sha256:
         raise UserError(f"{folder} is a run, which says what it is: leave out kind, config, sha256")
     run = open_run(folder)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genfield import registry, sampling
+from genfield.data import Dataset
 from genfield.errors import UserError
 from genfield.fields import denoiser_field, negate, score_field
 from genfield.guidance import classifier_free, interval
@@ -19,6 +20,10 @@ from genfield.sampling import Samples
 from genfield.sampling.core import Pieces, pieces, stage_trace
 from genfield.sampling.stopping import refill_pieces
 
+SCORED = (
+    "makes a score of a velocity, which must have been trained with t on the straight path from "
+    "normal noise that hangs on nothing"
+)
 POSITIONS = 64  # intervals at whose ends the trace of an adaptive sampler has positions
 
 
@@ -254,7 +259,9 @@ def _conversion(config, sampler: registry.Sampler, methods: Methods) -> Callable
     others = [
         m.name
         for m in methods[registry.Sampler].values()
-        if m.follows != "gradient" and (m.follows in registry.AT_LEVELS) == loss.at_levels
+        if m.follows != "gradient"
+        and (m.follows in registry.AT_LEVELS) == loss.at_levels
+        and not m.scored  # which need more than the kind of field
     ]
     mend = f"set config.sampler.name to one of {', '.join(sorted(others))}"
     if loss.at_levels != (wanted in registry.AT_LEVELS):
@@ -263,11 +270,39 @@ def _conversion(config, sampler: registry.Sampler, methods: Methods) -> Callable
         raise UserError(
             f"sampler {sampler.name!r} has no clock, but the field was trained with one: {mend}"
         )
+    if sampler.scored and (reason := _against_score(config, loss, methods)):
+        raise UserError(f"sampler {sampler.name!r} {SCORED}; {reason}: {mend}")
     if loss.teaches == wanted:
         return lambda field: field
     if loss.at_levels:
         return score_field if wanted == "score" else denoiser_field
     return negate
+
+
+def check_source(stages: list[Stage], data: Dataset, methods: Methods) -> None:
+    """Raises UserError where a sampler makes a score of a velocity from another source."""
+    names = [stage.method.name for stage in stages if stage.method.scored]
+    if names and (data.draw_source is not None or data.starts is not None):
+        known = methods[registry.Sampler].items()
+        others = [n for n, m in known if m.follows == "velocity" and not m.scored]
+        raise UserError(
+            f"sampler {names[0]!r} {SCORED}; these data have a source of their own: set "
+            f"config.sampler.name to one of {', '.join(sorted(others))}"
+        )
+
+
+def _against_score(config, loss: registry.Loss, methods: Methods) -> str | None:
+    """Why the velocity of a config does not tell the score, in words; None where it does."""
+    coupling = methods[registry.Coupling].get(config.coupling.get("name"))
+    rematching = methods[registry.Rematching].get(config.rematching.get("name"))
+    against = {
+        f"{loss.name} teaches a {loss.teaches}": loss.teaches != "velocity",
+        "this field has no t": not has_clock(config, methods),
+        "config.path_noise is not 0": config.path_noise > 0,
+        "config.coupling chooses the noise": coupling is not None and coupling.groups,
+        "config.rematching moves the targets": rematching is not None and rematching.moves,
+    }
+    return next((reason for reason, holds in against.items() if holds), None)
 
 
 def _at_one_level(teaches: str, level: float) -> Callable:

@@ -6,6 +6,7 @@ import numpy as np
 from genfield.machine import logbook, preemption, sharding
 from genfield.machine.logbook import say
 from genfield.program import card, config_io, generate, sampler
+from genfield.program.decoder import told, watch
 from genfield.program.experiment import Experiment
 from genfield.program.open_run import load_state
 from genfield.program.sample_files import Shards
@@ -26,11 +27,12 @@ def draw(
     chosen = generate.classes_of(exp.config.sample.labels, exp, "config.sample.labels")
     state, step = load_state(exp, step, best)
     params = generate.parameters(exp, state)
-    settings = settings_of(exp, step, params, chosen)
+    settings = settings_of(exp, step, params, chosen, paired)
     if paired:
         settings |= of_pairs(exp)
     num = settings["num"]
-    labels = generate.labels_of(exp, np.arange(num), num, chosen)
+    seed = None if paired else settings["seed"]  # pairs take the classes in turn
+    labels = generate.labels_of(exp, np.arange(num), num, chosen, seed)
     folder = exp.workdir / ("pairs" if paired else "samples")
     name = exp.config.sample.name or f"step_{step}"
     files = Shards(folder, name, settings, formats, exp.data.class_names)
@@ -46,23 +48,33 @@ def draw(
         what = "pairs" if paired else "samples"
         say(f"{num - len(index):,} of {num:,} {what} are there already")
     say("compiling the sampler …")
+    taken = watch(exp.decoder)
     preemption.nothing_to_save(GOES_ON)
     try:
         _draw_missing(exp, params, settings["seed"], index, files, labels, paired)
     except preemption.Preempted:
         say(GOES_ON)
         raise
+    if decoding := taken():
+        say(told(decoding))
     return labels, files.finish() if jax.process_index() == 0 else []
 
 
-def settings_of(exp: Experiment, step: int, params, chosen: np.ndarray) -> dict:
-    """All that decides the samples of a state, as JSON types."""
+def settings_of(
+    exp: Experiment, step: int, params, chosen: np.ndarray, paired: bool = False
+) -> dict:
+    """All that decides the samples of a state, or its pairs, as JSON types."""
     section = config_io.to_dict(exp.config.sample)
     kept = ("num", "guidance_scale", "rounding", "shard_size")
     new = {name: section[name] for name in ("guidance_interval", "guidance_channels")}
     new["labels"] = chosen.tolist()
-    if not len(chosen) and section["num"] < exp.data.num_classes:
-        new["labels"] = "an even choice"
+    if not len(chosen) and exp.data.num_classes:
+        if exp.config.evaluate.labels == "random" and not paired:
+            new["labels"] = "random"
+        elif section["num"] < exp.data.num_classes:
+            new["labels"] = "an even choice"
+    if exp.decoder is not None and not paired:
+        new["autoencoder"] = exp.decoder.facts
     return (
         {name: section[name] for name in kept}
         | {k: v for k, v in new.items() if v}
@@ -84,6 +96,7 @@ def of_pairs(exp: Experiment) -> dict:
         "class_names": list(exp.data.class_names),
         "pixels": bool(exp.data.pixels),
         "source": exp.data.source,
+        **({} if exp.data.latents is None else {"latents": exp.data.latents._asdict()}),
         "sampler": card.resolved_sampler(config_io.to_dict(exp.config.sampler), exp.methods),
     }
 
@@ -98,15 +111,15 @@ def _draw_missing(
     """
     run = generate.make_generator(exp, levels=not paired, starts=paired)
     size = generate.batch_size(exp, files.num, fixed=True)
-    unit = "images" if exp.data.pixels else "samples"
-    told = preemption.told(logbook.Progress("sample", len(index), unit=unit))
+    unit = "images" if exp.pictures else "samples"
+    progress = preemption.told(logbook.Progress("sample", len(index), unit=unit))
     waiting, done = [], 0  # (index, arrays) of shards that are not whole
     for part, count in generate.batches(np.arange(files.num), size):
         wanted = np.flatnonzero(np.isin(part[:count], index))
         if not len(wanted):
             continue
         asked = None if labels is None else labels[part]
-        within = generate.inside(told, done, len(wanted))
+        within = generate.inside(progress, done, len(wanted))
         out, finite = run(params, seed, part, asked, within)
         generate.check_finite(finite, part[:count], seed)
         names = ("x1", "labels") if paired else ("arr_0", "arr_1")
@@ -119,7 +132,7 @@ def _draw_missing(
             drawn = {k: np.asarray(v)[wanted] for k, v in arrays.items()}
             waiting = write_whole(files, [*waiting, {"index": part[wanted]} | drawn])
         done += len(wanted)
-        told(done)
+        progress(done)
 
 
 def write_whole(files: Shards, waiting: list[dict]) -> list[dict]:

@@ -157,6 +157,10 @@ class Sampler(Record):
       adaptive: whether it chooses its own steps.
       pieces: of an adaptive one, (**fields, trace) -> `sampling.core.Pieces`; None: each batch is
         one call, within which no progress shows.
+      times: of one with a clock, (bound arguments, num_steps) -> the times where it stands, from
+        the start on; None: even ones from 0 to 1.
+      scored: whether it makes a score of its velocity, which is right only of one that was trained
+        with t, on the straight path from normal noise that hangs on nothing.
     """
 
     make: Callable
@@ -170,6 +174,8 @@ class Sampler(Record):
     steps: Callable[[Mapping], int] | None
     adaptive: bool
     pieces: Callable | None = None
+    times: Callable | None = None  # as the next, not required: younger than files of one's own
+    scored: bool = False
 
     def __post_init__(self):
         self._check("follows", FIELDS)
@@ -320,6 +326,8 @@ class Facts(NamedTuple):
     Attributes:
       data: the name of its data. shape: of an example. pixels: whether they are images, uint8.
       splits: that there are examples of. likelihood: whether its field has one.
+      latents: whether the examples are latents. pictures: whether samples are images, or are
+        decoded where images are wanted.
     """
 
     data: str
@@ -327,6 +335,8 @@ class Facts(NamedTuple):
     pixels: bool
     splits: tuple[str, ...]
     likelihood: bool
+    latents: bool
+    pictures: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

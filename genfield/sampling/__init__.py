@@ -18,6 +18,7 @@ from genfield.sampling.diffusion import (
 from genfield.sampling.diffusion_flow import probability_flow
 from genfield.sampling.editing import ascent, inpaint, interpolate, midway, pace
 from genfield.sampling.gradient import gradient_descent, nesterov, sphere_tracing
+from genfield.sampling.interpolant import sde_euler, sde_heun
 from genfield.sampling.mcmc import hamiltonian, langevin
 from genfield.sampling.multistep import multistep, schedule
 from genfield.sampling.ode import SOLVERS, euler, heun, solve_ode
@@ -51,6 +52,8 @@ __all__ = [
     "rising_distance",
     "sample",
     "schedule",
+    "sde_euler",
+    "sde_heun",
     "solve_ode",
     "sphere_tracing",
     "stopping",

@@ -158,12 +158,12 @@ def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     workdir = local(values.workdir, "--workdir").resolve()
     values["mode"].value = "evaluate"  # what a study needs of a workdir is what evaluation needs
     command.check_flags(values, workdir)
-    config, methods = command.load_config(values, overrides, workdir)
+    command.check_devices()
+    config, methods, weights = command.load_config(values, overrides, workdir)
     tell(f"genfield: study {name} of {config.loss.name} in {workdir}")
     if STUDIES[name].straight and loss_of(config, methods).at_levels:
         raise UserError(f"{name} is for fields on straight paths, not {config.loss.name}")
-    command.check_devices()
-    exp = experiment.prepare(config, workdir, methods, reads_data=False)
+    exp = experiment.prepare(config, workdir, methods, reads_data=False, weights=weights)
     modes.check(exp)
     command.describe(exp)
     preemption.begin()
@@ -171,6 +171,7 @@ def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     state, step = load_state(exp, values.step, values.best)
     folder = workdir / "studies"
     modes.make_folder(folder)
+    modes.begin_on_weights(exp)
     picture = lambda tail: folder / f"{file}{tail}.png"
     seed = config.seed + config.sample.seed
     return Subject(exp, generate.parameters(exp, state), step, seed, picture)
@@ -184,13 +185,13 @@ def _record(name: str, subject: Subject, settings: dict, found: Findings) -> dic
         "figures": found.figures,
         "options": settings,
         "seed": subject.seed,
-        "training": card.of_training(exp, subject.step, subject.params),
         "parameters": "ema" if generate.averaged(exp) else "raw",
         "sampler": config_io.to_dict(config.sampler),
         "sample": config_io.to_dict(config.sample),
         "versions": logbook.versions(),
         "device": jax.devices()[0].device_kind,
-    }
+        **card.of_origin(exp, subject.step, subject.params),
+    } | ({} if exp.decoder is None else {"autoencoder": exp.decoder.facts})
 
 
 def _plain(value):

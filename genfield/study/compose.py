@@ -26,6 +26,7 @@ from genfield.study.subject import (
     source,
     table,
     training,
+    viewed,
     with_sampler,
 )
 
@@ -76,8 +77,8 @@ def compose(
         "guidance": "of each part" if exp.config.sample.guidance_scale != 1 else "none",
     }
     pictures = []
-    if exp.data.pixels:
-        pictures.append(image_rows(subject.picture(""), samples, 2 * SHOWN))
+    if exp.pictures:
+        pictures.append(image_rows(subject.picture(""), viewed(exp, samples, 2 * SHOWN), 2 * SHOWN))
     elif exp.data.shape == (2,):
         targets = [next(iter(training(e))) for e, _, _ in runs]
         pictures.append(clouds(subject.picture(""), samples, targets))

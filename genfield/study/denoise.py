@@ -23,6 +23,7 @@ from genfield.study.subject import (
     source,
     table,
     training,
+    viewed,
 )
 
 
@@ -69,11 +70,11 @@ def denoise(
         else "the sampler is not told t; all its steps are taken from each start",
     }
     pictures = [against(subject.picture("_curves"), rows, "t", ("mse", "to_data"))]
-    if exp.data.pixels:
+    if exp.pictures:
         grid = {"original": x1}
         for t, (start, x) in moved.items():
             grid |= {f"t = {t:g}, input": start, f"t = {t:g}, output": x}
-        pictures.append(image_rows(subject.picture(""), grid, SHOWN))
+        pictures.append(image_rows(subject.picture(""), viewed(exp, grid, SHOWN), SHOWN))
     elif exp.data.shape == (2,):
         panels = {f"t = {t:g}": pair for t, pair in moved.items()}
         pictures.append(moves(subject.picture(""), panels, reference[0]))

@@ -19,6 +19,7 @@ from genfield.study.subject import (
     source,
     table,
     training,
+    viewed,
 )
 
 KNOWN = ("auto", "path", "still")
@@ -76,10 +77,10 @@ def edit_inpaint(
     figures = {"rows": rows, "hidden": float(hidden.mean()), "mask": name, "resample": repeats}
     figures |= {"examples": len(given.x1), "labels": given.told, "known": _told(made, pace)}
     pictures = []
-    if exp.data.pixels:
+    if exp.pictures:
         shown = {"input": given.x1, "known": np.where(hidden, 0.0, given.x1)}
         shown |= {f"variation {i + 1}": by_example[:, i] for i in range(variations)}
-        pictures.append(image_rows(subject.picture(""), shown, SHOWN))
+        pictures.append(image_rows(subject.picture(""), viewed(exp, shown, SHOWN), SHOWN))
     elif exp.data.shape == (2,):
         each, held, data = _conditionals(subject, run, hidden, given.labels)
         figures["conditionals"] = each

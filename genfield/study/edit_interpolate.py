@@ -17,6 +17,7 @@ from genfield.study.subject import (
     source,
     table,
     training,
+    viewed,
 )
 
 LINES = ("auto", "spherical", "linear")
@@ -75,9 +76,9 @@ def edit_interpolate(
     ]
     figures = {"rows": rows, "pairs": num, "line": "spherical" if spherical else "linear"}
     pictures = []
-    if exp.data.pixels:
+    if exp.pictures:
         shown = {f"pair {i + 1}": x[i] for i in range(min(num, 8))}
-        pictures.append(image_rows(subject.picture(""), shown, weights))
+        pictures.append(image_rows(subject.picture(""), viewed(exp, shown, weights), weights))
     elif exp.data.shape == (2,):
         pictures.append(curves(subject.picture(""), start, x, reference[0]))
     arrays = {"arr_0": editing.kept(exp, x.reshape(flat.shape)), "noise": flat}

@@ -22,6 +22,7 @@ from genfield.study.subject import (
     source,
     table,
     training,
+    viewed,
 )
 
 
@@ -67,9 +68,10 @@ def edit_invert(
     figures |= {"labels_back": "given" if labels else "the same"}
     figures |= {"source": {"mean": float(expected.mean()), "std": float(expected.std())}}
     pictures = [] if len(rows) < 2 else [orders(subject.picture("_steps"), rows)]
-    if exp.data.pixels:
+    if exp.pictures:
         shown = {"input": x1, "its noise / 2": noise["x"] / 2, "and back": again["x"]}
-        shown["difference x 10"] = 10 * np.abs(again["x"] - x1) - 1
+        shown = {name: x[:SHOWN] for name, x in viewed(exp, shown, SHOWN).items()}
+        shown["difference x 10"] = 10 * np.abs(shown["and back"] - shown["input"]) - 1
         pictures.append(image_rows(subject.picture(""), shown, SHOWN))
     elif exp.data.shape == (2,):
         panels = {"data to noise": (x1, noise["x"]), "and back": (noise["x"], again["x"])}

@@ -16,6 +16,7 @@ from genfield.study.subject import (
     source,
     table,
     training,
+    viewed,
 )
 
 
@@ -55,9 +56,9 @@ def edit_vary(
     pictures = []
     if len(rows) > 1:
         pictures.append(against(subject.picture("_curves"), rows, "strength", ("rmse", "to_data")))
-    if exp.data.pixels:
+    if exp.pictures:
         shown = {"input": x1} | {f"strength {s:g}": out for s, (_, out) in moved.items()}
-        pictures.append(image_rows(subject.picture(""), shown, SHOWN))
+        pictures.append(image_rows(subject.picture(""), viewed(exp, shown, SHOWN), SHOWN))
     elif exp.data.shape == (2,):
         panels = {f"strength {s:g}": (x1, out) for s, (_, out) in moved.items()}
         pictures.append(moves(subject.picture(""), panels, reference[0]))

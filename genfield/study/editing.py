@@ -21,6 +21,7 @@ from genfield.sampling import Samples
 from genfield.study.subject import Subject, heldout, images_elsewhere, on_batches, source
 from genfield.study.subject import labels as labels_of_samples
 
+ARRAYS = (".npy", ".npz")  # of which examples that are no images are read
 PACED = 16  # samples a device whose way tells a pace
 MASKS = ("left", "right", "top", "bottom", "center")
 
@@ -50,7 +51,7 @@ def inputs(
         )
     if images is None:
         x1, own = heldout(exp, num)
-    elif exp.data.pixels:
+    elif exp.pictures and (exp.data.pixels or Path(images).suffix not in ARRAYS):
         x1, own = images_elsewhere(exp, images, num, "--images", shuffle=False), None
     else:
         x1, own = _arrays(images, exp.data.shape)[:num], None
@@ -177,7 +178,10 @@ def editor(subject: Subject, num_steps: int | None = None) -> Editor:
         times = np.asarray(first.method.levels(first.arguments, steps), np.float64)
         path = paths.variance_exploding
     elif first.method.clock:
-        times = np.linspace(0, 1, 2 if first.method.adaptive else first.num_steps + 1)
+        steps = 1 if first.method.adaptive else first.num_steps
+        at = first.method.times
+        times = np.linspace(0, 1, steps + 1) if at is None else at(first.arguments, steps)
+        times = np.asarray(times, np.float64)
         path = exp.methods[registry.Path][exp.config.path].path
     normal = exp.data.draw_source is None and exp.data.starts is None
     return Editor(chain, follow, path, times, normal)
@@ -329,7 +333,7 @@ def check_invertible(made: Editor) -> None:
 
 
 def kept(exp, x: np.ndarray) -> np.ndarray:
-    """What an .npz holds of examples: images as uint8, as `--mode=sample` writes them."""
+    """What an .npz holds of examples: images as uint8, as `--mode=sample` has them; else as is."""
     return to_uint8(x, exp.config.sample.rounding) if exp.data.pixels else x
 
 

@@ -28,6 +28,7 @@ from genfield.study.subject import (
     statistics,
     table,
     training,
+    viewed,
 )
 
 
@@ -50,7 +51,8 @@ def neighbours(
     """The training examples nearest to samples, beside those nearest to held-out data (EqM Fig. 5).
 
     num: samples, and held-out examples at most. k: neighbours. features: a feature network, none,
-    or auto (config.evaluate.features; left out where its weights cannot be had).
+    or auto (config.evaluate.features; left out where its weights cannot be had, and of latents,
+    all of which would have to be decoded: name it).
     max_train: training examples that are searched. shown: samples in the picture.
     """
     exp = subject.exp
@@ -64,7 +66,7 @@ def neighbours(
     size = min(max_train, exp.data.examples["train"].size)
     spaces = {"pixels" if exp.data.pixels else "data": (made, x1, training(exp, max_train))}
     network = None
-    if exp.data.pixels and features != "none":
+    if exp.pictures and features != "none" and (exp.data.pixels or features != "auto"):
         network, extract = _extractor(exp, features)
         if network is not None:
             blocks = (extract(x) for x in training(exp, max_train))
@@ -108,7 +110,7 @@ def _extractor(exp: Experiment, name: str) -> tuple[dict | None, Callable | None
             raise
         say(f"no neighbours in features: {error}")
         return None, None
-    return card.of_features(judge), lambda x: statistics(judge, x).features["pool"]
+    return card.of_features(judge), lambda x: statistics(exp, judge, x).features["pool"]
 
 
 def _compared(found: Found) -> dict[str, float]:
@@ -147,7 +149,7 @@ def _pictures(subject: Subject, made: np.ndarray, found: dict[str, Found]) -> li
         "samples": {panel(name): each.samples.distance[:, 0] for name, each in found.items()},
     }
     pictures = [histograms(subject.picture("_distances"), distances)]
-    if not subject.exp.data.pixels:
+    if not subject.exp.pictures:
         return pictures
     examples = subject.exp.data.examples["train"]
     for name, each in found.items():
@@ -155,9 +157,10 @@ def _pictures(subject: Subject, made: np.ndarray, found: dict[str, Found]) -> li
         for rank in range(each.samples.index.shape[1]):
             rows = each.samples.index[: len(made), rank]
             columns[f"nearest {rank + 1}"] = to_unit(examples.gather(rows)["x1"])
-        path = subject.picture("" if name == "pixels" else "_features")
-        title = f"nearest training images in {name}"
-        pictures.append(image_rows(path, columns, len(made), title=title))
+        path = subject.picture("" if name in ("pixels", "data") else "_features")
+        title = f"nearest training images in {'latents' if name == 'data' else name}"
+        shown = viewed(subject.exp, columns, len(made))
+        pictures.append(image_rows(path, shown, len(made), title=title))
     return pictures
 
 

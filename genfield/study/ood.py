@@ -27,6 +27,7 @@ from genfield.study.subject import (
     scorer,
     source,
     table,
+    viewed,
 )
 
 
@@ -62,9 +63,9 @@ def ood(
     }
     told_apart = {"held-out": inside} | {name: each for name, (_, each) in scores.items()}
     pictures = [histograms(subject.picture(""), told_apart)]
-    if exp.data.pixels:
+    if exp.pictures:
         shown = {"held-out": x1, **outside}
-        pictures.append(image_rows(subject.picture("_sets"), shown, SHOWN))
+        pictures.append(image_rows(subject.picture("_sets"), viewed(exp, shown, SHOWN), SHOWN))
     return Findings(figures, table(rows), pictures)
 
 

@@ -83,11 +83,13 @@ def _traced(subject: Subject, change: dict):
     config.sampler.update(change)
     exp, key = with_sampler(subject.exp, config), rng.stream(subject.seed, "sampler")
     levels = _levels(exp) if exp.objective.method.at_levels else None
+    first = sampler.stages(config.sampler, exp.methods)[0]
+    at = first.method.times and first.method.times(first.arguments, first.num_steps)
 
     def call(field, index, start, cond):
         keys = rng.per_index(key, index, lambda k: k)
         out = exp.sampler(keys, field, start, cond, trace=1)
-        trace, times = out.trace, _own_times(out.trace)
+        trace, times = out.trace, _own_times(out.trace) if at is None else at
         if levels is not None:  # the noise is traced as it was given
             trace = trace.at[0].multiply(levels[0])
             trace, times = path_geometry.on_linear_path(trace, levels)

@@ -14,8 +14,8 @@ from genfield.errors import UserError, local
 from genfield.machine import logbook, preemption, sharding
 from genfield.machine.logbook import say
 from genfield.metrics import images
+from genfield.program import decoder, generate, sampler
 from genfield.program import evaluate as evaluation
-from genfield.program import generate, sampler
 from genfield.program.experiment import Experiment
 from genfield.registry import choose
 from genfield.study import measures
@@ -59,6 +59,11 @@ class Findings(NamedTuple):
 
 def heldout(exp: Experiment, num: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Up to `num` held-out examples as the network sees them, and their labels where there are."""
+    if exp.data.heldout is None:
+        raise UserError(
+            f"this study wants held-out examples, and the run's data {exp.config.data.name!r} hold "
+            "none out: train with --config.data.heldout_fraction=0.01 or so, in a new workdir"
+        )
     size = exp.data.sizes["test"]
     if size and size < num:
         say(f"{size:,} held-out examples, fewer than the {num:,} asked for")
@@ -74,20 +79,22 @@ def images_elsewhere(
     Args:
       flag: what named the path, for messages. shuffle: chosen at random, or the first.
     Returns:
-      [n, H, W, C], as the network sees them.
+      [n, *shape], as the network sees them; of a run on latents they are encoded.
     """
-    if not exp.data.pixels:
-        raise UserError(f"{flag} names images, and this run was trained on none")
-    height, width, channels = exp.data.shape
+    if not exp.pictures:
+        mend = f": {decoder.HOW}" if exp.data.latents is not None else ""
+        raise UserError(f"{flag} names images, and this run was trained on none{mend}")
+    shape = exp.data.shape if exp.decoder is None else exp.decoder.shape
+    height, width, channels = shape
     local(path, flag)
     reading = sets.reading_of(exp.config.data)
     reading = reading._replace(size=height if height == width else None, channels=channels)
     opened = sets.open_images(path, say, reading)
     rows = np.random.default_rng(0).permutation(opened.size) if shuffle else np.arange(opened.size)
     levels = opened.read(rows[:num])
-    if levels.shape[1:] != exp.data.shape:
-        raise UserError(f"{path} has images of {levels.shape[1:]}, not {exp.data.shape}")
-    return to_unit(levels)
+    if levels.shape[1:] != shape:
+        raise UserError(f"{path} has images of {levels.shape[1:]}, not {shape}")
+    return to_unit(levels) if exp.decoder is None else exp.decoder.encode(to_unit(levels))
 
 
 def training(exp: Experiment, num: int = PER_DRAWN, part: int = 1024):
@@ -120,6 +127,15 @@ def source(subject: Subject, num: int) -> np.ndarray:
 def labels(exp: Experiment, num: int) -> np.ndarray | None:
     """Those of samples 0 … num - 1."""
     return generate.labels_of(exp, np.arange(num), num)
+
+
+def viewed(exp: Experiment, rows: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """The first `count` examples [N, *D] of each name as images, decoded where they are latents."""
+    if exp.decoder is None:
+        return rows
+    finite = lambda x: np.nan_to_num(np.asarray(x)[:count], posinf=0.0, neginf=0.0)
+    tick = lambda done: preemption.poll()
+    return {name: exp.decoder.on_host(finite(x), tick=tick) for name, x in rows.items()}
 
 
 # Fields on batches
@@ -246,17 +262,21 @@ def make_features(exp: Experiment, metric: registry.Metric) -> Callable:
     Raises:
       UserError: no images, or no feature network to be had.
     """
-    if not exp.data.pixels:
-        raise UserError(f"--metric={metric.name} needs image data")
+    if not exp.pictures:
+        mend = f": {decoder.HOW}" if exp.data.latents is not None else ""
+        raise UserError(f"--metric={metric.name} needs image data{mend}")
     judge = images.create_judge(exp.config.evaluate, exp.mesh, (metric,))
     opened = evaluation.open_reference(exp.config.evaluate, judge, exp.config, exp.data)
     known = evaluation.load_reference(opened, judge)
-    return lambda x: images.compare(judge, statistics(judge, x), known)
+    return lambda x: images.compare(judge, statistics(exp, judge, x), known)
 
 
-def statistics(judge: images.Judge, x: np.ndarray) -> images.Statistics:
-    """What a judge knows of images [N, H, W, C] in [-1, 1]."""
-    levels = to_uint8(x)
+def statistics(exp: Experiment, judge: images.Judge, x: np.ndarray) -> images.Statistics:
+    """What a judge knows of examples: images [N, H, W, C] in [-1, 1], or latents, decoded."""
+    if exp.decoder is None:
+        levels = to_uint8(x)
+    else:
+        levels = exp.decoder.on_host(x, levels=True, tick=lambda done: preemption.poll())
     held = sets.ImageSet("", "", len(levels), levels.shape[1:], lambda rows: levels[rows])
     return images.statistics(judge, images.blocks(held, judge.mesh, judge.batch_size))
 

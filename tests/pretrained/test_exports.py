@@ -93,6 +93,8 @@ def started(tmp_path, **changes) -> Run:
 
 LEVELS = dict(path="variance_exploding", time=dict(name="log_normal"), loss=dict(name="denoising"))
 LEVELS |= dict(sampler=dict(name="edm_heun", num_steps=2))
+DDPM = dict(preconditioning="ddpm", sigma_data=1.0)
+DDPM |= dict(sampler=dict(name="edm_heun", num_steps=2, sigma_min=0.0101, sigma_max=157.0))
 EQM = dict(loss=dict(name="equilibrium_matching"))
 CASES = {
     "flow_matching": (dict(loss=dict(name="flow_matching")), "sit", {}),
@@ -102,10 +104,15 @@ CASES = {
         {"uncond": True},
     ),
     "equilibrium_matching": (EQM, "eqm", {"uncond": True, "ebm": "none"}),
+    "narrow": (
+        EQM | dict(net=SIT | dict(mlp_ratio=1.3, double_output=False)),
+        "eqm",
+        {"uncond": True, "ebm": "none"},
+    ),
     "dot": (EQM | dict(energy="dot"), "eqm", {"uncond": True, "ebm": "dot"}),
     "squared_norm": (EQM | dict(energy="squared_norm"), "eqm", {"uncond": True, "ebm": "l2"}),
     "the other norm": (EQM | dict(energy="negative_squared_norm"), "genfield", {}),
-    "ddpm": (LEVELS | dict(preconditioning="ddpm", sigma_data=1.0), "dit", {}),
+    "ddpm": (LEVELS | DDPM, "dit", {}),
     "edm": (LEVELS | dict(preconditioning="edm", sigma_data=0.7), "genfield", {}),
     "no labels": (
         dict(data=dict(name="digits"), label_dropout=0.0, loss=dict(name="flow_matching")),

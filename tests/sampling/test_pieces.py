@@ -42,6 +42,7 @@ STOPS = sampling.stopping(sampling.gradient_descent(0.1), sampling.gradient_norm
 FIXED = {
     "euler": (sampling.euler(), field),
     "heun": (sampling.heun(), field),
+    "sde_heun": (sampling.sde_heun(), field),
     "nesterov": (sampling.nesterov(0.1, 0.3), uphill),
     "langevin": (sampling.langevin(0.05), uphill),
     "hamiltonian": (sampling.hamiltonian(0.1, 2), valley),

@@ -68,6 +68,8 @@ CASES = {
     "sphere_tracing": Case(sampling.sphere_tracing(0.3), cone, 1),
     "euler": Case(sampling.euler(), stream, 1),
     "heun": Case(sampling.heun(), stream, 2),
+    "sde_euler": Case(sampling.sde_euler(), stream, 1, noisy=True),
+    "sde_heun": Case(sampling.sde_heun(), stream, 2, noisy=True, saved=1),
     "langevin": Case(sampling.langevin(0.05), bowl, 1, noisy=True),
     "hamiltonian": Case(sampling.hamiltonian(), bowl, 6, noisy=True),
     "edm_heun": Case(sampling.edm_heun(0.1, 3.0), denoiser, 2, saved=1),

@@ -16,6 +16,7 @@ from genfield.pretrained.family import Description, Family, Guidance
 from genfield.pretrained.mapping import Rule, Rules, Shapes, leaves, same
 
 PREFIX = "field/"
+LAYERS = ("depth", "num_res_blocks")  # how many times a network repeats a part
 
 
 def recognises(shapes: Shapes) -> bool:
@@ -35,11 +36,23 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], origin: str) -> Descripti
         raise UserError(
             f"{origin}: its header is not one of this version of genfield ({error})"
         ) from error
+    _check_size(found.net, shapes, origin)
     registry.choose("field", found.teaches, dict.fromkeys(registry.FIELDS))
     registry.choose("output", found.output, dict.fromkeys(registry.OUTPUTS))
     registry.choose("energy", found.energy, {"none": None, **ENERGIES})
     registry.choose("preconditioning", found.preconditioning, {"none": None, **PRECONDITIONINGS})
     return found
+
+
+def _check_size(net: Mapping[str, Any], shapes: Shapes, origin: str) -> None:
+    """That making the network takes no longer than its arrays are many, or long where stacked."""
+    most = max(len(shapes), *(max(shape, default=0) for shape in shapes.values()))
+    if not isinstance(net, Mapping):
+        raise UserError(f"{origin} is damaged: its header describes no network")
+    for name in LAYERS:
+        number = net.get(name, 0)
+        if not isinstance(number, int) or number > most:
+            raise UserError(f"{origin} is damaged: its header says {name}={number!r} of a network")
 
 
 def _tuples(value: Any) -> Any:

@@ -52,8 +52,18 @@ def told(kind: str, facts: Mapping[str, Any]) -> bool:
     return kind == "sit" and facts.get("uncond") is False
 
 
-def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
-    """The constructor's arguments that shapes tell."""
+def _ratio(width: int, hidden: int, told: Any) -> float:
+    """The ratio of which a layer of a width has so many hidden ones: what is told, if it fits."""
+    if isinstance(told, int | float) and math.isfinite(told) and int(width * told) == hidden:
+        return told
+    ratio = hidden / width
+    while int(width * ratio) < hidden:  # a rounding short of it
+        ratio = math.nextafter(ratio, math.inf)
+    return int(ratio) if ratio == int(ratio) else ratio
+
+
+def _read(shapes: Shapes, origin: str, told: Any) -> dict[str, Any]:
+    """The constructor's arguments that shapes tell; `told`: the ratio of the MLPs, if anything."""
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if len(shapes.get(name, ())) != rank:
@@ -72,7 +82,7 @@ def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
         "hidden_size": width,
         "input_size": side * patch,
         "in_channels": channels,
-        "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "mlp_ratio": _ratio(width, shape("blocks.0.mlp.fc1.weight", 2)[0], told),
         "num_classes": shape("y_embedder.embedding_table.weight", 2)[0] - 1,
         "learn_sigma": shape("final_layer.linear.weight", 2)[0] == 2 * channels * patch**2,
     }
@@ -84,7 +94,7 @@ def _size(depth: int, width: int) -> str | None:
 
 def describe(kind: str, shapes: Shapes, facts: Mapping[str, Any], origin: str) -> Description:
     """What a file is, by its shapes and by what is told beyond them: heads, `uncond`, `ebm`."""
-    read = _read(shapes, origin)
+    read = _read(shapes, origin, facts.get("mlp_ratio"))
     if facts.get("class_dropout_prob") == 0 or facts.get("num_classes") == read["num_classes"] + 1:
         raise UserError(
             f"{origin} has no row for the null class (it was trained without label dropout), which "

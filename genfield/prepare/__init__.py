@@ -1,0 +1,1 @@
+"""Images to latents, or to small pixels, once: `python -m genfield.prepare`."""
