@@ -1,5 +1,6 @@
 """References as ADM publishes them: images, statistics, or both, in any combination."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 import tiny_network
 
 from genfield import configuration, features
+from genfield.data import npz, sets
 from genfield.data.sets import ImageSet
 from genfield.errors import UserError
 from genfield.machine import sharding
@@ -100,3 +102,28 @@ def test_another_network_measures_the_images_and_says_so(fields, measured, tmp_p
     only = published(tmp_path, measured, arr_0=False)
     with pytest.raises(UserError, match="such statistics are of the trained Inception graph"):
         reference.open_reference(only, judge)
+
+
+def test_a_large_file_is_read_from_the_disk(measured, tmp_path, monkeypatch):
+    """50,000 images of 256x256 are 9.8 GB: they are mapped, and give the same."""
+    path = published(tmp_path, measured, pool=False, spatial=False)
+    whole = sets.open_images(path)
+    monkeypatch.setattr(npz, "MAPPED", 1000)
+    stored = npz.read_npz(Path(path), "", mapped=True)
+    assert isinstance(stored["arr_0"], np.memmap) and not stored["arr_0"].flags.writeable
+    mapped = sets.open_images(path)
+    rows = np.array([3, 59, 0])
+    np.testing.assert_array_equal(mapped.read(rows), whole.read(rows))
+    np.testing.assert_array_equal(mapped.read(rows), LEVELS[rows])
+    assert mapped.identity == whole.identity
+    np.savez_compressed(tmp_path / "small.npz", arr_0=LEVELS)
+    np.testing.assert_array_equal(
+        sets.open_images(str(tmp_path / "small.npz")).read(rows), LEVELS[rows]
+    )
+    np.savez(tmp_path / "objects.npz", arr_0=np.array([{}] * 1000))
+    with pytest.raises(UserError, match="Python objects"):
+        sets.open_images(str(tmp_path / "objects.npz"))
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[:200] + data[300:])  # with a hole
+    with pytest.raises(UserError, match=r"is not a readable \.npz file"):
+        sets.open_images(path)

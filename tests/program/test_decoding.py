@@ -16,7 +16,7 @@ from programs import MOONS, ROOT, run
 import genfield
 from genfield import features, pretrained
 from genfield.data.pipeline import Latents
-from genfield.data.pixels import to_uint8
+from genfield.data.pixels import to_uint8, to_unit
 from genfield.errors import UserError
 from genfield.machine import sharding
 from genfield.program import config_io, decoder, experiment, generate
@@ -346,6 +346,22 @@ def test_chosen_labels_come_before_random_ones(home):
 
 
 # Studies
+
+
+def test_images_of_one_s_own_are_encoded_for_editing(home, tmp_path):
+    """Of strength 0 they come back as they were encoded; arrays are taken for latents."""
+    levels = np.random.default_rng(3).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    for number, image in enumerate(levels):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    mean, _ = pretrained.autoencoder(home / "vae").encode(to_unit(levels))
+    latents = np.asarray(mean) * tiny_latents.SCALE
+    np.save(tmp_path / "latents.npy", latents)
+    shared = ["--strength=0", "--labels=3", f"--config.autoencoder={home / 'vae'}"]
+    for place in (tmp_path, tmp_path / "latents.npy"):
+        flags = [f"--workdir={home / 'run'}", f"--images={place}", *shared]
+        assert study(["study", "edit_vary", *flags]) == 0
+        with np.load(home / "run" / "studies" / "edit_vary.npz") as file:
+            np.testing.assert_allclose(file["arr_0"], latents, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
