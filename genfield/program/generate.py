@@ -15,6 +15,7 @@ from genfield.data.pipeline import MAX_SHOWN
 from genfield.errors import UserError
 from genfield.machine import sharding
 from genfield.program.chunks import Chunks
+from genfield.program.decoder import check_decoded
 from genfield.program.experiment import Experiment
 from genfield.program.sampler import Course
 from genfield.program.train_step import TrainState
@@ -104,10 +105,11 @@ def make_generator(
         if decoder is None:
             return out, finite
         images, shown = decoder(out.x, on_part=_nearly(on_part))
-        return out._replace(x=bring(images)), both(finite, shown)
+        check_decoded(np.asarray(lost(finite, shown)))
+        return out._replace(x=bring(images)), finite
 
     bring = jax.jit(lambda x: x, out_shardings=whole) if gather else lambda x: x
-    both = jax.jit(jnp.logical_and, out_shardings=whole)
+    lost = jax.jit(lambda latents, images: latents & ~images, out_shardings=whole)
     return generate
 
 
