@@ -41,13 +41,12 @@ def latents(path: Path) -> Path:
     return path
 
 
-def autoencoder(path: Path, bias: float = 0.0, **sizes) -> Path:
-    """A folder with a random autoencoder; sizes: of its config. bias: added to its images."""
+def autoencoder(path: Path, **sizes) -> Path:
+    """A folder with a random autoencoder; sizes: of its config."""
     known = dict(block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1)
     config = autoencoder_kl.Config(**(known | sizes))
     params = autoencoder_kl.random(config, 0)
-    last = params["decoder"]["conv_out"]
-    last["weight"] *= 6  # so that images are no plain grey
-    last["bias"] += np.float32(bias)
+    last = params["decoder"]["conv_out"]["weight"]
+    last *= 6  # so that images are no plain grey
     autoencoders.save(path, params, config, scaling_factor=SCALE)
     return path
