@@ -156,13 +156,20 @@ def table() -> str:
         card = zoo.card(name)
         named = ("w2", "chamfer", "frechet_pixels", "right_class")
         shown = [_figure(key, card["metrics"][key]) for key in named if key in card["metrics"]]
-        nfe = card["sampling"]["nfe"] or card["config"]["sampler"].get("num_steps")
+        steps = _sampler(card["sampling"]["sampler"])
         count = f"{card['training']['parameter_count']:,}"
         place = f"../genfield/pretrained/models/{name}.png"
         size, digest = f"{card['bytes'] / 1000:.0f} kB", f"`{card['sha256'][:16]}`"
-        rows.append([f"[{name}]({place})", count, size, ", ".join(shown), f"{nfe:g}", digest])
-    head = ["model, picture", "parameters", "file", "metrics", "evaluations", "SHA-256"]
+        rows.append([f"[{name}]({place})", count, size, ", ".join(shown), steps, digest])
+    head = ["model, picture", "parameters", "file", "metrics", "sampler, steps", "SHA-256"]
     return markdown(head, rows)
+
+
+def _sampler(section: dict) -> str:
+    """Its name and its steps, and those that follow it."""
+    steps = len(section.get("indices", ())) or section["num_steps"]
+    after = f", then {_sampler(section['then'])}" if section.get("then") else ""
+    return f"{section['name']} {steps}{after}"
 
 
 def _figure(name: str, found: dict) -> str:
