@@ -37,6 +37,7 @@ def get_config(variant: str = "full"):
     config.optimizer.update(learning_rate=1e-3, warmup_steps=19_500)  # 10 million images
     config.ema.update(half_life=500_000.0, ramp_up=0.05)
     config.train.steps = 390_625  # 200 million images
+    config.evaluate.labels = "random" if variant == "cond" else "balanced"
     config.evaluate.paper = dict(fid=fid) if fid else {}
     if "published" in variant:
         shared.published(config, fid=fid)

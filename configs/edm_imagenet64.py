@@ -28,6 +28,7 @@ def get_config(variant: str = "deterministic"):
     config.ema.half_life = 50_000_000.0
     config.train.steps = 610_000  # 2,500 million images
     config.train.eval_every = config.checkpoint.every = 5_000
+    config.evaluate.labels = "random"
     config.evaluate.paper = dict(fid=fid)
     if mark:
         shared.published(config, fid=fid)

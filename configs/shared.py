@@ -97,6 +97,7 @@ def imagenet256(name: str) -> ConfigDict:
     config.ema.rate = 0.9999
     config.train.steps = 400_000  # 80 epochs of 1,281,167 images
     config.train.eval_every = config.checkpoint.every = 10_000
+    config.evaluate.labels = "random"
     return config
 
 

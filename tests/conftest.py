@@ -32,7 +32,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TESTS = Path(__file__).parent
 CORE = ("couplings", "losses", "sampling", "test_fields.py", "test_core_imports.py")
-PROCESSES = ("test_signals.py", "test_distributed.py", "test_core_imports.py")
+PROCESSES = (
+    "test_signals.py",
+    "test_distributed.py",
+    "test_core_imports.py",
+    "test_prepare_signals.py",
+)
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 30_000  # of the 65,530 memory maps that Linux gives a process
 

@@ -174,7 +174,7 @@ def _maker(table, key: str, labels: np.ndarray | None, where: str):
             label = None if labels is None else int(labels[row])
             return decode(encoded, reading, name, notes), label, name
 
-        return on_demand(len(table), read)._replace(labels=labels)
+        return on_demand(len(table), read, reading.shape)._replace(labels=labels)
 
     return make
 
@@ -189,4 +189,6 @@ def _chain(parts: list[Examples]) -> Examples:
         label = batch["label"][0] if "label" in batch else None
         return batch["x1"][0], label, f"image {row}"
 
-    return on_demand(int(starts[-1]), read)
+    labels = [part.labels for part in parts]
+    labels = None if any(part is None for part in labels) else np.concatenate(labels)
+    return on_demand(int(starts[-1]), read)._replace(labels=labels)

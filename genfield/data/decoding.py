@@ -61,6 +61,11 @@ class Reading(NamedTuple):
         both = self.background
         return tuple(both) if isinstance(both, tuple) else (both,) * 3
 
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Of all pictures that are read; None where each has its own."""
+        return None if self.size is None else (self.size, self.size, self.channels)
+
     def fit(self, image: Image.Image) -> Image.Image:
         """The centre square, resized to [size, size] by an antialiased bicubic filter."""
         side = min(image.size)
@@ -83,8 +88,9 @@ class Notes:
 
     def news(self) -> list[str]:
         """A line for each kind that this did not tell before."""
-        new, self._told = set(self._names) - self._told, set(self._names)
-        return [f"images: some are {what}, as {min(self._names[what])}" for what in sorted(new)]
+        with self._lock:
+            new, self._told = set(self._names) - self._told, set(self._names)
+            return [f"images: some are {what}, as {min(self._names[what])}" for what in sorted(new)]
 
     def lines(self) -> list[str]:
         """The lines, each with the count of files and the first of them."""

@@ -264,8 +264,8 @@ def _check_scale(mean, std, scale: float, shift: float, own: float | None, log: 
         lines.append(f"data.shift={centre:.4g} would make the mean 0")
     if lines:
         log(
-            f"latents: the standard deviation is {total * scale:.3g} after data.scale={scale:g}, by "
-            f"channel {shown[1]}, the mean {shown[0]}: {'; '.join(lines)}"
+            f"latents: the standard deviation is {total * scale:.3g} after data.scale={scale:g} "
+            f"(by channel {shown[1]}), the mean {shown[0]}: {'; '.join(lines)}"
         )
 
 

@@ -1,5 +1,7 @@
 """Images and labels in an .npz file, and the cache of decoded images, which is one as well."""
 
+import math
+import struct
 import tokenize
 import uuid
 import zipfile
@@ -19,6 +21,8 @@ from genfield.errors import UserError
 # Where an .npz may hold images without splits, and labels. arr_0 and arr_1 are the ADM evaluator's.
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "arr_0", "samples"), ("labels", "y", "arr_1")
 CLASS_NAMES = "class_names"
+MAPPED = 1 << 30  # bytes of an array, beyond which it may stay on the disk
+LOCAL_HEADER = 30  # bytes before the names of a zip's member, whose lengths are its last four
 # Everything that a damaged or strange .npz can make NumPy and the standard library say.
 READ_ERRORS = (
     ArithmeticError,
@@ -52,7 +56,9 @@ def npz_splits(
         where they are wanted.
     """
     wanted = lambda name: _is_images(name) or _is_labels(name) or name == CLASS_NAMES
-    stored = read_npz(path, f"{path} is not a readable .npz file", wanted)
+    # Sets that are measured are read once, in their order: the disk will do.
+    complaint, mapped = f"{path} is not a readable .npz file", asked.layout == "flat"
+    stored = read_npz(path, complaint, wanted, mapped=mapped)
     splits = _split_keys(path, stored, None if asked.layout == "flat" else asked.split)
     if asked.layout != "flat":
         known = {asked.split, heldout(splits, asked.split, asked.heldout_split)}
@@ -167,10 +173,15 @@ def cached(
 
 
 def read_npz(
-    path: Path, complaint: str, wanted: Callable[[str], bool] = lambda name: True
+    path: Path,
+    complaint: str,
+    wanted: Callable[[str], bool] = lambda name: True,
+    *,
+    mapped: bool = False,
 ) -> dict[str, np.ndarray]:
     """The arrays of an .npz file whose names are wanted; None stands for the others.
 
+    mapped: those beyond MAPPED bytes that are not compressed stay on the disk, by memory map.
     Raises:
       UserError: no .npz file, or a damaged one; says `complaint`.
     """
@@ -178,11 +189,34 @@ def read_npz(
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip file of arrays, as np.savez writes them")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] if wanted(name) else None for name in file.files}
+            read = (lambda name: _mapped(path, file, name)) if mapped else file.__getitem__
+            return {name: read(name) if wanted(name) else None for name in file.files}
     except READ_ERRORS as error:
         reason = " ".join(f"{error}".split())[:160] or type(error).__name__
         reason = "it holds Python objects" if "allow_pickle" in reason else reason
         raise UserError(f"{complaint}: {reason}") from error
+
+
+def _mapped(path: Path, file, name: str) -> np.ndarray:
+    """An array of an opened .npz, by memory map where it is large and lies there as it is."""
+    known = {info.filename: info for info in file.zip.infolist()}
+    info = known.get(f"{name}.npy") or known[name]
+    if info.file_size <= MAPPED or info.compress_type != zipfile.ZIP_STORED:
+        return file[name]
+    with path.open("rb") as stream:
+        stream.seek(info.header_offset + LOCAL_HEADER - 4)
+        start = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", stream.read(4)))
+        stream.seek(start)
+        version = np.lib.format.read_magic(stream)
+        if version[0] > 2:  # names beyond Latin-1, of fields that no images have
+            return file[name]
+        header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, fortran, dtype = header(stream)
+        size = stream.tell() - start + math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or size != info.file_size:
+            raise ValueError(f"{name} is cut, or holds Python objects")
+        order = "F" if fortran else "C"
+        return np.memmap(path, dtype, "r", stream.tell(), shape, order)
 
 
 def to_levels(images: np.ndarray, what: str) -> np.ndarray:

@@ -125,9 +125,7 @@ def subset(examples: Examples, rows: np.ndarray) -> Examples:
     labels, vary = None if examples.labels is None else examples.labels[rows], None
     if examples.vary is not None:
         vary = lambda inner, numbers: examples.vary(rows[inner], numbers)
-    return Examples(
-        len(rows), lambda inner: examples.gather(rows[inner]), labels=labels, vary=vary
-    )
+    return Examples(len(rows), lambda inner: examples.gather(rows[inner]), labels=labels, vary=vary)
 
 
 def cheap(examples: Examples) -> bool:

@@ -52,20 +52,30 @@ def on_white(levels: jax.Array) -> jax.Array:
     return jnp.round(laid).astype(jnp.uint8)
 
 
-def on_demand(count: int, read: Callable[[int], tuple[np.ndarray, int | None, str]]) -> Examples:
+def on_demand(
+    count: int,
+    read: Callable[[int], tuple[np.ndarray, int | None, str]],
+    shape: tuple[int, ...] | None = None,
+) -> Examples:
     """Examples read one by one: `read(row)` gives the image, its label or None, and its name.
 
+    Args:
+      shape: of all images; None: that of the first, which is read now.
     Raises:
-      UserError: in `gather`, where an image's shape is not that of the first.
+      UserError: in `gather`, where an image's shape is another.
     """
-    first, _, first_name = read(0)
+    first_name = ""
+    if shape is None:
+        first, _, first_name = read(0)
+        shape = first.shape
 
     def checked(row: int):
         image, label, name = read(row)
-        if image.shape != first.shape:
+        if image.shape != shape:
             raise UserError(
-                f"images of several sizes: {first_name} is {_shape(first)}, "
-                f"{name} is {_shape(image)}: set data.size, or resize samples and references first"
+                f"images of several sizes: {first_name} is {_shape(shape)}, "
+                f"{name} is {_shape(image.shape)}: set data.size, or resize samples and references "
+                "first"
             )
         return image, label
 
@@ -79,8 +89,8 @@ def on_demand(count: int, read: Callable[[int], tuple[np.ndarray, int | None, st
     return Examples(count, gather)
 
 
-def _shape(image: np.ndarray) -> str:
-    return "x".join(map(str, image.shape))
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def nbytes(examples: Examples) -> int:

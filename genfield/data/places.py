@@ -126,4 +126,4 @@ def _examples(
         return decode(encoded, reading, where, notes), label, where
 
     known = None if labels is None else np.array([labels[name] for name in names], np.int32)
-    return on_demand(len(names), read)._replace(labels=known)
+    return on_demand(len(names), read, reading.shape)._replace(labels=known)

@@ -91,9 +91,10 @@ def cache() -> Path:
 
 
 def here(name: str) -> bool:
-    """Whether `find(name)` would take the environment's or the cache folder's file."""
+    """Whether `find(name)` would find a file without a download."""
     source = SOURCES[name]
-    return bool(os.environ.get(source.variable)) or (cache() / source.file).is_file()
+    files = (cache() / source.file, _packaged(source))
+    return bool(os.environ.get(source.variable)) or any(f and f.is_file() for f in files)
 
 
 def find(name: str, path: str | Path | None = None, sha256: str | None = None) -> Path:

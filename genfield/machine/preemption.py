@@ -90,15 +90,16 @@ def begin() -> None:
     _begun, _last_words = True, None
 
 
-def nothing_to_save(last_words: str) -> None:
+def nothing_to_save(last_words: str, alone: bool = False) -> None:
     """From now on a signal that no poll comes to ends the process; whatever is lost is drawn again.
 
-    Of several processes none leaves alone: they stop where they agree to.
+    Of several processes none leaves alone, unless they do not work together: they stop where they
+    agree to.
     """
     import jax
 
     global _last_words
-    if jax.process_count() == 1:
+    if alone or jax.process_count() == 1:
         _last_words = last_words
 
 

@@ -91,6 +91,9 @@ def open_reference(
     lacking = [output for output in _gaussians(judge) if not _holds(stored, output)]
     images = open_images(path, log, reading) if there and (needs or lacking) else None
     manifest = _check(place, stored, judge, lacking if there else [])
+    taken = [n for output in _gaussians(judge) if output not in lacking for n in NAMES[output]]
+    if images is not None and taken:
+        log(f"reference: {', '.join(taken)} as stored, the rest by its images")
     if needs and images is None and "features" not in stored:
         asked = ", ".join(m.name for m in judge.metrics if m.of_reference and m.features)
         raise UserError(

@@ -60,11 +60,10 @@ def open_source(place: Path, asked: Asked, size: int, memory_limit_gb: float) ->
     examples = choose(f"split of {place}", asked.split, found.known)()
     names = found.names.get(asked.split)
     labels = examples.labels if asked.labels else None
-    if asked.labels and labels is None:
-        rows = np.arange(examples.size)
-        labels = examples.gather(rows)["label"]
-    everything = list(files)
-    named = everything if names is None else names
+    by_name = names is not None and all(name in files for name in names)
+    # Of files inside of others, and of rows of columns, all files are asked once.
+    of_all = None if by_name else _mark(files, list(files))
+    named = list(files) if names is None else names
     return Source(
         count=examples.size,
         read=lambda row: examples.gather(np.array([row]))["x1"][0],
@@ -72,14 +71,13 @@ def open_source(place: Path, asked: Asked, size: int, memory_limit_gb: float) ->
         labels=labels,
         class_names=found.class_names if asked.labels else (),
         listing=short_hash(examples.size, named, None if labels is None else labels.tolist()),
-        mark=lambda rows: _mark(files, [names[row] for row in rows] if names else everything),
+        mark=lambda rows: of_all or _mark(files, [names[row] for row in rows]),
         told=[f"images: {found.how}, {examples.size:,} of split {asked.split!r}", *found.left_out],
         notes=notes,
     )
 
 
 def _mark(files: dict[str, Path], names: list[str]) -> str:
-    """Of files by their names; of all where some are inside others, as in an archive."""
-    wanted = names if all(name in files for name in names) else list(files)
-    stats = [files[name].stat() for name in wanted]
-    return short_hash([(name, s.st_size, s.st_mtime_ns) for name, s in zip(wanted, stats)])
+    """What the file system says of files."""
+    stats = [(name, files[name].stat()) for name in names]
+    return short_hash([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

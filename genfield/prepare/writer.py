@@ -55,7 +55,7 @@ class Shard:
 
     def open(self) -> None:
         """Takes the shard for this process; drops what no line speaks of."""
-        journal = open(self.journal, "a+b")  # noqa: SIM115
+        journal = open(self.journal, "a+b")
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -69,12 +69,10 @@ class Shard:
         there = self.part.stat().st_size if self.part.exists() else 0
         if there < HEADER + self.count * self._row:
             self.lines = []
-        part = open(self.part, "r+b" if there else "w+b")  # noqa: SIM115
+        part = open(self.part, "r+b" if there else "w+b")
         part.truncate(HEADER + self.count * self._row)
         part.seek(0, os.SEEK_END)
-        journal.truncate(0)
-        journal.write(b"".join(map(_encoded, self.lines)))
-        journal.flush()
+        journal.truncate(sum(len(_encoded(line)) for line in self.lines))
         self._files = part, journal
 
     @property

@@ -118,7 +118,7 @@ def load_config(values, overrides: list[str], workdir: Path) -> Asked:
         config = weights.derived(opened, config, methods)
     config = config_io.override(config, overrides)
     if opened is not None and alone:
-        weights.guided(opened, config, overrides)
+        weights.settled(opened, config, overrides, methods)
     checks.check(config)
     own_files.tell_changes(workdir, methods)
     return Asked(config, methods, opened)
@@ -182,8 +182,6 @@ def _check_weights(values, workdir: Path) -> None:
 
 def start_distributed(values) -> None:
     """Joins the other processes, if there are any."""
-    import jax
-
     given = [values.coordinator, values.process_id, values.num_processes]
     if not values.distributed and given == [None] * 3:
         return
@@ -194,14 +192,24 @@ def start_distributed(values) -> None:
             raise UserError(
                 f"--process_id {values.process_id} must be one of 0 to --num_processes - 1"
             )
+    join(
+        *[] if values.distributed else (values.coordinator, values.num_processes, values.process_id)
+    )
+    preemption.install_distributed()
+
+
+def join(*address) -> None:
+    """Joins the other processes, at an address or where JAX finds them.
+
+    Raises:
+      UserError: they cannot be found.
+    """
+    import jax
+
     try:
-        if values.distributed:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(values.coordinator, values.num_processes, values.process_id)
+        jax.distributed.initialize(*address)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
-    preemption.install_distributed()
 
 
 def check_devices() -> None:

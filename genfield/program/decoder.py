@@ -28,8 +28,6 @@ HOW = (
     "AutoencoderKL, or a published name such as sd-vae-ft-ema"
 )
 SAVED = f"latents are written and shown as they are; for pixels {HOW}"
-
-
 NOT_FINITE = (
     "are NaN or infinite, and their latents are not: set config.autoencoder_dtype='float32', or "
     "look at the weights"
@@ -177,11 +175,9 @@ class Decoder:
             parts.append(jax.block_until_ready(run(self.params, x, np.int32(first))))
             if on_part is not None and number + 1 < len(firsts):
                 on_part(f"decoding {(number + 1) * size * self.mesh.size}/{len(x)}")
-        out = join(*parts)
-        self.spent = Spent(
-            self.spent.images + len(x), self.spent.seconds + time.monotonic() - begun
-        )
-        return out
+        seconds = self.spent.seconds + time.monotonic() - begun
+        self.spent = Spent(self.spent.images + len(x), seconds)
+        return join(*parts)
 
     def _programs(self, x: jax.Array, size: int, levels: bool) -> tuple[Callable, Callable]:
         """What decodes a part and what joins parts, compiled before the clock runs."""
@@ -231,19 +227,34 @@ class Decoder:
             tick(count)
         return np.concatenate(parts)
 
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """A few images [n, H, W, C] in [-1, 1] -> examples [n, *shape], the posteriors' means."""
+        mean, _ = open_autoencoder(self.config).encode(images)
+        latents = self.data.latents
+        return (np.asarray(mean) - np.float32(latents.shift)) * np.float32(latents.scale)
 
-def open_weights(config) -> Weights:
-    """The decoder of the autoencoder that a config names.
+
+def open_autoencoder(config) -> pretrained.Autoencoder:
+    """The autoencoder that a config names.
 
     Raises:
       UserError: no such file, no autoencoder, another SHA-256; says which field names it.
     """
     try:
-        found = pretrained.autoencoder(
+        return pretrained.autoencoder(
             config.autoencoder, sha256=config.autoencoder_sha256, dtype=config.autoencoder_dtype
         )
     except UserError as error:
         raise UserError(f"config.autoencoder: {error}") from error
+
+
+def open_weights(config) -> Weights:
+    """The decoder of the autoencoder that a config names.
+
+    Raises:
+      UserError: as `open_autoencoder`.
+    """
+    found = open_autoencoder(config)
     needed = {name: found.params[name] for name in DECODER if name in found.params}
     cast = lambda a: np.asarray(a, DTYPES[config.autoencoder_dtype])
     return Weights(

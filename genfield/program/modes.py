@@ -26,6 +26,7 @@ from genfield.program import (
     pictures,
     sampler,
     shards,
+    weights,
 )
 from genfield.program import evaluate as evaluation
 from genfield.program.evaluate import Evaluation, Evaluator
@@ -41,6 +42,8 @@ def check(exp: Experiment, mode: str = "train") -> None:
     """Raises UserError for what a mode needs and the config does not have."""
     if mode in ("train", "evaluate"):
         evaluation.check_metrics(exp)
+    if mode == "evaluate" and exp.weights is not None:
+        weights.check_reference(exp)
     config, data = exp.config, exp.data
     if config.sample.guidance_scale != 1 and not data.num_classes:
         raise UserError("config.sample.guidance_scale needs labels: set config.data.labels=True")

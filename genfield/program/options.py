@@ -144,7 +144,7 @@ RULES = (
         "is of an autoencoder, and config.autoencoder names none: set it, or leave it out",
     ),
     Rule(
-        JUDGING,
+        ("train", "evaluate", "sample"),
         _if(lambda f: not f.data.num_classes or f.data.starts is not None, "evaluate", "labels"),
         "is of labels that samples are free in, and these have none: leave it out",
     ),

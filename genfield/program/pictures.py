@@ -24,15 +24,19 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
     `samples` are images that are there already.
     """
     folder, seed = exp.workdir, exp.config.seed + exp.config.sample.seed
-    rows = logbook.read_metrics(folder)
     poll = lambda done, note="": preemption.poll()
+
+    def curves() -> list:
+        if exp.weights is not None:  # trained elsewhere
+            return []
+        return [figures.curves(folder / "figures" / "loss.png", logbook.read_metrics(folder))]
+
     if len(exp.data.shape) < 3 and exp.data.draw is None and exp.data.shape != (2,):
-        curves = figures.curves(folder / "figures" / "loss.png", rows)
         if len(exp.data.shape) != 2:
-            return [curves]
+            return curves()
         samples = generate.make_drawer(exp)(params, SERIES, seed, poll).x
         real = exp.data.examples["train"].gather(np.arange(SERIES))["x1"]
-        return [figures.series(folder / "samples" / f"step_{step}.png", samples, real), curves]
+        return [figures.series(folder / "samples" / f"step_{step}.png", samples, real), *curves()]
     if len(exp.data.shape) != 1:
         if samples is None:
             count = evaluation.pictured(exp.config)
@@ -40,14 +44,14 @@ def draw(exp: Experiment, params, step: int, samples=None) -> list:
         if jax.process_index() != 0:
             return []
         grid = figures.image_grid(folder / "samples" / f"step_{step}.png", samples)
-        return [grid, figures.curves(folder / "figures" / "loss.png", rows)]
+        return [grid, *curves()]
     out = generate.make_drawer(exp, trace=1)(params, TRACED, seed, poll)
     if jax.process_index() != 0:
         return []
     target = evaluation.target_points(exp, exp.config.seed + 1, 4_000)
     method, clock = exp.objective.method, exp.objective.clock
     name = method.name.replace("_", " ")
-    paths = [figures.curves(folder / "figures" / "loss.png", rows)]
+    paths = curves()
     if exp.data.shape == (2,):
         field = jax.jit(exp.objective.field(params))
         paths.append(

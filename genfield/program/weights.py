@@ -81,7 +81,7 @@ def derived(model: Pretrained, page: ConfigDict | None, methods: Methods | None)
 
     Args:
       page: how; its network, data and preconditioning become the file's. None: as those sampled
-        who trained the weights, and images are measured by the Fréchet distance.
+        who trained the weights; see `settled`.
     """
     methods, told = methods or package(), config_of(model.description)
     config = base() if page is None else page
@@ -96,21 +96,33 @@ def derived(model: Pretrained, page: ConfigDict | None, methods: Methods | None)
             config[name].update(value)
         else:
             config[name] = value
-    source = methods[registry.DataSource][config.data.name]
+    source, shape = methods[registry.DataSource][config.data.name], model.description.shape
+    if source.holds == "images" and "size" in registry.parameters(source.target):
+        config.data.size = shape[0] if shape[0] == shape[1] else None
     if page is None and config.sample.guidance_scale == 1:
-        config.sample.guidance_channels = 0  # see `guided`
-    if page is None and source.holds in ("images", "latents"):
-        config.evaluate.metrics = ("frechet",)
+        config.sample.guidance_channels = 0  # see `settled`
+    if page is None:
+        config.evaluate.metrics = ()  # see `settled`
     if config.sample.name is None:
         config.sample.name = re.sub(r"[^\w.-]", "_", Path(model.info.file).stem).lstrip(".") or None
     return config
 
 
-def guided(model: Pretrained, config: ConfigDict, overrides: list[str]) -> None:
-    """Guides as the authors do where the config of a file alone has guidance, and says so."""
+def settled(model: Pretrained, config: ConfigDict, overrides: list[str], methods) -> None:
+    """What a file alone leaves open until the command line is read: metrics, and how to guide.
+
+    Images, and latents that are decoded, are measured by the Fréchet distance; guidance is that of
+    the authors, and a line says so.
+    """
+    chosen = lambda field: any(f"config.{field}" in override for override in overrides)
+    holds = (methods or package())[registry.DataSource][config.data.name].holds
+    pictures = holds == "images" or (holds == "latents" and config.autoencoder)
+    if pictures and not chosen("evaluate.metrics"):
+        config.evaluate.metrics = ("frechet",)
     section, theirs = config.sample, model.description.guidance
-    chosen = any("sample.guidance_channels" in override for override in overrides)
-    if theirs is None or theirs.channels is None or chosen or section.guidance_scale == 1:
+    if theirs is None or theirs.channels is None or section.guidance_scale == 1:
+        return
+    if chosen("sample.guidance_channels"):
         return
     section.guidance_channels = theirs.channels
     say(
@@ -146,6 +158,23 @@ def check_data(model: Pretrained, data: Dataset) -> None:
         raise UserError(
             f"the weights {model.info.file} are of examples {list(d.shape)} with {d.num_classes} "
             f"classes, and config.data has {list(data.shape)} with {data.num_classes}"
+        )
+
+
+def check_reference(exp) -> None:
+    """Raises UserError where nothing is measured, or against data that are not at hand."""
+    if not exp.config.evaluate.metrics:
+        raise UserError(
+            "nothing says what to measure: set config.evaluate.metrics, as \"('frechet',)\"; of "
+            "latents config.autoencoder too, which makes them pixels"
+        )
+    metrics = (exp.methods[registry.Metric][name] for name in exp.config.evaluate.metrics)
+    wanting = [m.name for m in metrics if m.reads == "features" and m.of_reference]
+    if wanting and exp.config.evaluate.reference is None and not any(exp.data.sizes.values()):
+        raise UserError(
+            f"metric {wanting[0]!r} compares with images, and weights bring none: set "
+            "config.evaluate.reference to images or statistics, such as ADM's "
+            "VIRTUAL_imagenet256_labeled.npz, or config.data.path to the data"
         )
 
 

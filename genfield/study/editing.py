@@ -21,6 +21,7 @@ from genfield.sampling import Samples
 from genfield.study.subject import Subject, heldout, images_elsewhere, on_batches, source
 from genfield.study.subject import labels as labels_of_samples
 
+ARRAYS = (".npy", ".npz")  # of which examples that are no images are read
 PACED = 16  # samples a device whose way tells a pace
 MASKS = ("left", "right", "top", "bottom", "center")
 
@@ -50,7 +51,7 @@ def inputs(
         )
     if images is None:
         x1, own = heldout(exp, num)
-    elif exp.data.pixels:
+    elif exp.pictures and (exp.data.pixels or Path(images).suffix not in ARRAYS):
         x1, own = images_elsewhere(exp, images, num, "--images", shuffle=False), None
     else:
         x1, own = _arrays(images, exp.data.shape)[:num], None

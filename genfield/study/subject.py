@@ -79,20 +79,22 @@ def images_elsewhere(
     Args:
       flag: what named the path, for messages. shuffle: chosen at random, or the first.
     Returns:
-      [n, H, W, C], as the network sees them.
+      [n, *shape], as the network sees them; of a run on latents they are encoded.
     """
-    if not exp.data.pixels:
-        raise UserError(f"{flag} names images, and this run was trained on none")
-    height, width, channels = exp.data.shape
+    if not exp.pictures:
+        mend = f": {decoder.HOW}" if exp.data.latents is not None else ""
+        raise UserError(f"{flag} names images, and this run was trained on none{mend}")
+    shape = exp.data.shape if exp.decoder is None else exp.decoder.shape
+    height, width, channels = shape
     local(path, flag)
     reading = sets.reading_of(exp.config.data)
     reading = reading._replace(size=height if height == width else None, channels=channels)
     opened = sets.open_images(path, say, reading)
     rows = np.random.default_rng(0).permutation(opened.size) if shuffle else np.arange(opened.size)
     levels = opened.read(rows[:num])
-    if levels.shape[1:] != exp.data.shape:
-        raise UserError(f"{path} has images of {levels.shape[1:]}, not {exp.data.shape}")
-    return to_unit(levels)
+    if levels.shape[1:] != shape:
+        raise UserError(f"{path} has images of {levels.shape[1:]}, not {shape}")
+    return to_unit(levels) if exp.decoder is None else exp.decoder.encode(to_unit(levels))
 
 
 def training(exp: Experiment, num: int = PER_DRAWN, part: int = 1024):

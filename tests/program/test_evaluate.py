@@ -11,9 +11,7 @@ from genfield.program.evaluate import Evaluator
 @pytest.mark.parametrize("pixels, middle", [(False, 2.0), (True, 4.0)])
 def test_medians_are_reported_of_points_and_means_of_images(pixels, middle):
     evaluator = Evaluator.__new__(Evaluator)
-    evaluator.exp = SimpleNamespace(
-        config=configuration.base(), data=SimpleNamespace(pixels=pixels)
-    )
+    evaluator.exp = SimpleNamespace(config=configuration.base(), pictures=pixels, decoder=None)
     values = iter([1.0, 2.0, 9.0])
     evaluator.of_samples, evaluator.judge = [object()], None
     evaluator._samples = lambda *arguments: {"w2": next(values)}

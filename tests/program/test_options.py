@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from programs import MOONS, ROOT, SMALL, TINY_DIGITS, arguments, losses, run
 
+from genfield.data.pipeline import Latents
 from genfield.errors import UserError
 from genfield.main import main
 from genfield.program import config_io, defaults, options
@@ -25,8 +26,10 @@ SHORT = SMALL | {"train.steps": 2, "checkpoint.every": 1, "evaluate.num_samples"
 LABELLED = {"data.labels": True, "label_dropout": 0.1}
 
 
-def broken(config, mode: str, labels: bool, pixels: bool) -> list[str]:
-    data = SimpleNamespace(num_classes=10 * labels, pixels=pixels)
+def broken(config, mode: str, labels: bool, pixels: bool, latents=None, starts=None) -> list[str]:
+    data = SimpleNamespace(
+        num_classes=10 * labels, pixels=pixels, latents=latents, starts=starts
+    )  # fmt: skip
     return [line for _, line in options.complaints(config, data, package(), mode)]
 
 
@@ -36,7 +39,8 @@ def test_no_page_has_an_option_that_hangs_in_the_air(name):
     source = package()[DataSource][config.data.name]
     labels = bool(config.data.get("labels", source.holds == "latents"))
     for mode in options.SAMPLING:
-        assert broken(config, mode, labels, source.holds == "images") == []
+        latents = Latents(1.0) if source.holds == "latents" else None
+        assert broken(config, mode, labels, source.holds == "images", latents) == []
 
 
 # (what is set, labels, what is said, what mends it)
@@ -77,6 +81,10 @@ TABLE = [
         "reference_split is of the data",
         {"evaluate.reference_split": "train"},
     ),
+    ({"autoencoder": "vae"}, True, "config.autoencoder decodes latents", None),
+    ({"autoencoder_sha256": "0" * 64}, True, "config.autoencoder_sha256 is of an autoenc", None),
+    ({"autoencoder_dtype": "bfloat16"}, True, "config.autoencoder_dtype is of an autoenc", None),
+    ({"evaluate.labels": "random"}, False, "config.evaluate.labels is of labels", LABELLED),
 ]
 
 
@@ -116,6 +124,16 @@ def test_pixels_are_rounded_of_images_alone():
     config.sample.rounding = "shift"
     assert "is of pixels" in broken(config, "sample", False, pixels=False)[0]
     assert broken(config, "sample", False, pixels=True) == []
+    assert "is of pixels" in broken(config, "sample", False, False, Latents(1.0))[0]
+    config.autoencoder = "vae"
+    assert broken(config, "sample", False, False, Latents(1.0)) == []
+
+
+def test_labels_of_examples_are_not_drawn_at_random():
+    config = _config({"evaluate.labels": "random"})
+    assert broken(config, "sample", True, pixels=True) == []
+    [told] = broken(config, "sample", True, pixels=True, starts=object())
+    assert "config.evaluate.labels is of labels that samples are free in" in told
 
 
 def test_every_rule_has_a_row():

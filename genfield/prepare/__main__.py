@@ -1,0 +1,48 @@
+"""Images to latents or small pixels: python -m genfield.prepare --images=… --out=… --autoencoder=…
+
+The same command goes on where it was stopped. docs/imagenet.md says what is written.
+"""
+
+import os
+import sys
+
+from genfield.machine import preemption
+
+if __name__ == "__main__":
+    preemption.install()  # before the slow imports: a signal never goes unheard
+    os.environ.setdefault("MPLBACKEND", "Agg")
+
+from genfield.program import command
+
+
+def run(argv: list[str]) -> None:
+    """Runs a command line to its end."""
+    from genfield.prepare import options as parsing
+
+    options = parsing.parse(argv[1:], __doc__)
+    if options.distributed:
+        options = joined(options)
+    command.check_devices()
+    from genfield.prepare.run import prepare
+
+    preemption.begin()
+    preemption.nothing_to_save("stopped; the same command goes on", alone=True)
+    prepare(options)
+
+
+def joined(options):
+    """The options of one of several processes, whose number and count JAX finds."""
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)  # each obeys signals by itself
+    command.join()
+    return options._replace(process_id=jax.process_index(), num_processes=jax.process_count())
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command line; returns the exit code."""
+    return command.main(argv, run)
+
+
+if __name__ == "__main__":
+    command.leave(sys.argv, run)
