@@ -53,7 +53,6 @@ MODELS = {
     "two_moons/action_matching": Model("action_matching_two_moons.py:swish", SHORT),
     "two_moons/distance_marching": Model("distance_marching_two_moons.py", []),
     "two_moons/edm": Model("edm_two_moons.py", []),
-    "two_moons/energy_matching": Model("equilibrium_matching_two_moons.py:energy_matching", SHORT),
     "two_moons/equilibrium_matching": Model("equilibrium_matching_two_moons.py", []),
     "two_moons/flow_matching": Model("flow_matching_two_moons.py", []),
     "two_moons/flux_matching": Model(
@@ -63,7 +62,6 @@ MODELS = {
         "flow_matching_two_moons.py", [*SHORT, "--config.coupling.name=greedy"]
     ),
     "two_moons/lines": Model("lines_two_moons.py", LINES, teacher="two_moons/edm"),
-    "two_moons/optimal_transport": Model("flow_matching_two_moons.py:ot", SHORT),
     "two_moons/rectified_flow": Model("lines_two_moons.py:flow", LINES, teacher="two_moons/edm"),
 }
 
