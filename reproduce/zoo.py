@@ -53,7 +53,6 @@ MODELS = {
     "two_moons/action_matching": Model("action_matching_two_moons.py:swish", SHORT),
     "two_moons/distance_marching": Model("distance_marching_two_moons.py", []),
     "two_moons/edm": Model("edm_two_moons.py", []),
-    "two_moons/energy_matching": Model("equilibrium_matching_two_moons.py:energy_matching", SHORT),
     "two_moons/equilibrium_matching": Model("equilibrium_matching_two_moons.py", []),
     "two_moons/flow_matching": Model("flow_matching_two_moons.py", []),
     "two_moons/flux_matching": Model(
@@ -63,7 +62,6 @@ MODELS = {
         "flow_matching_two_moons.py", [*SHORT, "--config.coupling.name=greedy"]
     ),
     "two_moons/lines": Model("lines_two_moons.py", LINES, teacher="two_moons/edm"),
-    "two_moons/optimal_transport": Model("flow_matching_two_moons.py:ot", SHORT),
     "two_moons/rectified_flow": Model("lines_two_moons.py:flow", LINES, teacher="two_moons/edm"),
 }
 
@@ -156,13 +154,20 @@ def table() -> str:
         card = zoo.card(name)
         named = ("w2", "chamfer", "frechet_pixels", "right_class")
         shown = [_figure(key, card["metrics"][key]) for key in named if key in card["metrics"]]
-        nfe = card["sampling"]["nfe"] or card["config"]["sampler"].get("num_steps")
+        steps = _sampler(card["sampling"]["sampler"])
         count = f"{card['training']['parameter_count']:,}"
         place = f"../genfield/pretrained/models/{name}.png"
         size, digest = f"{card['bytes'] / 1000:.0f} kB", f"`{card['sha256'][:16]}`"
-        rows.append([f"[{name}]({place})", count, size, ", ".join(shown), f"{nfe:g}", digest])
-    head = ["model, picture", "parameters", "file", "metrics", "evaluations", "SHA-256"]
+        rows.append([f"[{name}]({place})", count, size, ", ".join(shown), steps, digest])
+    head = ["model, picture", "parameters", "file", "metrics", "sampler, steps", "SHA-256"]
     return markdown(head, rows)
+
+
+def _sampler(section: dict) -> str:
+    """Its name and its steps, and those that follow it."""
+    steps = len(section.get("indices", ())) or section["num_steps"]
+    after = f", then {_sampler(section['then'])}" if section.get("then") else ""
+    return f"{section['name']} {steps}{after}"
 
 
 def _figure(name: str, found: dict) -> str:

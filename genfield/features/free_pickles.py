@@ -60,7 +60,7 @@ class FreeMachine(Machine):
     """The interpreter for any pickle that a program writes."""
 
     KEYS = (str, bytes, int, float, type(None), Global)
-    inner = False  # whether such bytes may not stand in it
+    inner = False  # whether bytes of torch.save may not stand in it
 
     def __init__(self, *arguments, **keywords):
         super().__init__(*arguments, **keywords)

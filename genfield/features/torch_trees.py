@@ -131,35 +131,35 @@ class Plain:
         if name == "numpy.dtype":
             return _dtype(value)
         if name == "numpy.core.multiarray.scalar" and isinstance(arguments[0], np.dtype):
-            return np.frombuffer(self.bytes(arguments[1]), arguments[0], 1)[0]
+            return np.frombuffer(self.bytes_of(arguments[1]), arguments[0], 1)[0]
         if name == "numpy.core.multiarray._reconstruct" and isinstance(state, tuple):
             *_, shape, dtype, columns, raw = state
-            return self.array(value, raw, dtype, shape, "F" if columns else "C")
+            return self.array_of(value, raw, dtype, shape, "F" if columns else "C")
         if name == "numpy.core.numeric._frombuffer":
-            return self.array(value, *arguments)
+            return self.array_of(value, *arguments)
         if name == "builtins.complex":
             return complex(*(expect(part, float) for part in arguments))
         if name in ("builtins.set", "builtins.frozenset") and len(arguments) <= 1:
-            return self.set(value, *arguments)
+            return self.set_of(value, *arguments)
         return value
 
-    def set(self, value: Object, members: Any = ()) -> Any:
+    def set_of(self, value: Object, members: Any = ()) -> Any:
         """A set of texts; of others, whose hash could take for ever, the object."""
         if not all(isinstance(member, str) for member in expect(members, (list, tuple))):
             return value
         kind = set if value.name.endswith(".set") else frozenset
         return self.once((id(members), kind), lambda: kind(members))
 
-    def array(self, value: Object, raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
+    def array_of(self, value: Object, raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
         """NumPy's array; of objects, which stay objects, none."""
         if not isinstance(dtype, np.dtype):
             return value
-        raw = self.bytes(raw)
+        raw = self.bytes_of(raw)
         native = lambda: np.frombuffer(raw, dtype).astype(dtype.newbyteorder("="), copy=False)
         flat = self.once((id(raw), dtype.str), native)
         return flat.reshape(counts(shape), order="F" if order == "F" else "C")
 
-    def bytes(self, value: Any) -> bytes:
+    def bytes_of(self, value: Any) -> bytes:
         """Bytes, which protocols before 3 write as text."""
         if isinstance(value, bytes):
             return value
