@@ -31,8 +31,9 @@ SMALL = [  # half as wide as configs/shared.py has it, and as many examples in a
     *("--config.train.eval_every=0", "--config.checkpoint.every=1000"),
 ]
 SHORT = ["--config.train.steps=8000"]
+LINES = [*SHORT, "--config.evaluate.repeats=3"]
 PAIRS = 40_000  # of noise and sample, which the lines join
-SEEDS, SAMPLES = 3, 500  # of digits: sampling seeds, for the spread, and samples of each
+SEEDS, SAMPLES = 3, 200  # of digits: sampling seeds, for the spread, and samples of each
 COLORS, WIDTH = 128, 720  # of a picture
 TABLE = "<!-- the table, by reproduce/zoo.py -->\n"
 
@@ -55,13 +56,15 @@ MODELS = {
     "two_moons/energy_matching": Model("equilibrium_matching_two_moons.py:energy_matching", SHORT),
     "two_moons/equilibrium_matching": Model("equilibrium_matching_two_moons.py", []),
     "two_moons/flow_matching": Model("flow_matching_two_moons.py", []),
-    "two_moons/flux_matching": Model("flux_matching_two_moons.py", []),
+    "two_moons/flux_matching": Model(
+        "flux_matching_two_moons.py:smoothed", ["--config.train.steps=2500"]
+    ),
     "two_moons/greedy_matching": Model(
         "flow_matching_two_moons.py", [*SHORT, "--config.coupling.name=greedy"]
     ),
-    "two_moons/lines": Model("lines_two_moons.py", SHORT, teacher="two_moons/edm"),
+    "two_moons/lines": Model("lines_two_moons.py", LINES, teacher="two_moons/edm"),
     "two_moons/optimal_transport": Model("flow_matching_two_moons.py:ot", SHORT),
-    "two_moons/rectified_flow": Model("lines_two_moons.py:flow", SHORT, teacher="two_moons/edm"),
+    "two_moons/rectified_flow": Model("lines_two_moons.py:flow", LINES, teacher="two_moons/edm"),
 }
 
 
@@ -78,10 +81,10 @@ def made(workdir: Path, name: str) -> Path:
 def pairs(workdir: Path, teacher: str) -> Path:
     """The folder with pairs of a teacher, drawn now if they are not."""
     run = made(workdir, teacher)
-    if not list(run.glob("pairs/step_*")):
+    if not list(run.glob("pairs/step_*/")):
         command = [sys.executable, "-m", "genfield.main", f"--workdir={run}", "--mode=pairs"]
         subprocess.run([*command, f"--config.sample.num={PAIRS}"], cwd=ROOT, check=True)
-    return max(run.glob("pairs/step_*"))
+    return max(run.glob("pairs/step_*/"))
 
 
 def of_pixels(folder: Path) -> dict[str, dict]:
@@ -133,6 +136,9 @@ def keep(workdir: Path, name: str) -> None:
     pretrained.export(folder, file, kind="genfield")
     file.chmod(0o644)
     flags = " ".join(model.overrides)
+    if model.teacher:
+        drawn = pairs(workdir, model.teacher).relative_to(workdir)
+        flags += f" --config.data.path=runs/zoo/{drawn}"
     head = {
         "name": name,
         "command": f"python -m genfield.main --config=configs/{model.config} {flags}".strip(),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from genfield.errors import UserError
 from genfield.features.pickles import (
     BFLOAT16,
     ORDERED_DICT,
@@ -92,8 +93,14 @@ class FreeMachine(Machine):
     def named(self, name: str) -> Global:
         return self.kept(name)
 
-    def storages(self) -> dict[str, str]:
-        return STORAGES | MORE_STORAGES
+    def numbers(self, kind: str) -> str:
+        found = (STORAGES | MORE_STORAGES).get(kind.rpartition(".")[2])
+        if found is None:
+            raise UserError(
+                f"{self.path} holds numbers of the kind {kind!r}, quantised or others that are "
+                "not read here: save the weights anew as float32"
+            )
+        return found
 
     def referred(self, identity: Any) -> Any:
         if expect(identity, tuple)[:1] == ("module",):  # a class with its source, in early files

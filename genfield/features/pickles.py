@@ -221,7 +221,7 @@ class Machine:
     def referred(self, identity: Any) -> Any:
         """A reference ("storage", type, key, device, length[, view]) to a storage."""
         kind, dtype, key, _, count, *view = expect(identity, tuple)
-        dtype = self.storages()[expect(dtype, Global).name.rpartition(".")[2]]
+        dtype = self.numbers(expect(dtype, Global).name)
         expect(kind, str), expect(key, str)
         if self.widths is not None:
             self.widths[key] = 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
@@ -230,8 +230,9 @@ class Machine:
             _, start, count = expect(view[0], tuple)
         return Storage(key, dtype, *counts((start, count)))
 
-    def storages(self) -> dict[str, str]:
-        return STORAGES
+    def numbers(self, kind: str) -> str:
+        """NumPy's type of a storage's numbers, bfloat16 by its name."""
+        return STORAGES[kind.removeprefix("torch.")]
 
 
 def expect(value: Any, kind) -> Any:

@@ -35,6 +35,7 @@ __all__ = ["Object", "module_state", "read", "read_tree", "state_dict"]
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 SAFETENSORS_HEADER = b'{"'  # after the header's length, 8 bytes
 MAX_HEADER = 10_000_000  # of safetensors, in bytes
+LOCAL_HEADER = 30  # bytes of a record of a zip file before its name, whose length ends them
 ORDERS = {b"little": "<", b"big": ">"}
 # How files begin that are often saved in the place of weights, and what helps.
 MISTAKEN = {
@@ -212,8 +213,12 @@ def _read_zip(path: Path, archive: zipfile.ZipFile, kind: type[Machine]) -> tupl
     state = machine.run(io.BytesIO(_record(archive, prefix, "data.pkl")))
     embedded = getattr(machine, "embedded", {})
 
-    def raw(key: str) -> bytes:
-        return embedded[key] if key in embedded else _record(archive, prefix, f"data/{key}")
+    mapped = memoryview(mmap.mmap(archive.fp.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def raw(key: str) -> bytes | memoryview:
+        if key in embedded:
+            return embedded[key]
+        return _mapped(archive, _entry(archive, prefix, f"data/{key}"), mapped)
 
     return state, Arrays(raw, ORDERS[order])
 
@@ -229,10 +234,28 @@ def _check_records(path: Path, archive: zipfile.ZipFile) -> None:
 
 def _record(archive: zipfile.ZipFile, prefix: str, name: str) -> bytes:
     """A record's bytes. PyTorch stores without compression, so none is larger than the file."""
+    return archive.read(_entry(archive, prefix, name))
+
+
+def _entry(archive: zipfile.ZipFile, prefix: str, name: str) -> zipfile.ZipInfo:
     entry = archive.getinfo(prefix + name)
     if entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
-    return archive.read(entry)
+    return entry
+
+
+def _mapped(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, mapped: memoryview) -> memoryview:
+    """A record's bytes as they stand in the file, so that those which nobody reads take no memory.
+
+    A checkpoint holds an optimiser's moments beside the weights, twice as large as they are.
+    """
+    with archive.open(entry):  # checks the record's own header
+        start = entry.header_offset + LOCAL_HEADER
+    lengths = struct.unpack("<HH", mapped[start - 4 : start])
+    found = mapped[start + sum(lengths) :][: entry.file_size]
+    if len(found) != entry.file_size or zlib.crc32(found) != entry.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for {entry.filename}")
+    return found
 
 
 def _named(path: Path, state: Any, arrays: Arrays) -> dict[str, np.ndarray]:

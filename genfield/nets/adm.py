@@ -57,10 +57,8 @@ class ADM(unet.UNet):
             rngs=rngs,
         )
         self.augmentation_size, self.outputs = augmentation_size, shape[-1]
-        self.augmentation = None
-        if augmentation_size:
-            sizes = augmentation_size, channels
-            self.augmentation = layers.linear(*sizes, constant(0.0), None, rngs=rngs)
+        sizes = augmentation_size, channels, constant(0.0), None
+        self.augmentation = layers.linear(*sizes, rngs=rngs) if augmentation_size else None
         if learned_variance:
             width = channels * channel_multipliers[0]
             self.last = layers.torch_conv(width, 2 * shape[-1], 3, rngs=rngs, zero=True)

@@ -1,6 +1,7 @@
 """The U-Net of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233) as the CIFAR-10 recipe of flow
 matching configures it (Lipman et al. 2024; Distance Marching, Table 6): 55,676,419 parameters."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -210,6 +211,15 @@ def _count_heads(width, num_heads, head_channels) -> int:
     return heads_here
 
 
+def _resizing(resampling, widths, stage, options, levels, resample) -> nnx.Dict | None:
+    """What resamples at each of these levels; None where nothing of it is learned."""
+    make = {
+        "conv": lambda width: ResizingConv(width, resample, **options),
+        "block": lambda width: stage(width, width, resample=resample),
+    }.get(resampling)
+    return make and nnx.Dict({str(level): make(widths[level]) for level in levels})
+
+
 class UNet(layers.Network):
     """ADM's U-Net on [B, H, W, C], resampling without parameters, scale-shift norms.
 
@@ -278,13 +288,7 @@ class UNet(layers.Network):
             split = _count_heads(outputs, num_heads, head_channels)
             return Stage(block, SelfAttention(outputs, split, attention, **normed))
 
-        def resizing(levels, resample):
-            make = {
-                "conv": lambda width: ResizingConv(width, resample, **options),
-                "block": lambda width: stage(width, width, resample=resample),
-            }.get(resampling)
-            return make and nnx.Dict({str(level): make(widths[level]) for level in levels})
-
+        resizing = functools.partial(_resizing, resampling, widths, stage, options)
         self.time1 = layers.torch_linear(channels, 4 * channels, rngs=rngs)
         self.time2 = layers.torch_linear(4 * channels, 4 * channels, rngs=rngs)
         self.labels = rows(num_classes, 4 * channels, rngs=rngs) if num_classes else None

@@ -10,6 +10,8 @@ import numpy as np
 
 from genfield.errors import UserError, local
 from genfield.features import weights
+from genfield.machine.fixed import without
+from genfield.nets import count_parameters, known
 from genfield.pretrained import mapping
 from genfield.pretrained.contents import HEADER
 from genfield.pretrained.family import Description, Family, families, named
@@ -77,7 +79,7 @@ def write(
     header = {HEADER: json.dumps(facts | {"digest": digest}, sort_keys=True)}
     beside = None
     if family.name != OWN:
-        count = sum(array.size for array in mapping.leaves(params).values())
+        count = count_parameters(without(params, known()[theirs.net["name"]].fixed))
         beside = json.dumps({**facts, "title": theirs.title, "parameters": count}, indent=1)
     try:
         _save(file, arrays, header, beside)

@@ -33,6 +33,7 @@ class Description(NamedTuple):
       scale: of the data: what the autoencoder's latents were multiplied by; None: pixels, or said
         nowhere.
       null: whether there is a null class, where there are classes.
+      any_size: whether the network takes images of other sizes than `shape` too.
       notes: lines about what was taken for granted, which are said when a file is opened.
     """
 
@@ -53,6 +54,7 @@ class Description(NamedTuple):
     guidance: Guidance | None = None
     scale: float | None = None
     null: bool = True
+    any_size: bool = False
     notes: tuple[str, ...] = ()
 
 

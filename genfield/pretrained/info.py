@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from genfield.nets import count_parameters
+from genfield.machine.fixed import without
+from genfield.nets import count_parameters, known
 from genfield.pretrained.family import Description, Guidance
 from genfield.registry import AT_LEVELS
 
@@ -33,7 +34,7 @@ class Info(NamedTuple):
     Attributes:
       family: the record's name. title: the published name, or what it is in words.
       file: its path. sha256: of the file. part: of several in it, "ema" or "model".
-      parameters: how many. shape: of an example, channels last. num_classes: 0 without.
+      parameters: how many are trained. shape: of an example, channels last. num_classes: 0 without.
       null_label: the label that means none; None without classes.
       teaches: what the field is, of registry.FIELDS. points: the same in words.
       clock: whether the field is called with t, or the noise level.
@@ -67,7 +68,7 @@ class Info(NamedTuple):
             file=file,
             sha256=sha256,
             part=part,
-            parameters=count_parameters(params),
+            parameters=count_parameters(without(params, known()[d.net["name"]].fixed)),
             shape=d.shape,
             num_classes=d.num_classes,
             null_label=d.num_classes if d.num_classes and d.null else None,

@@ -1,5 +1,6 @@
 """Weights from a file: which family it is of, genfield's network and parameters, and the field."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,23 +70,41 @@ def load(
     content = read(file, ema)
     family, facts = choose_family(content, kind, config or {}, file, teaches)
     shapes = {name: array.shape for name, array in content.arrays.items()}
-    description = family.describe(shapes, facts, str(file))
+    description = _told(file, lambda: family.describe(shapes, facts, str(file)))
     for note in description.notes:
         say(note)
-    sizes = {"shape": description.shape, "num_classes": description.num_classes}
-    try:
-        apply, abstract = nets.create(description.net, None, **sizes)
-    except UserError:
-        raise
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} describes no network of genfield's: {reason}") from error
+    apply, abstract = _told(file, lambda: network(description))
     rules = family.rules(description)
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
     if content.digest not in (None, weights.digest(params)):
         raise UserError(f"{file} is damaged: its numbers are not those that were exported")
     info = Info.of(family.name, description, str(file), digest, content.part, abstract)
     return bound(apply, jax.tree.map(jnp.asarray, params), description, info)
+
+
+def _told(file: Path, make: Callable) -> Any:
+    """What `make` gives; one line where a file's facts are not even of the right types."""
+    try:
+        return make()
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} describes no network of genfield's: {reason}") from error
+
+
+def network(description: Description) -> tuple[Callable, dict]:
+    """The network's apply, and the shapes of its parameters."""
+
+    @functools.cache
+    def create(shape):
+        return nets.create(description.net, None, shape=shape, num_classes=description.num_classes)
+
+    def of_any_size(params, x, t=None, cond=None, **options):
+        return create(tuple(x.shape[1:]))[0](params, x, t, cond, **options)
+
+    apply, abstract = create(description.shape)
+    return of_any_size if description.any_size else apply, abstract
 
 
 def bound(apply: Callable, params: dict, description: Description, info: Info) -> Pretrained:

@@ -100,7 +100,7 @@ ROWS = {
     ),
     "a zip without weights": Row(zipped(readme=b""), "without weights", "without weights"),
     "arrays of objects": Row(object_arrays, "without weights", "without weights"),
-    "quantised": Row(quantised, "QInt8Storage", "damaged"),
+    "quantised": Row(quantised, "QInt8Storage", "QInt8Storage"),
     "safetensors: header of 2^60": Row(safetensors_file(b'{"', length=2**60), "damaged", "damaged"),
     "safetensors: negative offset": Row(
         safetensors_file(header(described(offsets="[-16,0]"))), "damaged", "damaged"

@@ -417,3 +417,44 @@ def test_wrong_conditions_fail_at_once(size, cond, message):
     apply, params = nets.create(config, None, shape=IMAGE)
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda p: apply(p, jnp.zeros((BATCH, *IMAGE)), None, cond), params)
+
+
+def test_a_null_row_of_zeros_stays():
+    """As in flow_matching's U-Net: it starts at zero, takes no gradient, and adds nothing."""
+    config = SMALL["adm"] | {"name": "unet", "head_channels": None, "null_row": "zero"}
+    apply, _ = nets.create(config, None, shape=IMAGE, num_classes=CLASSES)
+    rows = fresh(config, IMAGE, CLASSES)["labels"]["embedding"]
+    assert not np.any(rows[-1]) and 0.5 < np.std(rows[:-1]) < 1.5
+    _, params = init(config, IMAGE, CLASSES)
+    _, _, x, t, _ = build("ddpmpp")
+    loss = lambda rows, label: apply(
+        params | {"labels": {"embedding": rows}}, x, t, jnp.full(BATCH, label)
+    ).sum()
+    gradient = jit(jax.grad(loss))
+    null, first = (gradient(params["labels"]["embedding"], label) for label in (CLASSES, 0))
+    assert not np.any(null)
+    assert np.any(first[0]) and not np.any(first[1:])
+    without, _ = nets.create(config, None, shape=IMAGE)
+    zero = params | {"labels": {"embedding": jnp.asarray(rows)}}
+    bare = {name: part for name, part in params.items() if name != "labels"}
+    np.testing.assert_allclose(jit(apply)(zero, x, t), jit(without)(bare, x, t), atol=1e-6)
+    with pytest.raises(UserError, match=r"unknown null_row 'zeros': did you mean 'zero'"):
+        nets.create(config | {"null_row": "zeros"}, None, shape=IMAGE, num_classes=CLASSES)
+
+
+def test_what_adm_is_told_and_leaves_out():
+    """Augmentation joins the embedding, at first by nothing; a learned variance is dropped."""
+    config = SMALL["adm"] | {"augmentation_size": 9, "learned_variance": True}
+    start = fresh(config, IMAGE)
+    assert not np.any(start["augmentation"]["kernel"]) and set(start["augmentation"]) == {"kernel"}
+    assert start["last"]["kernel"].shape[-1] == 2 * IMAGE[-1]
+    apply, params = init(config, IMAGE)
+    _, _, x, t, cond = build("ddpmpp")
+    run = jit(apply)
+    told = run(params, x, t, {"augmentation": cond["augmentation"]})
+    zeros = run(params, x, t, {"augmentation": jnp.zeros((BATCH, 9))})
+    np.testing.assert_allclose(run(params, x, t), zeros, atol=1e-6)
+    assert told.shape == x.shape and differ(told, zeros)
+    half = params | {"last": jax.tree.map(lambda a: a[..., : IMAGE[-1]], params["last"])}
+    plain, _ = nets.create(config | {"learned_variance": False}, None, shape=IMAGE)
+    np.testing.assert_allclose(jit(plain)(half, x, t), run(params, x, t), atol=1e-6)

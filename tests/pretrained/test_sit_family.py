@@ -1,6 +1,7 @@
 """EqM's, SiT's and DiT's weights, against what SiT's published code gives for a tiny network."""
 
 import json
+import mmap
 import shutil
 from pathlib import Path
 
@@ -277,3 +278,10 @@ def test_files_that_hold_no_one_set_of_weights_are_told(tmp_path):
     (tmp_path / "a.json").write_text("[1")
     with pytest.raises(UserError, match="is not the description of weights"):
         pretrained.load(tmp_path / "a.safetensors")
+
+
+def test_parts_of_a_checkpoint_that_nobody_reads_stay_in_the_file():
+    held = torch_files.read_tree(CHECKPOINT)["model"]["pos_embed"]
+    while hasattr(held, "base"):
+        held = held.base
+    assert isinstance(held, memoryview) and isinstance(held.obj, mmap.mmap)
