@@ -64,7 +64,7 @@ def of_sampling(exp: Experiment, out: Evaluation) -> dict:
     """How the samples were drawn."""
     config = exp.config
     return {
-        "parameters": "ema" if generate.averaged(exp) else "raw",
+        "parameters": generate.which(exp),
         "sampler": resolved_sampler(config_io.to_dict(config.sampler), exp.methods),
         "nfe": out.results.get("nfe"),
         "guidance_scale": config.sample.guidance_scale,

@@ -178,6 +178,7 @@ def absolute(config, methods: Methods):
         section = functools.reduce(lambda part, key: part[key], sections, config)
         place = section.get(field)
         # A reference or weights may be a name, not a path; a bucket's address stays as it is.
-        if place and "://" not in place and (name not in REFERENCES or Path(place).exists()):
+        named = name in (*REFERENCES, *FILE_PLACES)
+        if place and "://" not in place and (not named or Path(place).expanduser().exists()):
             section[field] = str(Path(place).expanduser().absolute())
     return config

@@ -29,6 +29,13 @@ def parameters(exp: Experiment, state: TrainState) -> dict:
     return state.ema if averaged(exp) else state.params
 
 
+def which(exp: Experiment) -> str:
+    """Which parameters these are, for a card: "ema" or "raw", or which of a file of weights."""
+    if exp.weights is not None and exp.weights.info.part:
+        return exp.weights.info.part
+    return "ema" if averaged(exp) else "raw"
+
+
 def averaged(exp: Experiment) -> bool:
     """Whether `parameters` are the average."""
     return bool(exp.config.sample.use_ema and exp.ema_rate)

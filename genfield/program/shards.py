@@ -82,7 +82,7 @@ def settings_of(
             "step": step,
             "guidance_on": sampler.guided_product(exp.config, exp.methods),
             "seed": exp.config.seed + exp.config.sample.seed,
-            "parameters": "ema" if generate.averaged(exp) else "raw",
+            "parameters": generate.which(exp),
             "parameters_digest": card.parameters_digest(params),
             "sampler": config_io.to_dict(exp.config.sampler),
         }

@@ -18,7 +18,7 @@ from genfield.data import Dataset
 from genfield.errors import UserError, local
 from genfield.machine import checkpoint
 from genfield.machine.logbook import say
-from genfield.pretrained import contents, loading
+from genfield.pretrained import contents, loading, zoo
 from genfield.pretrained.family import config_of
 from genfield.pretrained.loading import Pretrained
 from genfield.program import checks
@@ -33,8 +33,10 @@ MEANING = ("teaches", "clock", "output")
 
 
 def is_file(place: str, where: str) -> bool:
-    """Whether a path is of a file of weights, or a folder that holds one, and not of a run."""
+    """Whether a path is of a file of weights, a folder of one or of the zoo, and not of a run."""
     path = local(place, where)
+    if not path.exists():
+        return zoo.place(place) is not None
     if not path.is_dir() or (path / checkpoint.FOLDER).exists():
         return path.is_file()
     return any(file.suffix in contents.ENDINGS for file in path.iterdir())
@@ -111,14 +113,15 @@ def derived(model: Pretrained, page: ConfigDict | None, methods: Methods | None)
 def settled(model: Pretrained, config: ConfigDict, overrides: list[str], methods) -> None:
     """What a file alone leaves open until the command line is read: metrics, and how to guide.
 
-    Images, and latents that are decoded, are measured by the Fréchet distance; guidance is that of
-    the authors, and a line says so.
+    Images, and latents that are decoded, are measured by the Fréchet distance, points of a law that
+    is drawn as clouds; guidance is that of the authors, and a line says so.
     """
     chosen = lambda field: any(f"config.{field}" in override for override in overrides)
-    holds = (methods or package())[registry.DataSource][config.data.name].holds
-    pictures = holds == "images" or (holds == "latents" and config.autoencoder)
-    if pictures and not chosen("evaluate.metrics"):
-        config.evaluate.metrics = ("frechet",)
+    source = (methods or package())[registry.DataSource][config.data.name]
+    pictures = source.holds == "images" or (source.holds == "latents" and config.autoencoder)
+    if not chosen("evaluate.metrics"):
+        drawn = ("point_cloud",) if source.drawn else ()
+        config.evaluate.metrics = ("frechet",) if pictures else drawn
     section, theirs = config.sample, model.description.guidance
     if theirs is None or theirs.channels is None or section.guidance_scale == 1:
         return

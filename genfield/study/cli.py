@@ -185,7 +185,7 @@ def _record(name: str, subject: Subject, settings: dict, found: Findings) -> dic
         "figures": found.figures,
         "options": settings,
         "seed": subject.seed,
-        "parameters": "ema" if generate.averaged(exp) else "raw",
+        "parameters": generate.which(exp),
         "sampler": config_io.to_dict(config.sampler),
         "sample": config_io.to_dict(config.sample),
         "versions": logbook.versions(),

@@ -187,6 +187,16 @@ def test_pairs_are_of_weights_too_and_studies_ask_for_data(home, tmp_path, capsy
     assert "Say where they are now by --config.data.path=" in capsys.readouterr().err
 
 
+def test_a_model_of_the_zoo_is_measured_and_says_which_it_was(tmp_path):
+    argv = ["genfield", "--weights=two_moons/equilibrium_matching", "--mode=evaluate"]
+    argv += [f"--workdir={tmp_path}", *fields("sampler", "num_steps=2")]
+    assert (
+        main([*argv, *fields("evaluate", "num_samples=64", "transport_points=64", SMALL[2])]) == 0
+    )
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["weights"]["family"] == "genfield" and np.isfinite(card["metrics"]["w2"]["value"])
+
+
 @pytest.mark.slow
 def test_a_study_is_of_weights_too(home, tmp_path):
     argv = [f"--weights={home / 'edm.safetensors'}", f"--workdir={tmp_path}", "--num=8"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from programs import TINY_DIGITS
 
-from genfield import rng, sampling
+from genfield import registry, rng, sampling
 from genfield.errors import UserError
 from genfield.program import config_io, experiment
 from genfield.sampling import interpolant
@@ -122,6 +122,23 @@ def test_the_law_of_the_data_is_reached_as_steps_grow(diffusion, solver, monkeyp
     errors = np.abs(np.array(laws) - (MEAN, STD))
     assert (errors[:, 0] < 1e-5).all()  # the mean is that of the flow, to rounding
     assert errors[1, 1] < 2.5e-3 and errors[1, 1] < errors[0, 1] / 10, errors
+
+
+@pytest.mark.parametrize("last_step", ["none", "mean"])
+def test_the_record_says_at_which_times_the_field_is_called(last_step):
+    record = interpolant.METHODS[0]
+    section, seen = {"t_min": 0.1, "last_step": last_step}, []
+
+    def listening(x, t, cond=None):
+        jax.debug.callback(lambda t: seen.append(float(t[0])), t)
+        return velocity(x, t)
+
+    x = jnp.ones((2, 1))
+    sampling.sample(jax.random.key(0), listening, x, record.make(**section), num_steps=4)
+    jax.effects_barrier()
+    expected = record.times(registry.bound(record, section), 4)
+    np.testing.assert_allclose(sorted(seen), expected[:-1], rtol=1e-6)
+    assert expected[-1] == 1
 
 
 def test_of_one_step_all_is_the_last_one_and_times_end_at_one():
