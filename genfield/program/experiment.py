@@ -83,7 +83,8 @@ def prepare(
     known = None if weights is None else of_weights.known_of(weights, config, methods)
     dataset = open_data(config, workdir, methods, reads_data or weights is not None, known)
     decoder = create_decoder(config, dataset, mesh, decoding)
-    apply, abstract_params = objective.create_net(config, dataset, methods=methods)
+    net = functools.partial(objective.create_net, config, dataset, methods=methods)
+    apply, abstract_params = net()
     made = objective.create(config, dataset, apply, abstract_params, methods)
     if weights is not None:
         of_weights.check_data(weights, dataset)
@@ -91,22 +92,7 @@ def prepare(
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
     sampler.check_source(run.stages, dataset, methods)
     key = rng.stream(config.seed, "init")
-    roles = _role_optimizers(made, jax.eval_shape(made.roles, key))
-    record = methods[registry.Network][config.net.name]
-    given = fixed_arrays.values(record.fixed, abstract_params)
-    given = {("field", *path): array for path, array in given.items()}
-    tx = optimizer.make_optimizer(config.optimizer, config.train.steps, roles, given)
-
-    def init(key):
-        params = {"field": objective.create_net(config, dataset, key, methods)[1]}
-        params |= made.roles(jax.random.fold_in(key, 1))
-        return train_step.create_state(params, tx, ema_rate > 0)
-
-    abstract = jax.eval_shape(init, key)
-    shardings = sharding.state_shardings(mesh, abstract, _stacked(config, methods))
-    abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-    )
+    abstract, init, tx, given = _training(config, mesh, key, net, made, methods)
     return Experiment(
         config=config,
         workdir=workdir,
@@ -120,7 +106,7 @@ def prepare(
         init=_starter(
             config,
             workdir,
-            jax.jit(init, out_shardings=shardings),
+            init,
             key,
             functools.partial(initial_parameters, config, abstract.params, dataset, methods),
         ),
@@ -129,6 +115,33 @@ def prepare(
         decoder=decoder,
         weights=weights,
     )
+
+
+def _training(
+    config, mesh: Mesh, key, net: Callable, made: Objective, methods: Methods
+) -> tuple[TrainState, Callable, optax.GradientTransformation, dict]:
+    """The state's shapes and places, what makes it of a key, its optimiser, its fixed arrays.
+
+    net: key, or none for shapes alone -> apply and parameters.
+    """
+    roles = _role_optimizers(made, jax.eval_shape(made.roles, key))
+    record = methods[registry.Network][config.net.name]
+    given = fixed_arrays.values(record.fixed, net()[1])
+    given = {("field", *path): array for path, array in given.items()}
+    tx = optimizer.make_optimizer(config.optimizer, config.train.steps, roles, given)
+    averages = optimizer.ema_rate(config.ema, config.batch_size) > 0
+
+    def init(key):
+        params = {"field": net(key)[1]}
+        params |= made.roles(jax.random.fold_in(key, 1))
+        return train_step.create_state(params, tx, averages)
+
+    abstract = jax.eval_shape(init, key)
+    shardings = sharding.state_shardings(mesh, abstract, _stacked(config, methods))
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+    return abstract, jax.jit(init, out_shardings=shardings), tx, given
 
 
 def open_data(
