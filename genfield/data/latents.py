@@ -73,14 +73,7 @@ def latents(
         share = heldout_fraction
     everything = found.examples
     rows = np.random.default_rng(SPLIT_SEED).permutation(everything.size)
-    if share is None:
-        count = max(1, min(HELDOUT, everything.size // 10))
-    else:
-        count = max(1, round(share * everything.size)) if share else 0
-    if count >= everything.size:
-        raise UserError(
-            f"data.heldout_fraction={share} of {everything.size} latents leaves none to train on"
-        )
+    count = _heldout_count(everything.size, share)
     dataset = assemble(
         subset(everything, rows[count:]),
         subset(everything, rows[:count]),
@@ -113,6 +106,15 @@ class _Found(NamedTuple):
     own_scale: float | None
     autoencoder: str | None = None
     size: int | None = None
+
+
+def _heldout_count(size: int, share: float | None) -> int:
+    if share is None:
+        return max(1, min(HELDOUT, size // 10))
+    count = max(1, round(share * size)) if share else 0
+    if count >= size:
+        raise UserError(f"data.heldout_fraction={share} of {size} latents leaves none to train on")
+    return count
 
 
 def _unit(values: np.ndarray, scale: float, shift: float) -> np.ndarray:

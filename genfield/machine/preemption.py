@@ -19,7 +19,7 @@ PATIENCE = 2.0  # seconds that a signal waits for the main thread
 _received: list[str] = []
 _begun = _distributed = False
 _last_words: str | None = None  # where nothing has to be saved: what is said at the end
-_heard = 0  # signals that the main thread has handled
+_handled: list[int] = []  # by the main thread, and not yet seen to be so by the one that waits
 _late: set[int] = set()  # those that were handled in its place, which it is still to be told of
 _calls = itertools.count()
 
@@ -34,11 +34,10 @@ def _tell(text: str) -> None:
 
 
 def _note(number, frame) -> None:
-    global _heard
-    _heard += 1
     if number in _late:
         _late.discard(number)
     else:
+        _handled.append(number)
         _hear(number)
 
 
@@ -62,9 +61,10 @@ def _hear(number: int) -> None:
 def _watch(signals: int) -> None:
     """Handles the signals that the main thread does not come to, or comes to no poll after."""
     while number := os.read(signals, 1):
-        before = _heard
         time.sleep(PATIENCE)
-        if _heard == before:
+        if number[0] in _handled:  # perhaps before this thread read of it
+            _handled.remove(number[0])
+        else:
             _late.add(number[0])
             _hear(number[0])
         if _last_words is not None:

@@ -276,3 +276,28 @@ def test_a_compiled_call_of_minutes_is_left_within_seconds(state, numbers, says)
             process.kill()
     assert process.returncode == 143 and says in output, output
     assert time.monotonic() - begun < 30
+
+
+def test_each_signal_is_heard_once_whichever_thread_is_first(monkeypatch):
+    """The thread that waits may wake long after the main thread has handled a signal."""
+    from genfield.machine import preemption
+
+    fresh = dict(_received=[], _handled=[], _late=set(), _begun=True, _last_words=None, PATIENCE=0)
+    for name, value in fresh.items():
+        monkeypatch.setattr(preemption, name, value)
+
+    def watched():
+        read, write = os.pipe()
+        os.write(write, bytes([signal.SIGTERM]))
+        os.close(write)
+        preemption._watch(read)
+        os.close(read)
+
+    preemption._note(signal.SIGTERM, None)
+    watched()
+    assert preemption._received == ["SIGTERM"]
+    watched()  # the main thread comes to this one late
+    preemption._note(signal.SIGTERM, None)
+    assert preemption._received == ["SIGTERM"] * 2
+    watched()  # and to this one not at all
+    assert preemption._received == ["SIGTERM"] * 3
