@@ -1,7 +1,7 @@
 """Distance-aware noise-sample matching (DANSM, ICLR 2025), LSUN Bedroom: 10 steps, Fig. 6 and 7.
 
-As dansm_cifar10.py, with a network of our own. Needs --config.data.path=…, a folder with
-latents.npy: 4x32x32 of Stable Diffusion's autoencoder, unscaled.
+As dansm_cifar10.py, with a network of our own. Needs --config.data.path=…, a folder of
+`python -m genfield.prepare --labels=False` (docs/imagenet.md).
 """
 
 import shared

@@ -1,8 +1,8 @@
 """Distance Marching, class-conditional ImageNet 256x256 in latents (arXiv:2602.02928, Table 7).
 
 SiT and training (AdamW at 1e-4, 256 latents a step): imagenet256 in shared.py. `:B/2` (the
-default), with S, B, L, XL and patch 2, 4, 8. Needs --config.data.path=…, a folder with
-latents.npy and labels.npy.
+default), with S, B, L, XL and patch 2, 4, 8. Needs --config.data.path=…, a folder that
+`python -m genfield.prepare` wrote (docs/imagenet.md).
 """
 
 import shared

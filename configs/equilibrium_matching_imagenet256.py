@@ -1,8 +1,8 @@
 """Equilibrium Matching, class-conditional ImageNet 256x256 in latents (arXiv:2510.02300, Table 7).
 
 SiT and training (AdamW at 1e-4, 256 latents a step): imagenet256 in shared.py. `:B/2` (the
-default), with S, B, L, XL and patch 2, 4, 8. Needs --config.data.path=…, a folder with
-latents.npy and labels.npy.
+default), with S, B, L, XL and patch 2, 4, 8. Needs --config.data.path=…, a folder that
+`python -m genfield.prepare` wrote (docs/imagenet.md).
 
 `_published` behind it samples and counts as the authors' code does, for --weights of theirs
 (docs/published.md): "250 steps" are 249, guidance moves three of the four channels, and so on.

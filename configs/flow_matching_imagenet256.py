@@ -2,7 +2,7 @@
 
 SiT and training (AdamW at 1e-4, 256 latents a step): imagenet256 in shared.py. `:B/2` (the
 default), with S, B, L, XL and patch 2, 4, 8; `_uncond` behind it leaves the time input out. Needs
---config.data.path=…, a folder with latents.npy and labels.npy.
+--config.data.path=…, a folder that `python -m genfield.prepare` wrote (docs/imagenet.md).
 
 `_ode` and `_sde` behind it sample and count as SiT's code does (arXiv:2401.08740), for --weights of
 its authors (docs/published.md): at guidance 1.5 of three of the four channels, with dopri5, or

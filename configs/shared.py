@@ -84,7 +84,8 @@ def imagenet256(name: str) -> ConfigDict:
     """Latents of ImageNet 256x256 with classes, and SiT with its training (Ma et al., 2024).
 
     As EqM and DM list it (Table 7 of either), but for the average, which is ours. The data are a
-    folder with latents.npy, of Stable Diffusion's autoencoder, and labels.npy.
+    folder that `python -m genfield.prepare` wrote. Other sizes: data.shape and data.num_classes, as
+    the folder has them; net.depth, net.width and net.num_heads for a smaller network.
     """
     size, patch = variant(name, SIT)
     config = configuration.base()

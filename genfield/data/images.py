@@ -64,7 +64,8 @@ def images(
       image_key, label_key: the columns of a Hugging Face data set; None: the only ones that can be.
       split: to train on. heldout_split: to evaluate on, perhaps the same one. Where there is no
         "test", `val`, `validation` or `valid` is taken; without any, or with None, the last
-        `heldout_fraction` of a fixed permutation of the training images is held out instead.
+        `heldout_fraction` of a fixed permutation of the training images is held out instead; of 0
+        nothing is.
       in_memory: True decodes all images at the start, False decodes each when it is needed,
         "auto" decides by `memory_limit_gb`. An .npz file is always read into memory.
       memory_limit_gb: of pixels; also of the files of a compressed tar or of parquet, which cannot

@@ -95,7 +95,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def nbytes(examples: Examples) -> int:
     """What the images of a set take in memory, judged by the first."""
-    return examples.size * examples.gather(np.arange(1))["x1"].nbytes
+    return examples.size and examples.size * examples.gather(np.arange(1))["x1"].nbytes
 
 
 def load(examples: Examples, what: str, log: Callable[[str], None]) -> Examples:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from genfield.data.layouts import heldout as heldout_of
-from genfield.data.pipeline import SPLIT_SEED, Examples, Feed, check_batch, subset
+from genfield.data.pipeline import SPLIT_SEED, Examples, Feed, check_batch, from_arrays, subset
 from genfield.data.pixels import load, nbytes
 from genfield.errors import UserError
 from genfield.registry import choose
@@ -33,7 +33,7 @@ class Splits(NamedTuple):
         """Raises UserError for values out of range."""
         if self.in_memory not in (True, False, "auto"):
             raise UserError(f"data.in_memory={self.in_memory!r} must be True, False or 'auto'")
-        if not 0.0 < self.heldout_fraction < 1.0:
+        if not 0.0 <= self.heldout_fraction < 1.0:
             raise UserError(
                 f"data.heldout_fraction={self.heldout_fraction} must lie between 0 and 1"
             )
@@ -68,7 +68,7 @@ class Splits(NamedTuple):
             which = f"{100 * self.heldout_fraction:g}% of them"
         else:
             choose(f"split of {where}", held, known)
-        shapes = [s.gather(np.arange(1))["x1"].shape[1:] for s in (train, heldout)]
+        shapes = [s.gather(np.arange(min(1, s.size)))["x1"].shape[1:] for s in (train, heldout)]
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"{where}: training images are {shapes[0]}, held-out ones {shapes[1]}: "
@@ -87,11 +87,14 @@ class Splits(NamedTuple):
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """Splits off the last `fraction` of a fixed permutation, at least one example.
+    """Splits off the last `fraction` of a fixed permutation, at least one example, of 0 none.
 
     Raises:
       UserError: nothing is left to train on.
     """
+    if fraction == 0:
+        none = {name: values[:0] for name, values in examples.gather(np.arange(1)).items()}
+        return examples, from_arrays(none)
     order = np.random.default_rng(SPLIT_SEED).permutation(examples.size)
     cut = examples.size - max(1, round(fraction * examples.size))
     if cut < 1:

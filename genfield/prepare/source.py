@@ -15,6 +15,11 @@ from genfield.errors import UserError
 from genfield.prepare.crop import AdmReading
 from genfield.registry import choose
 
+# What messages say of fields that have no flag here.
+ELSEWHERE = (
+    r" and data\.classes=None|,? ?(or )?data\.heldout_split=None where only held-out \w+( \w+)?"
+)
+
 
 class Source(NamedTuple):
     """Images in a fixed order.
@@ -55,7 +60,7 @@ def open_source(place: Path, asked: Asked, size: int, memory_limit_gb: float) ->
     except OSError as error:
         raise UserError(f"cannot read {error.filename or place}: {error.strerror}") from error
     except UserError as error:  # which speaks of a config's section
-        text = str(error).replace(" and data.classes=None", "")
+        text = re.sub(ELSEWHERE, "", str(error))
         raise UserError(re.sub(r"\bdata\.(?=[a-z_]+\b)", "--", text)) from error
     examples = choose(f"split of {place}", asked.split, found.known)()
     names = found.names.get(asked.split)

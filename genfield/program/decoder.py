@@ -28,10 +28,6 @@ HOW = (
     "AutoencoderKL, or a published name such as sd-vae-ft-ema"
 )
 SAVED = f"latents are written and shown as they are; for pixels {HOW}"
-NOT_FINITE = (
-    "are NaN or infinite, and their latents are not: set config.autoencoder_dtype='float32', or "
-    "look at the weights"
-)
 
 
 class Weights(NamedTuple):
@@ -221,8 +217,7 @@ class Decoder:
             put = jax.make_array_from_callback(part.shape, place, lambda i, part=part: part[i])
             images, finite = sharding.to_host(self(put, levels=levels))
             count = min(size, len(x) - first)
-            if not finite[:count].all():
-                raise UserError(f"{int((~finite[:count]).sum())} decoded images {NOT_FINITE}")
+            check_decoded(~finite[:count])
             parts.append(images[:count])
             tick(count)
         return np.concatenate(parts)
@@ -286,6 +281,15 @@ def check(weights: Weights, data: Dataset) -> None:
         say(
             f"config.autoencoder {weights.source} ({weights.hash[:12]}) is not the file that made "
             f"the latents ({data.latents.autoencoder[:12]}): right if only its decoder was tuned"
+        )
+
+
+def check_decoded(lost: np.ndarray) -> None:
+    """Raises UserError where an image is NaN or infinite, and its latents are not; `lost` [n]."""
+    if lost.any():
+        raise UserError(
+            f"{int(lost.sum())} of {len(lost)} decoded images are NaN or infinite, and their "
+            "latents are not: set config.autoencoder_dtype='float32', or look at the weights"
         )
 
 

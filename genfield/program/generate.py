@@ -15,6 +15,7 @@ from genfield.data.pipeline import MAX_SHOWN
 from genfield.errors import UserError
 from genfield.machine import sharding
 from genfield.program.chunks import Chunks
+from genfield.program.decoder import check_decoded
 from genfield.program.experiment import Experiment
 from genfield.program.sampler import Course
 from genfield.program.train_step import TrainState
@@ -84,8 +85,8 @@ def make_generator(
             out = out._replace(x=to_uint8(out.x, exp.config.sample.rounding))
         return out, finite
 
-    decoder = exp.decoder if levels else None
-    place = whole if gather and decoder is None else split
+    shown = _as_pixels(exp, gather) if levels and exp.decoder is not None else None
+    place = whole if gather and shown is None else split
     samples = Samples(place, whole, None if trace is None else whole, whole)
     stages = exp.sampler.pieces(trace) if isinstance(exp.sampler, Course) else None
     if stages is None:
@@ -108,19 +109,24 @@ def make_generator(
             labels = index % data.num_classes
         labels = None if labels is None else np.asarray(labels, np.int32)
         out, finite = run(params, keys, index.astype(np.int32), x, labels, on_part)
-        if decoder is None:
-            return out, finite
-        images, shown = decoder(out.x, on_part=_nearly(on_part))
-        return out._replace(x=bring(images)), both(finite, shown)
+        return (out, finite) if shown is None else (shown(out, finite, on_part), finite)
 
-    bring = jax.jit(lambda x: x, out_shardings=whole) if gather else lambda x: x
-    both = jax.jit(jnp.logical_and, out_shardings=whole)
     return generate
 
 
-def _nearly(on_part: Callable | None) -> Callable | None:
-    """An `on_part` of a batch that is drawn but not decoded, told as `on_part(note)`."""
-    return None if on_part is None else lambda note: on_part(DRAWN, note)
+def _as_pixels(exp: Experiment, gather: bool) -> Callable:
+    """shown(samples, finite, on_part) -> the samples with images, uint8, in place of latents."""
+    whole = sharding.replicated(exp.mesh)
+    bring = jax.jit(lambda x: x, out_shardings=whole) if gather else lambda x: x
+    lost = jax.jit(lambda latents, images: latents & ~images, out_shardings=whole)
+
+    def shown(out: Samples, finite, on_part: Callable | None) -> Samples:
+        nearly = None if on_part is None else lambda note: on_part(DRAWN, note)
+        images, fine = exp.decoder(out.x, on_part=nearly)
+        check_decoded(np.asarray(lost(finite, fine)))
+        return out._replace(x=bring(images))
+
+    return shown
 
 
 def _in_one(exp: Experiment, trace, start: Callable, end: Callable, places) -> Callable:

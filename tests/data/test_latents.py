@@ -317,6 +317,20 @@ def test_prepared_pixels_are_images(tmp_path):
         images(prepared.pixels(tmp_path / "bare", levels), labels=True)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_may_hold_nothing_out(tmp_path, in_memory):
+    levels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    place = prepared.pixels(tmp_path / "pixels", levels, np.arange(40) % 4)
+    fields = dict(labels=True, in_memory=in_memory, heldout_fraction=0.0)
+    found = images(place, **fields)
+    assert found.heldout is None and list(found.examples) == ["train"]
+    assert found.sizes == {"train": 40, "test": 0}
+    some = images(place, **fields, classes=(3, 1))
+    assert some.class_names == ("3", "1") and some.sizes["train"] == 20
+    with pytest.raises(UserError, match="must lie between"):
+        images(place, **fields | {"heldout_fraction": 1.0})
+
+
 def test_prepared_pixels_are_a_reference(tmp_path):
     from genfield.data import sets
 

@@ -143,6 +143,25 @@ def test_an_archive_gives_what_its_folder_gives(images, tmp_path):
     np.testing.assert_array_equal(a.labels, b.labels)
 
 
+def test_imagenet_lies_as_it_is_published(tmp_path, capsys):
+    """Synsets below ILSVRC, a flat val/ and test/, and the file that names the synsets."""
+    data = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    fill(data / "train", ["n01000002/a", "n01000001/b"], suffix=".JPEG")
+    fill(data, ["val/0", "val/1", "test/0"], suffix=".JPEG", start=10)
+    lines = "n01000001 tench, Tinca tinca\nn01000002 goldfish\n"
+    (tmp_path / "LOC_synset_mapping.txt").write_text(lines)
+    for place, names in (
+        (tmp_path, ["tench", "goldfish"]),
+        (data, ["n01000001", "n01000002"]),
+        (data / "train", ["n01000001", "n01000002"]),
+    ):
+        out = tmp_path.with_name(f"{tmp_path.name}_{place.name}")
+        assert prepared.prepare(place, out, pixels=True, size=SIZE) == 0
+        found = shards.open_shards(out)
+        assert found.manifest["class_names"] == names and found.labels.tolist() == [0, 1]
+    assert "2 images in val/" in capsys.readouterr().out.replace("CLS-LOC/", "")
+
+
 # ---- Stopped and gone on
 
 

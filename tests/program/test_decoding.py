@@ -12,6 +12,7 @@ import tiny_latents
 import tiny_network
 from PIL import Image
 from programs import MOONS, ROOT, run
+from safetensors.numpy import load_file, save_file
 
 import genfield
 from genfield import features, pretrained
@@ -150,8 +151,21 @@ def test_rounding_is_that_of_the_config(home):
 def test_images_that_are_not_finite_are_said(home):
     x = some(3)
     x[1] = np.nan
-    with pytest.raises(UserError, match="1 decoded images are NaN or infinite"):
+    with pytest.raises(UserError, match="1 of 3 decoded images are NaN or infinite"):
         made(home).on_host(x)
+
+
+def test_an_autoencoder_that_overflows_is_told_from_a_sampler_that_does(home, tmp_path, capsys):
+    folder = tiny_latents.autoencoder(tmp_path / "vae")
+    [file] = folder.glob("*.safetensors")
+    state = load_file(file)
+    for name in ("decoder.conv_norm_out.weight", "decoder.conv_out.weight"):
+        state[name] *= np.float32(1e30)
+    save_file(state, file)
+    flags = ["--mode=sample", "--config.sample.name=overflow"]
+    assert tiny_run(home, home / "run", *flags, autoencoder=folder) == 2
+    assert "decoded images are NaN or infinite, and their latents are" in capsys.readouterr().err
+    assert not (home / "run" / "samples" / "overflow.npz").exists()
 
 
 def test_an_autoencoder_of_other_images_is_refused_and_another_file_is_said(home, capsys):
