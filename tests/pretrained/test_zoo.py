@@ -29,7 +29,7 @@ def test_a_model_is_what_its_card_says(name):
     assert card["sha256"] == hashlib.sha256(raw).hexdigest()
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     model = pretrained.load(name, sha256=card["sha256"])
-    assert count_parameters(model.params) == card["training"]["parameter_count"]
+    assert count_parameters(model.params) == card["parameters"]
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(model.params))
     # Nothing of the machine that trained it.
     assert not str(card["config"]["data"].get("path", "")).startswith(("/", "~"))
