@@ -142,6 +142,7 @@ def keep(workdir: Path, name: str) -> None:
         "command": f"python -m genfield.main --config=configs/{model.config} {flags}".strip(),
         "sha256": file_digest(file),
         "bytes": file.stat().st_size,
+        "parameters": pretrained.load(file).info.parameters,  # of the field alone
     }
     file.with_suffix(".json").write_text(json.dumps(head | card, indent=1) + "\n")
     picture(folder, file.with_suffix(".png"))
@@ -155,7 +156,7 @@ def table() -> str:
         named = ("w2", "chamfer", "frechet_pixels", "right_class")
         shown = [_figure(key, card["metrics"][key]) for key in named if key in card["metrics"]]
         steps = _sampler(card["sampling"]["sampler"])
-        count = f"{card['training']['parameter_count']:,}"
+        count = f"{card['parameters']:,}"
         place = f"../genfield/pretrained/models/{name}.png"
         size, digest = f"{card['bytes'] / 1000:.0f} kB", f"`{card['sha256'][:16]}`"
         rows.append([f"[{name}]({place})", count, size, ", ".join(shown), steps, digest])

@@ -29,19 +29,20 @@ def test_a_model_is_what_its_card_says(name):
     assert card["sha256"] == hashlib.sha256(raw).hexdigest()
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     model = pretrained.load(name, sha256=card["sha256"])
-    assert count_parameters(model.params) == card["training"]["parameter_count"]
+    assert count_parameters(model.params) == card["parameters"]
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(model.params))
     # Nothing of the machine that trained it.
-    assert "/" not in str(card["config"]["data"].get("path", ""))
+    assert not str(card["config"]["data"].get("path", "")).startswith(("/", "~"))
     assert model.info.num_classes == (10 if name.startswith("digits/") else 0)
 
 
 def test_fields_of_digits_take_classes_and_none():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
-    model = pretrained.load("digits/equilibrium_matching")
-    null = model.field(x, None, None)
-    np.testing.assert_array_equal(null, model.field(x, None, jnp.full(4, 10)))
-    assert np.abs(np.asarray(model.field(x, None, jnp.full(4, 3)) - null)).max() > 0.01
+    field = pretrained.load("digits/equilibrium_matching").field
+    ask = jax.jit(lambda labels: field(x, None, labels))
+    null = jax.jit(lambda: field(x, None, None))()
+    np.testing.assert_allclose(null, ask(jnp.full(4, 10)), atol=1e-5)
+    assert np.abs(np.asarray(ask(jnp.full(4, 3)) - null)).max() > 0.01
 
 
 def test_flow_matching_gives_the_moons_of_its_card():
