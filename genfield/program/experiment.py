@@ -39,12 +39,20 @@ class Experiment(NamedTuple):
 
 
 def prepare(
-    config, workdir: Path, methods: Methods | None = None, *, reads_data: bool = True
+    config,
+    workdir: Path,
+    methods: Methods | None = None,
+    *,
+    reads_data: bool = True,
+    dataset: Dataset | None = None,
+    devices: list | None = None,
 ) -> Experiment:
     """Checks the whole configuration and builds what it names.
 
-    reads_data: whether the data are opened now; otherwise, where the workdir knows what they are,
-    only when something reads them.
+    Args:
+      reads_data: whether the data are opened now; otherwise, where the workdir knows what they are,
+        only when something reads them.
+      dataset: stands for the config's own. devices: of the mesh; None: all that there are.
     Raises:
       UserError: anything in it that cannot work; before anything is compiled.
     """
@@ -52,11 +60,12 @@ def prepare(
     checks.check(config)
     checks.check_same_run(config, workdir, methods)
     check_names(config, methods)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
     optimizer.make_optimizer(config.optimizer, config.train.steps)  # its errors, before data
     ema_rate = optimizer.ema_rate(config.ema, config.batch_size)
-    dataset = open_data(config, workdir, methods, reads_data)
+    if dataset is None:
+        dataset = open_data(config, workdir, methods, reads_data)
     apply, abstract_params = objective.create_net(config, dataset, methods=methods)
     made = objective.create(config, dataset, apply, abstract_params, methods)
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
