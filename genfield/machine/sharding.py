@@ -1,7 +1,4 @@
-"""The mesh, and the rules that place arrays on it.
-
-Two axes: `data` splits the batch, `fsdp` splits the batch and the parameters too.
-"""
+"""The mesh, and what lies on it; the rules are in `placement`."""
 
 import math
 
@@ -10,9 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genfield.errors import UserError
-
-BATCH = PartitionSpec(("data", "fsdp"))
-SMALLEST_SHARDED = 2**14  # elements; smaller arrays cost more to gather than to keep
+from genfield.placement import BATCH, spec
 
 
 def make_mesh(section, devices=None) -> Mesh:
@@ -49,25 +44,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _spec(path, shape: tuple[int, ...], fsdp: int, stacks: tuple[str, ...]) -> PartitionSpec:
-    """Splits the largest axis that `fsdp` divides, but never a stack of layers."""
-    if fsdp == 1 or math.prod(shape) < SMALLEST_SHARDED:
-        return PartitionSpec()
-    stacked = any(getattr(k, "key", None) in stacks for k in path)
-    axes = [i for i, size in enumerate(shape) if size % fsdp == 0 and not (stacked and i == 0)]
-    if not axes:
-        return PartitionSpec()
-    best = max(axes, key=lambda i: shape[i])
-    return PartitionSpec(*("fsdp" if i == best else None for i in range(len(shape))))
-
-
 def state_shardings(mesh: Mesh, abstract_state, stacks: tuple[str, ...] = ()):
     """A NamedSharding for each leaf: parameters, EMA and moments of one shape go to one place.
 
     stacks: names of subtrees whose arrays carry the layer axis first; it is never split.
     """
     fsdp = mesh.shape["fsdp"]
-    place = lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, fsdp, stacks))
+
+    def place(path, leaf) -> NamedSharding:
+        stacked = any(getattr(key, "key", None) in stacks for key in path)
+        return NamedSharding(mesh, spec(leaf.shape, fsdp, stacked))
+
     return jax.tree_util.tree_map_with_path(place, abstract_state)
 
 

@@ -28,7 +28,7 @@ class ADM(unet.UNet):
         dropout: Fraction = 0.1,
         dtype="float32",
         attention="xla",
-        remat=False,
+        remat: layers.Remat = False,
         shape,
         num_classes,
         rngs,

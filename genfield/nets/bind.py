@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import registry
+from genfield import placement, registry
 from genfield.errors import UserError
 from genfield.nets import initial, layers
 
@@ -71,7 +71,7 @@ def built(record: registry.Network, section, shape: tuple[int, ...], num_classes
     def construct(rngs):
         return registry.build("net", table, section, rngs=rngs, **given)
 
-    return _of_package(construct) if ours else _of_module(record.name, construct)
+    return _of_package(construct, record.stack) if ours else _of_module(record.name, construct)
 
 
 class _OneKey(nnx.Rngs):
@@ -81,7 +81,7 @@ class _OneKey(nnx.Rngs):
         return self["default"].key[...]
 
 
-def _of_package(construct: Callable) -> Built:
+def _of_package(construct: Callable, stacks: tuple[str, ...]) -> Built:
     network = nnx.eval_shape(lambda: construct(_OneKey(0)))  # `initial.draw` makes the values
     graph, state = nnx.split(network)
     abstract = nnx.to_pure_dict(state)
@@ -94,6 +94,10 @@ def _of_package(construct: Callable) -> Built:
 
     def run(params, x, t, cond, key, train, extra):
         keys = nnx.Rngs(dropout=key) if train and network.dropout > 0 else None
+        if stacks:  # their layers gather for themselves
+            whole = lambda name, part: part if name in stacks else placement.gathered(part)
+            params = {name: whole(name, part) for name, part in params.items()}
+            x = placement.by_batch(x)
         return nnx.merge(graph, params)(x, t, cond, keys, **extra)
 
     return Built(init, run, abstract, network.dropout > 0, network.augmentation_size)

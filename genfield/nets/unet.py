@@ -213,7 +213,8 @@ class UNet(layers.Network):
       dropout: in every ResBlock.
       max_period: of the time embedding.
       distance_head, direction_scale, distance_input_scale: see `heads.create`.
-      dtype, attention ("xla", "auto"): computation; remat: recompute stages in the backward pass.
+      dtype, attention ("xla", "auto"): computation; remat: what of a stage the
+        backward pass computes again, "none", "dots" or "full".
     Raises:
       UserError: an image side that the levels do not divide, heads that do not divide the width,
         an attention level that does not exist.
@@ -239,7 +240,7 @@ class UNet(layers.Network):
         distance_input_scale: float | None = None,
         dtype="float32",
         attention="xla",
-        remat=False,
+        remat: layers.Remat = False,
         shape,
         num_classes,
         rngs,
@@ -248,7 +249,8 @@ class UNet(layers.Network):
         fields = (channels, dropout, attention_levels, attention, resampling)
         attends = _check_fields(shape, widths, *fields)
         self.channels, self.num_res_blocks, self.num_levels = channels, num_res_blocks, len(widths)
-        self.dropout, self.max_period, self.remat = dropout, max_period, remat
+        self.dropout, self.max_period = dropout, max_period
+        self.remat = layers.remat_of(remat)
         self.compute = layers.compute_dtype(dtype)
         options = {"rngs": rngs, "dtype": self.compute}
 
@@ -292,7 +294,7 @@ class UNet(layers.Network):
         embedding = self.embed(t, cond).astype(self.compute)
 
         def run(stage, h):
-            call = jax.checkpoint(stage) if self.remat else stage
+            call = layers.recomputed(stage, self.remat)
             return call(h, embedding, None if rngs is None else rngs.dropout())
 
         h = self.first(x)

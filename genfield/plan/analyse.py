@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from genfield.machine.checkpoint import named_leaves
-from genfield.machine.sharding import SMALLEST_SHARDED
+from genfield.placement import SMALLEST_SHARDED
 from genfield.plan import collectives, flops, hlo
 from genfield.plan.chips import GIB, Chip, Machine
 from genfield.plan.programs import Traced

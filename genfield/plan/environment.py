@@ -14,7 +14,8 @@ def of(machine: Machine) -> dict[str, str]:
     if CHIPS[machine.kind].platform == "tpu":
         # Several processes may compile at once, and no metadata server is asked for a TPU.
         out |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-        return out | {"TPU_LIBRARY_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        out |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+        return out | {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
     # No GPU is there to try kernels on, and without that Triton's find no tile sizes.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
     return out | {"XLA_FLAGS": flags.strip()}

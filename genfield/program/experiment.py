@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from genfield import data, registry, rng
+from genfield import data, placement, registry, rng
 from genfield.data import Dataset, recorded
 from genfield.errors import UserError
 from genfield.machine import checkpoint, logbook, loggers, sharding
@@ -67,6 +67,7 @@ def prepare(
     if dataset is None:
         dataset = open_data(config, workdir, methods, reads_data)
     apply, abstract_params = objective.create_net(config, dataset, methods=methods)
+    apply = placement.on(mesh, apply)
     made = objective.create(config, dataset, apply, abstract_params, methods)
     run = sampler.create_sampler(config, dataset.num_classes, made.output, methods)
     key = rng.stream(config.seed, "init")
