@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genfield.errors import UserError
@@ -11,12 +12,12 @@ from genfield.placement import BATCH, spec
 
 
 def make_mesh(section, devices=None) -> Mesh:
-    """A (data, fsdp) mesh over all devices.
+    """A (data, fsdp) mesh over all devices; of several TPU slices, data goes across them.
 
     Args:
       section: has `data` and `fsdp`; one of them may be -1, for the devices that are left.
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or fsdp goes across slices.
     """
     devices = jax.devices() if devices is None else devices
     n, sizes = len(devices), {"data": section.data, "fsdp": section.fsdp}
@@ -29,9 +30,18 @@ def make_mesh(section, devices=None) -> Mesh:
             f"config.mesh data={section.data}, fsdp={section.fsdp} does not cover {n} devices: "
             "their product must be the device count, and at most one may be -1"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    shape, axes = tuple(sizes.values()), dict(axis_types=(AxisType.Auto,) * 2)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return jax.make_mesh(shape, tuple(sizes), **axes, devices=devices)
+    if shape[0] % slices:
+        raise UserError(
+            f"config.mesh data={shape[0]}, fsdp={shape[1]}: data goes across the {slices} slices "
+            f"and fsdp within them, so data must be a multiple of {slices}"
+        )
+    within, across = (shape[0] // slices, shape[1]), (slices, 1)
+    placed = mesh_utils.create_hybrid_device_mesh(within, across, devices=devices)
+    return Mesh(placed, tuple(sizes), **axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

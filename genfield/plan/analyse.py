@@ -137,7 +137,8 @@ def _warnings(exp: Experiment, text: hlo.Program, found: list, batch: int) -> It
     if exp.mesh.size == 1:
         return
     batches = {batch, batch // exp.config.optimizer.accumulate}
-    own = [leaf.shape for leaf in jax.tree.leaves(exp.abstract.params)]
+    leaves = jax.tree.leaves(exp.abstract.params)
+    own = [shape for a in leaves for shape in (a.shape, a.sharding.shard_shape(a.shape))]
     own = {tuple(sorted(part)) for shape in own for part in (shape, shape[1:])}
     whole = lambda array: array.dims[:1] and array.dims[0] in batches and not is_own(array)
     is_own = lambda array: tuple(sorted(n for n in array.dims if n > 1)) in own

@@ -155,8 +155,9 @@ def trip_count(program: Program, body: dict[str, Instruction], loop: Instruction
     if said:
         return int(said[1])
     condition = program.computations[re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]]
-    root = next(one for one in condition.values() if one.root)
-    if root.opcode != "compare" or "direction=LT" not in root.rest:
+    root = _root(condition)
+    compared = _root(program.computations[root.called[0]]) if root.opcode == "fusion" else root
+    if compared.opcode != "compare" or "direction=LT" not in compared.rest:
         return None
     counter, last = (condition[name] for name in root.operands)
     last = _constant(condition, last)
@@ -168,6 +169,11 @@ def trip_count(program: Program, body: dict[str, Instruction], loop: Instruction
         return None
     first = _constant(body, body[start.operands[int(place[1])]])
     return None if first is None else max(last - first, 0)
+
+
+def _root(body: dict[str, Instruction]) -> Instruction:
+    """What a computation gives."""
+    return next(one for one in body.values() if one.root)
 
 
 def _constant(body: dict[str, Instruction], one: Instruction) -> int | None:
@@ -183,7 +189,7 @@ def within(program: Program, one: Instruction) -> Iterator[tuple[str, Instructio
     if one.opcode != "fusion":
         return
     for name in one.called:
-        for inner in program.computations.get(name, {}).values():
+        for inner in program.computations[name].values():
             yield name, inner
             yield from within(program, inner)
 
@@ -212,7 +218,7 @@ def _moved(program: Program, body: dict[str, Instruction], one: Instruction) -> 
         return sum(array.bytes for array in one.arrays[:2] if not array.near)
     if one.opcode != "fusion" or not one.called:
         return one.far + sum(map(read, one.operands))
-    inner = program.computations.get(one.called[0], {})
+    inner = program.computations[one.called[0]]
     return _read(inner, one, read) + _written(inner, one)
 
 
@@ -240,10 +246,10 @@ def _read(inner: dict[str, Instruction], one: Instruction, read) -> float:
 
 def _written(inner: dict[str, Instruction], one: Instruction) -> float:
     """Bytes of a fusion's result, of an updated stack the part that is new."""
-    root = next((part for part in inner.values() if part.root), None)
-    while root is not None and root.opcode in ("bitcast", "copy") and root.operands[0] in inner:
+    root = _root(inner)
+    while root.opcode in ("bitcast", "copy") and root.operands[0] in inner:
         root = inner[root.operands[0]]
-    if root is None or one.far < one.bytes:
+    if one.far < one.bytes:
         return one.far
     parts = [inner[n] for n in root.operands if n in inner] if root.opcode == "tuple" else [root]
     size = lambda part: (

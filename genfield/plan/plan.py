@@ -63,7 +63,7 @@ def _model_flops(config, methods: Methods, target: Target, options) -> float | N
     if config.net.get("remat") in (None, False, "none"):
         return None
     config = config.copy_and_resolve_references()
-    config.net.remat = type(config.net.remat)() or "none"
+    config.net.remat = False if isinstance(config.net.remat, bool) else "none"
     exp = prepare(config, methods, target, options)
     counted = flops.count(programs.train(exp).traced.jaxpr)
     return sum(n for dtype, n in counted.items() if dtype != flops.UNKNOWN)
