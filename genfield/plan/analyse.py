@@ -142,7 +142,7 @@ def _warnings(exp: Experiment, text: hlo.Program, found: list, batch: int) -> It
     own = {tuple(sorted(part)) for shape in own for part in (shape, shape[1:])}
     whole = lambda array: array.dims[:1] and array.dims[0] in batches and not is_own(array)
     is_own = lambda array: tuple(sorted(n for n in array.dims if n > 1)) in own
-    gathered = [c for c in found if any(whole(a) for a in c.arrays)]
+    gathered = [c for c in found if any(whole(a) and a.bytes >= NOTABLE for a in c.arrays)]
     if gathered:
         size = sum(c.bytes * c.times for c in gathered)
         yield (

@@ -103,7 +103,10 @@ def _multiplied(side: int = 1536) -> float:
     return 2 * side**3 / _best(jax.jit(lambda a: a @ a), a)
 
 
-def _copied(count: int = 2**25) -> float:
-    """Bytes/s read and written by a sum of two arrays."""
-    a = jnp.zeros(count, jnp.float32)
-    return 3 * 4 * count / _best(jax.jit(lambda a, b: a + b), a, a + 1)
+def _copied(count: int = 2**20, times: int = 64) -> float:
+    """Bytes/s read and written by passes over an array of the size of an activation.
+
+    Within one program: allocating anew for each call would measure page faults.
+    """
+    passes = jax.jit(lambda a: jax.lax.fori_loop(0, times, lambda i, a: a * 0.999 + 0.5, a))
+    return 2 * 4 * count * times / _best(passes, jnp.zeros(count, jnp.float32))
