@@ -1,27 +1,23 @@
-"""The mesh, and the rules that place arrays on it.
-
-Two axes: `data` splits the batch, `fsdp` splits the batch and the parameters too.
-"""
+"""The mesh, and what lies on it; the rules are in `placement`."""
 
 import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genfield.errors import UserError
-
-BATCH = PartitionSpec(("data", "fsdp"))
-SMALLEST_SHARDED = 2**14  # elements; smaller arrays cost more to gather than to keep
+from genfield.placement import BATCH, spec
 
 
 def make_mesh(section, devices=None) -> Mesh:
-    """A (data, fsdp) mesh over all devices.
+    """A (data, fsdp) mesh over all devices; of several TPU slices, data goes across them.
 
     Args:
       section: has `data` and `fsdp`; one of them may be -1, for the devices that are left.
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or fsdp goes across slices.
     """
     devices = jax.devices() if devices is None else devices
     n, sizes = len(devices), {"data": section.data, "fsdp": section.fsdp}
@@ -34,9 +30,18 @@ def make_mesh(section, devices=None) -> Mesh:
             f"config.mesh data={section.data}, fsdp={section.fsdp} does not cover {n} devices: "
             "their product must be the device count, and at most one may be -1"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    shape, axes = tuple(sizes.values()), dict(axis_types=(AxisType.Auto,) * 2)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return jax.make_mesh(shape, tuple(sizes), **axes, devices=devices)
+    if shape[0] % slices:
+        raise UserError(
+            f"config.mesh data={shape[0]}, fsdp={shape[1]}: data goes across the {slices} slices "
+            f"and fsdp within them, so data must be a multiple of {slices}"
+        )
+    within, across = (shape[0] // slices, shape[1]), (slices, 1)
+    placed = mesh_utils.create_hybrid_device_mesh(within, across, devices=devices)
+    return Mesh(placed, tuple(sizes), **axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -49,25 +54,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _spec(path, shape: tuple[int, ...], fsdp: int, stacks: tuple[str, ...]) -> PartitionSpec:
-    """Splits the largest axis that `fsdp` divides, but never a stack of layers."""
-    if fsdp == 1 or math.prod(shape) < SMALLEST_SHARDED:
-        return PartitionSpec()
-    stacked = any(getattr(k, "key", None) in stacks for k in path)
-    axes = [i for i, size in enumerate(shape) if size % fsdp == 0 and not (stacked and i == 0)]
-    if not axes:
-        return PartitionSpec()
-    best = max(axes, key=lambda i: shape[i])
-    return PartitionSpec(*("fsdp" if i == best else None for i in range(len(shape))))
-
-
 def state_shardings(mesh: Mesh, abstract_state, stacks: tuple[str, ...] = ()):
     """A NamedSharding for each leaf: parameters, EMA and moments of one shape go to one place.
 
     stacks: names of subtrees whose arrays carry the layer axis first; it is never split.
     """
     fsdp = mesh.shape["fsdp"]
-    place = lambda path, leaf: NamedSharding(mesh, _spec(path, leaf.shape, fsdp, stacks))
+
+    def place(path, leaf) -> NamedSharding:
+        stacked = any(getattr(key, "key", None) in stacks for key in path)
+        return NamedSharding(mesh, spec(leaf.shape, fsdp, stacked))
+
     return jax.tree_util.tree_map_with_path(place, abstract_state)
 
 

@@ -34,7 +34,7 @@ class ADM(unet.UNet):
         learned_variance=False,
         dtype="float32",
         attention="xla",
-        remat=False,
+        remat: layers.Remat = False,
         shape,
         num_classes,
         rngs,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import registry
+from genfield import placement, registry
 from genfield.errors import UserError
 from genfield.machine import fixed
 from genfield.nets import initial, layers
@@ -96,6 +96,10 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
     def run(params, x, t, cond, key, train, extra):
         keys = nnx.Rngs(dropout=key) if train and network.dropout > 0 else None
         params = fixed.completed(params, missing)
+        if stacks:  # their layers gather for themselves
+            whole = lambda name, part: part if name in stacks else placement.gathered(part)
+            params = {name: whole(name, part) for name, part in params.items()}
+            x = placement.by_batch(x)
         return nnx.merge(graph, params)(x, t, cond, keys, **extra)
 
     missing = fixed.values(record.fixed, abstract)

@@ -245,7 +245,8 @@ class DDPMPP(layers.Network):
         down, after the last on the way up; they always do once in the middle.
       dropout: in every block; EDM: 0.13 on CIFAR-10, 0.05 on FFHQ, 0.25 on AFHQ.
       augmentation_size: numbers that tell how an image was augmented (9: `data.augment`) or 0.
-      dtype, attention ("xla", "auto"): computation; remat: recompute stages in the backward pass.
+      dtype, attention ("xla", "auto"): computation; remat: what of a stage the
+        backward pass computes again, "none", "dots" or "full".
     Raises:
       UserError: an image side that the levels do not divide, an attention resolution that no
         level has.
@@ -267,7 +268,7 @@ class DDPMPP(layers.Network):
         augmentation_size=0,
         dtype="float32",
         attention="xla",
-        remat=False,
+        remat: layers.Remat = False,
         shape,
         num_classes,
         rngs,
@@ -276,7 +277,8 @@ class DDPMPP(layers.Network):
         fields = (channels, dropout, attention_resolutions, attention)
         attends = _check_fields(self.name, shape, widths, *fields)
         self.num_res_blocks, self.num_levels = num_res_blocks, len(widths)
-        self.dropout, self.augmentation_size, self.remat = dropout, augmentation_size, remat
+        self.dropout, self.augmentation_size = dropout, augmentation_size
+        self.remat = layers.remat_of(remat)
         self.compute = layers.compute_dtype(dtype)
         options = {"rngs": rngs, "dtype": self.compute}
 
@@ -318,7 +320,7 @@ class DDPMPP(layers.Network):
         embedding = self.embedding(t, cond, augmentation).astype(self.compute)
 
         def run(stage, h):
-            call = jax.checkpoint(stage) if self.remat else stage
+            call = layers.recomputed(stage, self.remat)
             return call(h, embedding, None if rngs is None else rngs.dropout())
 
         pyramid, h = x, self.first(x)

@@ -6,16 +6,24 @@ Sources: PyTorch's documented Linear/Conv initialisation; the sinusoidal embeddi
 
 import inspect
 import math
+from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors, registry
+from genfield import errors, placement, registry
 from genfield.nets.initial import Initial, constant, normal, uniform
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ATTENTIONS = {"xla": "without fused kernels", "auto": "cuDNN where it can run, else xla"}
+REMATS = {
+    "none": "all is kept for the backward pass",
+    "dots": "matrix products and convolutions are kept, the rest is computed again",
+    "full": "all is computed again but what goes into a block",
+}
+Remat = Annotated[bool | str, registry.Free()]  # False is "none", True is "full"
 
 
 class Network(nnx.Module):
@@ -40,6 +48,36 @@ class Network(nnx.Module):
 def compute_dtype(name: str):
     """The dtype of a config's `dtype` field; UserError for an unknown one."""
     return registry.choose("dtype", name, DTYPES)
+
+
+def remat_of(value: bool | str) -> str:
+    """What a `remat` field names, of REMATS; UserError for what is unknown."""
+    return {False: "none", True: "full"}[value] if isinstance(value, bool) else _chosen(value)
+
+
+def _chosen(value: str) -> str:
+    registry.choose("remat", value, REMATS)
+    return value
+
+
+def recomputed(run: Callable, remat: str, *, in_scan: bool = False) -> Callable:
+    """`run`, of which the backward pass computes again what `remat` does not keep.
+
+    Weights that were gathered for it are never kept. in_scan: whether it is the body of a scan,
+    which no common subexpression leaves.
+    """
+    keeps = {"full": None, "dots": _products}
+    if placement.shards_parameters():
+        keeps["none"] = placement.keeps_all_but_gathered
+    if remat not in keeps:
+        return run
+    return jax.checkpoint(run, prevent_cse=not in_scan, policy=keeps[remat])
+
+
+def _products(primitive, *arguments, **parameters) -> bool:
+    """Keeps products of activations with weights, and convolutions."""
+    plain = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name == "conv_general_dilated" or plain(primitive, *arguments, **parameters)
 
 
 def against_second_order(attention: str) -> str | None:
@@ -140,7 +178,7 @@ def attend(
     """
     fused = (
         attention == "auto"
-        and jax.default_backend() == "gpu"
+        and placement.platform() == "gpu"
         and query.dtype == jnp.bfloat16
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 128

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genfield import errors, registry
+from genfield import errors, placement, registry
 from genfield.nets import heads, initial, layers
 from genfield.registry import Positive
 
@@ -89,7 +89,8 @@ class SiT(layers.Network):
       double_output: the last layer predicts 2C channels and the second C are dropped, as in the
         published weights.
       scan: one compiled block looped over the stack, or (False) unrolled: the same checkpoint.
-      remat: recompute each block in the backward pass.
+      remat: what of each block the backward pass computes again, "none", "dots" (all but matrix
+        products) or "full".
       distance_head, direction_scale, distance_input_scale: see `heads.create`.
       dtype, attention ("xla", "auto"): computation.
     Raises:
@@ -107,7 +108,7 @@ class SiT(layers.Network):
         mlp_ratio: Positive = 4,
         double_output=True,
         scan=True,
-        remat=False,
+        remat: layers.Remat = False,
         distance_head: str | None = None,
         direction_scale: float | None = None,
         distance_input_scale: float | None = None,
@@ -133,7 +134,7 @@ class SiT(layers.Network):
         layers.check_image("sit", shape, patch_size, "patch_size")
         registry.choose("attention", attention, layers.ATTENTIONS)
         self.depth, self.width, self.patch_size = depth, width, patch_size
-        self.scan, self.remat = scan, remat
+        self.scan, self.remat = scan, layers.remat_of(remat)
         self.compute = layers.compute_dtype(dtype)
         self.outputs = shape[-1] * (2 if double_output else 1)
         pixels = patch_size * patch_size
@@ -181,10 +182,11 @@ class SiT(layers.Network):
         graph, stack = nnx.split(self.blocks)
 
         def run(h, parameters):
-            return nnx.merge(graph, parameters)(h, condition), None
+            parameters = placement.gathered(parameters, self.compute, self.depth)
+            h = nnx.merge(graph, parameters)(placement.by_batch(h), condition)
+            return placement.by_batch(h), None
 
-        if self.remat:
-            run = jax.checkpoint(run, prevent_cse=not self.scan)
+        run = layers.recomputed(run, self.remat, in_scan=self.scan)
         if self.scan:
             return jax.lax.scan(run, h, stack)[0]
         for i in range(self.depth):
@@ -194,7 +196,7 @@ class SiT(layers.Network):
     def __call__(self, x, t, cond, rngs=None):
         grid = x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
         positions = position_table(*grid, self.width)[None]
-        condition = self.embed(t, cond)
+        condition = placement.by_batch(self.embed(t, cond))
         h = (self.patches(self.patchify(x)) + positions).astype(self.compute)
         h = self.run_blocks(h, condition.astype(self.compute)).astype(jnp.float32)
         shift, scale = jnp.split(self.modulation(jax.nn.silu(condition)), 2, axis=-1)

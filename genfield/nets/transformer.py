@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors, registry
+from genfield import errors, placement, registry
 from genfield.nets import initial, layers
 from genfield.nets.sit import MAX_PERIOD, TIME_FREQUENCIES, dit_linear
 from genfield.registry import Fraction
@@ -70,7 +70,8 @@ class Transformer(layers.Network):
         (eq. 47).
       dropout: at the end of each residual branch.
       scan: one compiled block looped over the stack, or (False) unrolled: the same checkpoint.
-      remat: recompute each block in the backward pass.
+      remat: what of each block the backward pass computes again, "none", "dots" (all but matrix
+        products) or "full".
       dtype, attention ("xla", "auto"): computation.
     Raises:
       UserError: examples that are not sequences, heads that do not divide the width.
@@ -86,7 +87,7 @@ class Transformer(layers.Network):
         causal=False,
         dropout: Fraction = 0.0,
         scan=True,
-        remat=False,
+        remat: layers.Remat = False,
         dtype="float32",
         attention="xla",
         shape,
@@ -96,7 +97,7 @@ class Transformer(layers.Network):
         _check_fields(shape, width, depth, num_heads, mlp_ratio, dropout)
         registry.choose("attention", attention, layers.ATTENTIONS)
         self.depth, self.width, self.dropout = depth, width, dropout
-        self.scan, self.remat = scan, remat
+        self.scan, self.remat = scan, layers.remat_of(remat)
         self.compute = layers.compute_dtype(dtype)
 
         self.tokens = layers.torch_linear(shape[-1], width, rngs=rngs)
@@ -127,10 +128,11 @@ class Transformer(layers.Network):
 
         def run(h, row):
             parameters, key = row
-            return nnx.merge(graph, parameters)(h, key), None
+            parameters = placement.gathered(parameters, self.compute, self.depth)
+            h = nnx.merge(graph, parameters)(placement.by_batch(h), key)
+            return placement.by_batch(h), None
 
-        if self.remat:
-            run = jax.checkpoint(run, prevent_cse=not self.scan)
+        run = layers.recomputed(run, self.remat, in_scan=self.scan)
         if self.scan:
             return jax.lax.scan(run, h, stack)[0]
         for i in range(self.depth):

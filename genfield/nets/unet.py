@@ -237,7 +237,8 @@ class UNet(layers.Network):
         1 for 32 whatever the width, as in the published code.
       null_row: what the null class adds to the embedding, see NULL_ROWS.
       distance_head, direction_scale, distance_input_scale: see `heads.create`.
-      dtype, attention ("xla", "auto"): computation; remat: recompute stages in the backward pass.
+      dtype, attention ("xla", "auto"): computation; remat: what of a stage the
+        backward pass computes again, "none", "dots" or "full".
     Raises:
       UserError: an image side that the levels do not divide, heads that do not divide the width,
         an attention level that does not exist.
@@ -265,7 +266,7 @@ class UNet(layers.Network):
         distance_input_scale: float | None = None,
         dtype="float32",
         attention="xla",
-        remat=False,
+        remat: layers.Remat = False,
         shape,
         num_classes,
         rngs,
@@ -275,7 +276,8 @@ class UNet(layers.Network):
         fields = (channels, dropout, attention_levels, attention, resampling)
         attends = _check_fields(shape, widths, *fields)
         self.channels, self.num_res_blocks, self.num_levels = channels, num_res_blocks, len(widths)
-        self.dropout, self.max_period, self.remat = dropout, max_period, remat
+        self.dropout, self.max_period = dropout, max_period
+        self.remat = layers.remat_of(remat)
         self.compute = layers.compute_dtype(dtype)
         options = {"rngs": rngs, "dtype": self.compute}
         normed = options | {"smallest_group": smallest_group}
@@ -316,7 +318,7 @@ class UNet(layers.Network):
         embedding = self.embed(t, cond, augmentation).astype(self.compute)
 
         def run(stage, h):
-            call = jax.checkpoint(stage) if self.remat else stage
+            call = layers.recomputed(stage, self.remat)
             return call(h, embedding, None if rngs is None else rngs.dropout())
 
         h = self.first(x)

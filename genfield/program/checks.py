@@ -140,6 +140,7 @@ def check_same_run(config: ConfigDict, workdir: Path, methods: Methods | None = 
     changed = sorted((name for name, *_ in found), key=lambda name: name.split("."))
     changed = [name for name in changed if name.split(".")[0] not in MAY_CHANGE]
     moved = {*FILE_PLACES, *file_places(config, methods or package())}
+    moved |= {*_marked("net", (methods or package())[registry.Network], config.net, registry.Free)}
     changed = [name for name in changed if name not in moved]
     if changed:
         shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
@@ -152,21 +153,23 @@ def check_same_run(config: ConfigDict, workdir: Path, methods: Methods | None = 
 def file_places(config: ConfigDict, methods: Methods) -> Iterator[str]:
     """Dotted names of fields that are paths of files, which may have moved since."""
     sources, losses = methods[registry.DataSource], methods[registry.Loss]
-    yield from _places("data", sources, config.data)
+    place = registry.FilePlace
+    yield from _marked("data", sources, config.data, place)
     if isinstance(config.data.get("real"), ConfigDict):
-        yield from _places("data.real", sources, config.data.real)
+        yield from _marked("data.real", sources, config.data.real, place)
     loss = losses.get(config.loss.get("name"))
     for name, nested in loss.tables.items() if loss else ():
         if isinstance(config.loss.get(name), ConfigDict):
-            yield from _places(f"loss.{name}", nested.table, config.loss[name])
+            yield from _marked(f"loss.{name}", nested.table, config.loss[name], place)
 
 
-def _places(where: str, table, section: ConfigDict) -> Iterator[str]:
+def _marked(where: str, table, section: ConfigDict, mark: type) -> Iterator[str]:
+    """Dotted names of the fields of what a section names that bear a mark."""
     entry = table.get(section.get("name"))
     if entry is None:
         return
     for name, parameter in registry.parameters(registry.parts(entry)[0]).items():
-        if any(isinstance(m, registry.FilePlace) for m in registry.marks(parameter.annotation)):
+        if any(isinstance(m, mark) for m in registry.marks(parameter.annotation)):
             yield f"{where}.{name}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from genfield import data, registry, rng
+from genfield import data, placement, registry, rng
 from genfield.data import Dataset, recorded
 from genfield.data.pipeline import Latents
 from genfield.errors import UserError
@@ -59,6 +59,8 @@ def prepare(
     reads_data: bool = True,
     decodes: bool = True,
     weights: Pretrained | None = None,
+    dataset: Dataset | None = None,
+    devices: list | None = None,
 ) -> Experiment:
     """Checks the whole configuration and builds what it names.
 
@@ -68,6 +70,7 @@ def prepare(
       decodes: whether the autoencoder is, where there is one; otherwise when something decodes.
       weights: in the place of a checkpoint; then data that the config does not place are known by
         what the weights say.
+      dataset: stands for the config's own. devices: of the mesh; None: all that there are.
     Raises:
       UserError: anything in it that cannot work; before anything is compiled.
     """
@@ -75,16 +78,19 @@ def prepare(
     checks.check(config)
     checks.check_same_run(config, workdir, methods)
     check_names(config, methods)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
     optimizer.make_optimizer(config.optimizer, config.train.steps)  # its errors, before data
     ema_rate = optimizer.ema_rate(config.ema, config.batch_size)
     decoding = open_weights(config) if decodes and config.autoencoder else None
     known = None if weights is None else of_weights.known_of(weights, config, methods)
-    dataset = open_data(config, workdir, methods, reads_data or weights is not None, known)
+    if dataset is None:
+        now = reads_data or weights is not None
+        dataset = open_data(config, workdir, methods, now, known)
     decoder = create_decoder(config, dataset, mesh, decoding)
     net = functools.partial(objective.create_net, config, dataset, methods=methods)
     apply, abstract_params = net()
+    apply = placement.on(mesh, apply)
     made = objective.create(config, dataset, apply, abstract_params, methods)
     if weights is not None:
         of_weights.check_data(weights, dataset)

@@ -22,6 +22,10 @@ class FilePlace(NamedTuple):
     """The argument is a path of files, which may move between the starts of one run."""
 
 
+class Free(NamedTuple):
+    """The argument changes what a run costs, never what it learns: it may be set anew."""
+
+
 POSITIVE = Range(lambda value: value > 0, "must be positive")
 NOT_NEGATIVE = Range(lambda value: value >= 0, "must not be negative")
 FRACTION = Range(lambda value: 0 <= value < 1, "must be in [0, 1)")
@@ -33,7 +37,7 @@ Place = Annotated[str, FilePlace()]
 
 
 def marks(annotation) -> Iterator[Any]:
-    """What is written of an argument beside its type: `Range`, `OneOf`, `FilePlace`."""
+    """What is written of an argument beside its type: `Range`, `OneOf`, `FilePlace`, `Free`."""
     if typing.get_origin(annotation) is Annotated:
         yield from annotation.__metadata__
     for part in typing.get_args(annotation):

@@ -1,0 +1,77 @@
+"""What a plan compiles: the train step and a step of the sampler.
+
+Each is what the program itself runs, traced from shapes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from genfield import rng
+from genfield.machine import sharding
+from genfield.plan import shapes
+from genfield.program import experiment, generate
+from genfield.program.experiment import Experiment
+
+
+class Traced(NamedTuple):
+    """One of them.
+
+    Attributes:
+      traced: by `jax.jit(…).trace`. batch: examples of a call, over all devices.
+      calls: how often it runs for a batch; None: as often as an adaptive solver wants.
+      what: in words.
+    """
+
+    traced: jax.stages.Traced
+    batch: int
+    calls: int | None
+    what: str
+
+
+def train(exp: Experiment) -> Traced:
+    """The train step."""
+    step = experiment.jit_train_step(exp)
+    size = exp.config.batch_size
+    return Traced(step.trace(exp.abstract, shapes.batch(exp)), size, 1, "a train step")
+
+
+def sample(exp: Experiment) -> Traced:
+    """A step of the sampler's first stage; all of it, where it has no pieces."""
+    size = generate.batch_size(exp, exp.config.sample.num, fixed=True)
+    split = sharding.batch_sharding(exp.mesh)
+    at = lambda a: jax.ShapeDtypeStruct(
+        a.shape,
+        a.dtype,
+        sharding=split if a.shape[:1] == (size,) else sharding.replicated(exp.mesh),
+    )
+    params = exp.abstract.ema if generate.averaged(exp) else exp.abstract.params
+    x = at(jax.ShapeDtypeStruct((size, *exp.data.shape), jnp.float32))
+    index = at(jax.ShapeDtypeStruct((size,), jnp.int32))
+    cond = index if exp.data.num_classes else None
+    key = rng.stream(0, "sampler")
+    keys = lambda index: rng.per_index(key, index, lambda key: key)
+    pieces = exp.sampler._replace(slots=0).pieces()
+    field = lambda params, cond: exp.sampler.follow(exp.objective.field(params), cond)
+    if pieces is None:
+
+        def whole(params, index, x, cond):
+            return exp.sampler(keys(index), exp.objective.field(params), x, cond).x
+
+        traced = jax.jit(whole, out_shardings=split).trace(params, index, x, cond)
+        return Traced(traced, size, 1, "the whole of the sampler")
+    first = pieces[0]
+    begin = lambda params, x, cond: first.begin(field(params, cond), x, cond)
+    carry = jax.tree.map(at, jax.eval_shape(begin, params, x, cond))
+
+    def step(params, index, carry, cond):
+        return first.advance(keys(index), field(params, cond), carry, cond, 0, 1)
+
+    places = jax.tree.map(lambda a: a.sharding, carry)
+    traced = jax.jit(step, out_shardings=places).trace(params, index, carry, cond)
+    return Traced(traced, size, first.steps, "a step of the sampler")
+
+
+PROGRAMS: dict[str, Callable[[Experiment], Traced]] = {"train": train, "sample": sample}
