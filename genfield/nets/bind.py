@@ -96,8 +96,8 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
     def run(params, x, t, cond, key, train, extra):
         keys = nnx.Rngs(dropout=key) if train and network.dropout > 0 else None
         params = fixed.completed(params, missing)
-        if stacks:  # their layers gather for themselves
-            whole = lambda name, part: part if name in stacks else placement.gathered(part)
+        if record.stack:  # their layers gather for themselves
+            whole = lambda name, part: part if name in record.stack else placement.gathered(part)
             params = {name: whole(name, part) for name, part in params.items()}
             x = placement.by_batch(x)
         return nnx.merge(graph, params)(x, t, cond, keys, **extra)
