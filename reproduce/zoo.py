@@ -132,7 +132,6 @@ def keep(workdir: Path, name: str) -> None:
         card["metrics"] |= of_pixels(folder)
     file.unlink(missing_ok=True)
     pretrained.export(folder, file, kind="genfield")
-    file.chmod(0o644)
     flags = " ".join(model.overrides)
     if model.teacher:
         drawn = pairs(workdir, model.teacher).relative_to(workdir)

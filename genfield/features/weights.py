@@ -354,3 +354,16 @@ def dense(params: dict, x: jax.Array, bias: bool = True) -> jax.Array:
     """A linear layer of [B, inputs], accurate to float32 everywhere."""
     product = jnp.dot(x, params["weight"], precision=jax.lax.Precision.HIGHEST)
     return product + params["bias"].reshape(1, -1) if bias else product
+
+
+def save(arrays: Mapping[str, np.ndarray], file: Path, header: Mapping[str, str]) -> None:
+    """A .safetensors file that others may read as far as the folder's owner lets them.
+
+    safetensors makes its files for their owner alone, whatever the umask says.
+    """
+    import safetensors.numpy
+
+    file.touch()
+    mode = file.stat().st_mode
+    safetensors.numpy.save_file(dict(arrays), file, dict(header))
+    file.chmod(mode)

@@ -363,8 +363,6 @@ def save(folder: str | Path, params: dict, config: Config, *, scaling_factor: fl
     Returns:
       The file of weights, which is whole or not there.
     """
-    from safetensors.numpy import save_file
-
     file = Path(folder) / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     levels = len(config.block_out_channels)
@@ -376,6 +374,6 @@ def save(folder: str | Path, params: dict, config: Config, *, scaling_factor: fl
         "scaling_factor": scaling_factor,
     }
     unfinished = file.with_name(f".{file.name}.part")
-    save_file(weights.state_dict(params), unfinished, metadata={"format": "pt"})
+    weights.save(weights.state_dict(params), unfinished, {"format": "pt"})
     file.with_name("config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     return unfinished.replace(file)

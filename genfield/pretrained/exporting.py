@@ -90,8 +90,6 @@ def write(
 
 def _save(file: Path, arrays: dict[str, np.ndarray], header: dict[str, str], beside) -> None:
     """Both files, each whole or not at all."""
-    import safetensors.numpy
-
     file.parent.mkdir(parents=True, exist_ok=True)
     texts = {} if beside is None else {file.with_suffix(".json"): beside + "\n"}
     for path, text in texts.items():
@@ -99,7 +97,7 @@ def _save(file: Path, arrays: dict[str, np.ndarray], header: dict[str, str], bes
             raise UserError(f"{path} is there already, and another one: choose another name")
     part = file.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        safetensors.numpy.save_file(arrays, part, header)
+        weights.save(arrays, part, header)
         if file.exists() and weights.file_digest(file) != weights.file_digest(part):
             raise UserError(f"{file} is there already, and another one: choose another name")
         for path, text in texts.items():

@@ -45,6 +45,8 @@ def test_a_run_opens_like_a_file_and_its_export_is_the_same(run, tmp_path):
     assert model.info.family == "run" and model.info.part == "ema"
     file = pretrained.export(run, tmp_path / "run.safetensors")
     again = pretrained.load(file)
+    (tmp_path / "ordinary").touch()
+    assert file.stat().st_mode == (tmp_path / "ordinary").stat().st_mode  # safetensors' own: 0600
     assert again.info.family == "genfield" and not file.with_suffix(".json").exists()
     assert again.description == model.description
     assert again.description.program["sampler"]["name"] == "sphere_tracing"
