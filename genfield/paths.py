@@ -15,7 +15,7 @@ from jax import Array
 
 from genfield import preconditionings, registry
 from genfield.fields import expand
-from genfield.registry import Positive
+from genfield.registry import Fraction, Positive
 
 
 class Path(NamedTuple):
@@ -120,7 +120,7 @@ def uniform(low: float = 0.0, high: float = 1.0) -> TimeSampler:
     return lambda key, n: jax.random.uniform(key, (n,), jnp.float32, low, high)
 
 
-def skewed(mean: float = -1.2, std: Positive = 1.2, low: float = 1e-4) -> TimeSampler:
+def skewed(mean: float = -1.2, std: Positive = 1.2, low: Fraction = 1e-4) -> TimeSampler:
     """t = 1/(1+σ) with ln σ ~ N(mean, std²), clipped to [low, 1]: DM's CIFAR-10 runs (Table 6)."""
 
     def draw(key, n):

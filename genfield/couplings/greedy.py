@@ -18,7 +18,7 @@ def greedy(
     class_penalty: NotNegative = 0.0,
     group_size: PositiveInt | None = None,
     method: str = "auto",
-    block: int = 1024,
+    block: PositiveInt = 1024,
 ) -> Array:
     """DANSM (Algorithm 1): each sample in turn takes the nearest noise that is left.
 

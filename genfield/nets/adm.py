@@ -4,7 +4,7 @@ from genfield import registry
 from genfield.nets import layers, unet
 from genfield.nets.edm_unet import MAX_PERIOD, LabelLinear
 from genfield.nets.initial import constant, normal
-from genfield.registry import Fraction, PositiveInt
+from genfield.registry import Fraction, NotNegativeInt, PositiveInt
 
 
 class ADM(unet.UNet):
@@ -24,13 +24,13 @@ class ADM(unet.UNet):
         self,
         *,
         channels=192,
-        channel_multipliers=(1, 2, 3, 4),
-        num_res_blocks=3,
+        channel_multipliers: tuple[PositiveInt, ...] = (1, 2, 3, 4),
+        num_res_blocks: NotNegativeInt = 3,
         attention_levels=(2, 4, 8),
         head_channels=64,
         dropout: Fraction = 0.1,
         smallest_group: PositiveInt = unet.SMALLEST_GROUP,
-        augmentation_size=0,
+        augmentation_size: NotNegativeInt = 0,
         learned_variance=False,
         dtype="float32",
         attention="xla",

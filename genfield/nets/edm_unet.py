@@ -14,7 +14,7 @@ from flax import nnx
 from genfield import errors, registry
 from genfield.nets import layers, unet
 from genfield.nets.initial import Initial, constant, given, uniform
-from genfield.registry import Fraction
+from genfield.registry import Fraction, NotNegativeInt, PositiveInt
 
 SQRT_HALF = math.sqrt(0.5)  # Song et al.: the sum of two branches keeps its variance
 QKV_GAIN = math.sqrt(0.2)  # EDM, on initial weights
@@ -261,11 +261,11 @@ class DDPMPP(layers.Network):
         self,
         *,
         channels=128,
-        channel_multipliers=(2, 2, 2),
-        num_res_blocks=4,
+        channel_multipliers: tuple[PositiveInt, ...] = (2, 2, 2),
+        num_res_blocks: NotNegativeInt = 4,
         attention_resolutions=(16,),
         dropout: Fraction = 0.13,
-        augmentation_size=0,
+        augmentation_size: NotNegativeInt = 0,
         dtype="float32",
         attention="xla",
         remat: layers.Remat = False,

@@ -11,7 +11,7 @@ from flax import nnx
 from genfield import errors, registry
 from genfield.nets import heads, layers
 from genfield.nets.initial import constant
-from genfield.registry import Fraction, PositiveInt
+from genfield.registry import Fraction, NotNegativeInt, Positive, PositiveInt
 
 GROUPS = 32  # ADM: GroupNorm32
 SMALLEST_GROUP = 2  # channels; groups of one would erase the channel means
@@ -250,15 +250,15 @@ class UNet(layers.Network):
         self,
         *,
         channels=128,
-        channel_multipliers=(2, 2, 2),
-        num_res_blocks=4,
+        channel_multipliers: tuple[PositiveInt, ...] = (2, 2, 2),
+        num_res_blocks: NotNegativeInt = 4,
         attention_levels=(2,),
         num_heads=1,
         head_channels: int | None = None,
         resampling="pool",
         adaptive_scale=True,
         dropout: Fraction = 0.3,
-        max_period=MAX_PERIOD,
+        max_period: Positive = MAX_PERIOD,
         smallest_group: PositiveInt = SMALLEST_GROUP,
         null_row="learned",
         distance_head: str | None = None,

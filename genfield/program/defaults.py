@@ -19,6 +19,7 @@ GUIDANCE = ("auto", "direction", "displacement")
 ROUNDINGS = ("nearest", "truncate", "shift")
 CENTERS = ("middle", "edm")
 FORMATS = ("npz", "png")
+RESIZES = ("tf1_bilinear", "antialiased")  # `features.resize.CONVENTIONS`, which needs JAX
 
 
 class Limited(NamedTuple):
@@ -137,7 +138,7 @@ SECTIONS = dict(
         features_path=Unset(str),  # of its weights
         features_sha256=Unset(str),
         features_seed=Limited(Unset(int), NOT_NEGATIVE),  # random weights, to try things out
-        resize="tf1_bilinear",  # as the original FID graph, or antialiased
+        resize=one_of("tf1_bilinear", RESIZES),  # as the original FID graph, or antialiased
         batch_size=positive(64),  # images a device puts through the network at a time
         reference=Unset(str),  # images or statistics; left out: the data's
         reference_split="train",

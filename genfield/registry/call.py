@@ -67,10 +67,11 @@ def check_type(name: str, value, wanted) -> None:
 
 
 def check_range(name: str, value, limit: Range) -> None:
-    """Raises UserError where a number lies outside its range."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and not limit.holds(value):
-        raise UserError(f"config.{name} {limit.says}, got {value}")
+    """Raises UserError where a number, or one of a tuple, lies outside its range."""
+    for one in value if isinstance(value, tuple | list) else (value,):
+        number = isinstance(one, int | float) and not isinstance(one, bool)
+        if number and not limit.holds(one):
+            raise UserError(f"config.{name} {limit.says}, got {value}")
 
 
 def parameters(function: Callable) -> dict[str, inspect.Parameter]:

@@ -16,7 +16,7 @@ from jax import Array
 
 from genfield import registry
 from genfield.fields import Field, expand, squared_norm
-from genfield.registry import Positive
+from genfield.registry import NotNegative, Positive
 from genfield.rng import normal, split
 from genfield.sampling.core import Sampler, State, advance, start
 
@@ -87,7 +87,7 @@ def edm_heun(
     sigma_max: Positive = SIGMA_MAX,
     rho: Positive = RHO,
     churn: float = 0.0,
-    churn_min: float = 0.0,
+    churn_min: NotNegative = 0.0,
     churn_max: float = math.inf,
     churn_noise: float = 1.0,
 ) -> Sampler:
@@ -127,7 +127,7 @@ def edm_euler(
     sigma_max: Positive = SIGMA_MAX,
     rho: Positive = RHO,
     churn: float = 0.0,
-    churn_min: float = 0.0,
+    churn_min: NotNegative = 0.0,
     churn_max: float = math.inf,
     churn_noise: float = 1.0,
 ) -> Sampler:

@@ -12,6 +12,7 @@ from jax import Array
 
 from genfield import registry
 from genfield.fields import Field, Prediction, direction, evaluations, expand, squared_norm
+from genfield.registry import NotNegative
 from genfield.rng import typed
 from genfield.sampling.core import Pieces, Sampler, Samples, State
 
@@ -26,7 +27,7 @@ class Rule(NamedTuple):
     update: Callable[[Any, Any], tuple[Any, Array]]
 
 
-def gradient_norm(threshold: float) -> Rule:
+def gradient_norm(threshold: NotNegative) -> Rule:
     """Stops where the gradient's 2-norm is below the threshold (EqM section 3.3: 10 on latents)."""
 
     def update(memory, output):

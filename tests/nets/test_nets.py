@@ -508,6 +508,13 @@ def test_sharded_initialisation_equals_unsharded():
         (UNET | {"attention_levels": (3,)}, IMAGE, "unknown attention level 3.*Known: 1, 2"),
         (UNET | {"num_heads": 3}, IMAGE, "16 channels do not split into heads"),
         (UNET | {"dropout": 1.0}, IMAGE, "dropout must be in"),
+        (
+            UNET | {"channel_multipliers": (1, 0)},
+            IMAGE,
+            r"multipliers must be positive, got \(1, 0",
+        ),
+        (UNET | {"num_res_blocks": -1}, IMAGE, "num_res_blocks must not be negative"),
+        (UNET | {"max_period": 0.0}, IMAGE, "max_period must be positive"),
         (UNET | {"direction_scale": 0.1}, IMAGE, "direction_scale has no effect"),
         (UNET | {"distance_head": "cifer"}, IMAGE, "did you mean 'cifar'"),
         (SIT, (2,), "use 'mlp'"),

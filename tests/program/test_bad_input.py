@@ -179,6 +179,9 @@ MISTAKES = [
     (EQM, "sampler.name=nesterov", "needs the field 'momentum'"),
     (MOONS, "coupling.name=exact_assignment coupling.backend=tpu", "'tpu'", "'device'"),
     (MOONS, "sample.guidance_scale=2.0", "guidance_scale needs labels", "data.labels=True"),
+    (MOONS, "evaluate.resize=nonsense", "'nonsense'", "antialiased"),
+    (MOONS, "coupling.name=greedy coupling.block=0", "coupling.block must be positive"),
+    (MOONS, "time.name=skewed time.low=-1.0", "time.low must be in [0, 1)"),
 ]
 
 

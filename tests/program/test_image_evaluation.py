@@ -17,6 +17,7 @@ from programs import ROOT, TINY_DIGITS, run
 from genfield import configuration, data, features, sampling
 from genfield.data import npz, pixels, sets
 from genfield.errors import UserError
+from genfield.features.resize import CONVENTIONS
 from genfield.machine import preemption, sharding
 from genfield.main import main
 from genfield.metrics import frechet, images, known, reference
@@ -138,6 +139,7 @@ def test_resizing_is_selectable_and_changes_the_figures():
     assert np.abs(plain.features["pool"] - smooth.features["pool"]).max() > 1e-3
     with pytest.raises(UserError, match=r"config\.evaluate\.resize 'bicubic'.*tf1_bilinear"):
         judge_of(resize="bicubic")
+    assert defaults.RESIZES == tuple(CONVENTIONS)
 
 
 def test_roundings_are_those_of_published_code():

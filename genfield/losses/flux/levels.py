@@ -26,7 +26,7 @@ from genfield.losses.flux.estimator import (
 )
 from genfield.losses.flux.mixing import mixing_proxy
 from genfield.paths import PathSample
-from genfield.registry import Positive, PositiveInt
+from genfield.registry import NotNegative, Positive, PositiveInt
 from genfield.rng import fold_in
 from genfield.scores import kde_field, kde_velocity
 
@@ -87,7 +87,7 @@ def flux_roles(
     *,
     learned_normalizer: bool = True,
     learned_horizon: bool = True,
-    mixing_weight: float = 0.0,
+    mixing_weight: NotNegative = 0.0,
     norm_weight: float = 0.0,
     circulation_weight: float = 0.0,
     **_,
@@ -131,7 +131,7 @@ def flux_matching(
     chunk: PositiveInt | None = None,
     learned_normalizer: bool = True,
     learned_horizon: bool = True,
-    mixing_weight: float = 0.0,
+    mixing_weight: NotNegative = 0.0,
     norm_weight: float = 0.0,
     circulation_weight: float = 0.0,
     sigma_data: Positive | None = None,
