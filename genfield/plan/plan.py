@@ -51,8 +51,7 @@ def make(config, methods: Methods | None, target: Target, options: argparse.Name
 def prepare(config, methods: Methods, target: Target, options: argparse.Namespace) -> Experiment:
     """The experiment of a config on these devices, its data by their shape."""
     config = config.copy_and_resolve_references()
-    if config.initial_parameters is not None:  # where training starts changes no shape
-        config.initial_parameters = None
+    config.initial_parameters = None  # where training starts changes no shape
     dataset = shapes.dataset(config, methods, options.shape, options.classes)
     nowhere = Path(options.config).with_name("no run of this name")
     return experiment.prepare(config, nowhere, methods, dataset=dataset, devices=target.devices)

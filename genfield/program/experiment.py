@@ -64,8 +64,7 @@ def prepare(
     sharding.check_batch("config.batch_size", config.batch_size, mesh, config.optimizer.accumulate)
     optimizer.make_optimizer(config.optimizer, config.train.steps)  # its errors, before data
     ema_rate = optimizer.ema_rate(config.ema, config.batch_size)
-    if dataset is None:
-        dataset = open_data(config, workdir, methods, reads_data)
+    dataset = dataset or open_data(config, workdir, methods, reads_data)
     apply, abstract_params = objective.create_net(config, dataset, methods=methods)
     apply = placement.on(mesh, apply)
     made = objective.create(config, dataset, apply, abstract_params, methods)
@@ -79,11 +78,7 @@ def prepare(
         params |= made.roles(jax.random.fold_in(key, 1))
         return train_step.create_state(params, tx, ema_rate > 0)
 
-    abstract = jax.eval_shape(init, key)
-    shardings = sharding.state_shardings(mesh, abstract, _stacked(config, methods))
-    abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-    )
+    abstract, shardings = _placed(mesh, jax.eval_shape(init, key), _stacked(config, methods))
     return Experiment(
         config=config,
         workdir=workdir,
@@ -151,6 +146,13 @@ def _role_optimizers(made: Objective, roles: dict) -> dict:
     """role -> its optimiser, for the roles that are there."""
     known = {} if made.method.roles is None else made.method.roles.optimizers
     return {role: choose(f"optimizer of {made.method.name} for", role, known) for role in roles}
+
+
+def _placed(mesh: Mesh, abstract: TrainState, stacks: tuple[str, ...]) -> tuple[TrainState, Any]:
+    """Shapes with their shardings, and the shardings alone."""
+    shardings = sharding.state_shardings(mesh, abstract, stacks)
+    place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    return jax.tree.map(place, abstract, shardings), shardings
 
 
 def _stacked(config, methods: Methods) -> tuple[str, ...]:
