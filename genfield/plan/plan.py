@@ -36,7 +36,7 @@ def make(config, methods: Methods | None, target: Target, options: argparse.Name
         out[name] = analyse.program(exp, traced, target, useful)
     fits = [part["fits"] for _, part in report.programs(out)]
     out |= {"fits": all(fits), "suggestions": []}
-    out["headline"], out["mend"] = _headline(out), _mend(out, config, machine.count, methods)
+    out["headline"], out["mend"] = _headline(out), _mend(out, config, machine, methods)
     if options.suggest:
 
         def again(changed) -> dict:
@@ -44,7 +44,7 @@ def make(config, methods: Methods | None, target: Target, options: argparse.Name
             return analyse.program(other, programs.train(other), target, None)
 
         tell("compiling the options …")
-        out["suggestions"] = list(suggest.tried(config, machine.count, methods, again))
+        out["suggestions"] = list(suggest.tried(config, machine, methods, again))
     return out
 
 
@@ -82,7 +82,7 @@ def _headline(out: dict) -> str:
     return line + ("" if spent is None else f"; a step takes at least {report.duration(spent)}")
 
 
-def _mend(out: dict, config, chips: int, methods: Methods) -> str | None:
+def _mend(out: dict, config, machine: chips.Machine, methods: Methods) -> str | None:
     """What to change where it does not fit."""
     if out["fits"]:
         return None
@@ -92,7 +92,7 @@ def _mend(out: dict, config, chips: int, methods: Methods) -> str | None:
         what = "the sampler step"
     else:
         part, what = out["train"]["memory_bytes"], "the train step"
-        how = suggest.mend(config, chips, methods)
+        how = suggest.mend(config, machine, methods)
     return (
         f"{what} does not fit on {out['topology']}: {report.size(part['peak'])} a chip, which has "
         f"{report.size(part['limit'])}: {how}"
