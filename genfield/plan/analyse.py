@@ -15,7 +15,7 @@ from genfield.program.experiment import Experiment
 
 LARGEST = 10  # buffers that are named
 NOTABLE = 2**20  # bytes of a buffer that a warning is worth
-USED = re.compile(r"Used ([\d.]+)([KMGT])i?B? of ([\d.]+)([KMGT])i?B? (?:hbm|HBM)")
+USED = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])")  # as TPUs' compiler says it
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

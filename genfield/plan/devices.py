@@ -47,7 +47,10 @@ def of(machine: Machine) -> list:
     platform = CHIPS[machine.kind].platform
     extra = {"tpu": "plan-tpu", "gpu": "plan-gpu"}[platform]
     try:
-        return _described(machine, platform)
+        found = _described(machine, platform)
+        if len(found) != machine.count:
+            raise ValueError(f"it has {len(found)} devices, not {machine.count}")
+        return found
     except Exception as error:  # of whatever kind the compiler's library raises
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -60,8 +63,10 @@ def _described(machine: Machine, platform: str) -> list:
     if platform == "tpu":
         sides = "x".join(map(str, machine.sides))
         name = f"{machine.kind}:{sides}"
-        several = {"num_slices": machine.slices} if machine.slices > 1 else {}
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **several)
+        more: dict = {"num_slices": machine.slices} if machine.slices > 1 else {}
+        if machine.kind == "v4":  # its two cores are one device, as on v5p
+            more["chip_config_name"] = "megacore"
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
         return list(found.devices)
     nodes = machine.sides[0] if len(machine.sides) == 2 else 1
     chip = CHIPS[machine.kind]

@@ -28,15 +28,18 @@ def make(config, methods: Methods | None, target: Target, options: argparse.Name
     exp = prepare(config, methods, target, options)
     out: dict = {"config": options.config, "topology": machine.name, "slices": machine.slices}
     out |= {"chips": machine.count, "mesh": dict(exp.mesh.shape), "batch_size": config.batch_size}
-    out |= {"parameters": count_parameters(exp.abstract.params), "decode": None}
+    out |= {"parameters": count_parameters(exp.abstract.params)}
     for name, trace in programs.PROGRAMS.items():
         tell(f"compiling the {report.TITLES[name]} for {machine.name} …")
         traced = trace(exp)
+        if traced is None:
+            out[name] = None
+            continue
         useful = _model_flops(config, methods, target, options) if name == "train" else None
         out[name] = analyse.program(exp, traced, target, useful)
     fits = [part["fits"] for _, part in report.programs(out)]
     out |= {"fits": all(fits), "suggestions": []}
-    out["headline"], out["mend"] = _headline(out), _mend(out, config, machine.count, methods)
+    out["headline"], out["mend"] = _headline(out), _mend(out, config, machine, methods)
     if options.suggest:
 
         def again(changed) -> dict:
@@ -44,18 +47,19 @@ def make(config, methods: Methods | None, target: Target, options: argparse.Name
             return analyse.program(other, programs.train(other), target, None)
 
         tell("compiling the options …")
-        out["suggestions"] = list(suggest.tried(config, machine.count, methods, again))
+        out["suggestions"] = list(suggest.tried(config, machine, methods, again))
     return out
 
 
 def prepare(config, methods: Methods, target: Target, options: argparse.Namespace) -> Experiment:
     """The experiment of a config on these devices, its data by their shape."""
     config = config.copy_and_resolve_references()
-    if config.initial_parameters is not None:  # where training starts changes no shape
-        config.initial_parameters = None
+    config.initial_parameters = None  # where training starts changes no shape
     dataset = shapes.dataset(config, methods, options.shape, options.classes)
     nowhere = Path(options.config).with_name("no run of this name")
-    return experiment.prepare(config, nowhere, methods, dataset=dataset, devices=target.devices)
+    return experiment.prepare(
+        config, nowhere, methods, decodes=False, dataset=dataset, devices=target.devices
+    )
 
 
 def _model_flops(config, methods: Methods, target: Target, options) -> float | None:
@@ -83,7 +87,7 @@ def _headline(out: dict) -> str:
     return line + ("" if spent is None else f"; a step takes at least {report.duration(spent)}")
 
 
-def _mend(out: dict, config, chips: int, methods: Methods) -> str | None:
+def _mend(out: dict, config, machine: chips.Machine, methods: Methods) -> str | None:
     """What to change where it does not fit."""
     if out["fits"]:
         return None
@@ -93,7 +97,7 @@ def _mend(out: dict, config, chips: int, methods: Methods) -> str | None:
         what = "the sampler step"
     else:
         part, what = out["train"]["memory_bytes"], "the train step"
-        how = suggest.mend(config, chips, methods)
+        how = suggest.mend(config, machine, methods)
     return (
         f"{what} does not fit on {out['topology']}: {report.size(part['peak'])} a chip, which has "
         f"{report.size(part['limit'])}: {how}"

@@ -43,7 +43,7 @@ def rows(plan: dict) -> list[tuple[str, ...]]:
                 size(total),
                 *(duration(seconds.get(key)) for key in ("compute", "memory", "links")),
                 duration(seconds.get("predicted")),
-                f"{part.get('utilisation', 0):.0%}",
+                f"{part['utilisation']:.0%}" if "utilisation" in part else "?",
             )
         )
     return out

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from genfield import data, registry
 from genfield.data import Dataset
-from genfield.data.pipeline import iterator_state
+from genfield.data.pipeline import Latents, iterator_state
 from genfield.errors import UserError
 from genfield.machine import sharding
 from genfield.program.experiment import Experiment
@@ -42,6 +42,7 @@ def dataset(config, methods: Methods, shape=None, classes: int | None = None) ->
         pixels=source.holds == "images",
         fingerprint="",
         state=iterator_state(0, ""),
+        latents=Latents(fields["scale"], fields["shift"]) if source.holds == "latents" else None,
     )
 
 

@@ -142,11 +142,7 @@ def _training(
         params |= made.roles(jax.random.fold_in(key, 1))
         return train_step.create_state(params, tx, averages)
 
-    abstract = jax.eval_shape(init, key)
-    shardings = sharding.state_shardings(mesh, abstract, _stacked(config, methods))
-    abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-    )
+    abstract, shardings = _placed(mesh, jax.eval_shape(init, key), _stacked(config, methods))
     return abstract, jax.jit(init, out_shardings=shardings), tx, given
 
 
@@ -204,6 +200,13 @@ def _role_optimizers(made: Objective, roles: dict) -> dict:
     """role -> its optimiser, for the roles that are there."""
     known = {} if made.method.roles is None else made.method.roles.optimizers
     return {role: choose(f"optimizer of {made.method.name} for", role, known) for role in roles}
+
+
+def _placed(mesh: Mesh, abstract: TrainState, stacks: tuple[str, ...]) -> tuple[TrainState, Any]:
+    """Shapes with their shardings, and the shardings alone."""
+    shardings = sharding.state_shardings(mesh, abstract, stacks)
+    place = lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s)
+    return jax.tree.map(place, abstract, shardings), shardings
 
 
 def _stacked(config, methods: Methods) -> tuple[str, ...]:

@@ -80,15 +80,19 @@ def test_options_come_with_their_figures_where_it_does_not_fit(tmp_path, capsys,
 
 
 def test_what_would_take_less():
+    sixteen = chips.parse("v5e:4x4")
     config = config_io.load(f"{LATENTS}:XL/2")
-    found = list(suggest.options(config, 16, package()))
+    found = list(suggest.options(config, sixteen, package()))
     cheaper = ["--config.net.dtype=bfloat16", "--config.net.remat=full", "--config.mesh.fsdp=16"]
     assert found[:3] == [(flag,) for flag in cheaper] and found[-1] == tuple(cheaper)
     config = config_io.override(config, cheaper)
-    assert list(suggest.options(config, 16, package())) == [
+    assert list(suggest.options(config, sixteen, package())) == [
         ("--config.optimizer.accumulate=2",),
         ("--config.optimizer.accumulate=4",),
     ]
+    config.mesh.update(data=4, fsdp=4)
+    wanted = ("--config.mesh.data=-1", "--config.mesh.fsdp=16")
+    assert wanted in list(suggest.options(config, sixteen, package()))
 
 
 def test_recomputing_adds_no_useful_work(tmp_path):
@@ -156,11 +160,14 @@ def test_machines_and_their_links():
 
 def test_what_a_compiler_refuses_is_a_plan_that_does_not_fit():
     """As the TPU's says it; and other errors stay what they are."""
-    said = RuntimeError(
+    for said in (
         "RESOURCE_EXHAUSTED: TPU backend error: Ran out of memory in memory space hbm. Used "
-        "20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
-    )
-    assert analyse._refused(said, 15.75 * 2**30)["peak"] == int(20.5 * 2**30)
+        "20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (20.50G) exceeds available HBM (15.75G).",
+    ):
+        memory = analyse._refused(RuntimeError(said), 15.75 * 2**30)
+        assert memory["peak"] == int(20.5 * 2**30)
     with pytest.raises(RuntimeError, match="INTERNAL"):
         analyse._refused(RuntimeError("INTERNAL: something"), 1)
 
