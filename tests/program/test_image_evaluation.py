@@ -667,6 +667,7 @@ def test_a_sample_is_drawn_with_the_label_that_is_written(trained, monkeypatch):
         none = jnp.zeros(len(x), jnp.int32)
         return sampling.Samples(shown.astype(x.dtype), none, None, {})
 
+    go.stages = ()
     monkeypatch.setattr(sampler, "create_sampler", lambda *args, **methods: go)
     extra = [*SAMPLING, "--config.sample.name=labels", "--config.sample.batch_size=3"]
     assert run(trained, TINY_DIGITS, *extra, small={}) == 0

@@ -201,7 +201,7 @@ def test_labels_of_a_run_without_classes_are_refused(tmp_path, capsys):
 
 def labels(num: int, classes: int, **options) -> list[int]:
     data = pipeline.Dataset(*[None] * 12, "", None)._replace(num_classes=classes)
-    exp = experiment.Experiment(*[None] * 11)._replace(data=data)
+    exp = experiment.Experiment(*[None] * 12)._replace(data=data)
     return generate.labels_of(exp, np.arange(num), num, **options).tolist()
 
 
