@@ -1,11 +1,12 @@
 """Peak figures of chips, and the machines that are made of them.
 
 Sources: for v5e, v5p and v6e Google's pages, docs.cloud.google.com/tpu/docs/v5e … v6e (peak
-compute, HBM, bidirectional inter-chip bandwidth, of which a half goes one way); what programs may use of a
-v5e's memory is what XLA's compiler for it says. The H100's figures are its compiler's description
-and NVIDIA's data sheet of the SXM module (dense, TF32 for float32). Not looked up again for this
-table, so to be checked before one relies on them: v4, A100, H200, B200, the memory that programs
-may use but for v5e's, networks between slices and nodes (v4's is not published: the lowest stands).
+compute, HBM, bidirectional inter-chip bandwidth, of which a half goes one way); what programs may
+use of a v5e's memory is what XLA's compiler for it says. The H100's figures are its compiler's
+description and NVIDIA's data sheet of the SXM module (dense, TF32 for float32). Not looked up again
+for this table, so to be checked before one relies on them: v4, A100, H200, B200, the memory that
+programs may use but for v5e's, networks between slices and nodes (v4's is not published: the lowest
+stands).
 """
 
 import math
