@@ -220,13 +220,12 @@ def outside(folder: Path, marker: Path) -> Path:
 
 def link_in_archive(folder: Path, marker: Path) -> Path:
     """The storage is a symbolic link to a file outside."""
-    (folder / "secret").write_bytes(bytes(16))
     content = state_dict(a=tensor(storage("0", 4), (4,), (1,)))
     path = write_zip(folder / "bad.pth", content, {})
     with zipfile.ZipFile(path, "a") as archive:
         entry = zipfile.ZipInfo("archive/data/0")
         entry.external_attr = 0o120777 << 16
-        archive.writestr(entry, str(folder / "secret"))
+        archive.writestr(entry, "../../../secret0")  # 16 bytes, as the tensor wants
     return path
 
 

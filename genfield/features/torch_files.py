@@ -9,6 +9,7 @@ import io
 import json
 import mmap
 import stat
+import stat
 import struct
 import zipfile
 import zlib
@@ -241,6 +242,8 @@ def _entry(archive: zipfile.ZipFile, prefix: str, name: str) -> zipfile.ZipInfo:
     entry = archive.getinfo(prefix + name)
     if entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise ValueError(f"{name} is a link")
     return entry
 
 

@@ -87,7 +87,7 @@ ROWS = {
     "a tensor of many axes": Row(oversized((1,) * 99, (1,) * 99), "damaged", "damaged"),
     "all tensors share a storage": Row(many_views, "damaged", "memory"),
     "a storage outside of the archive": Row(outside, "damaged", "damaged"),
-    "a link in the archive": Row(link_in_archive, "damaged", "damaged"),
+    "a link in the archive": Row(link_in_archive, "is a link", "is a link"),
     "zip: bomb": Row(bomb, "compressed", "compressed"),
     "zip: compressed pickle": Row(compressed_pickle, "compressed", "compressed"),
     "zip: records that overlap": Row(overlapping, "overlap", "overlap"),

@@ -13,7 +13,7 @@ from meshes import devices
 from ml_collections import ConfigDict
 from programs import DIGITS, MOONS, arguments, losses, run, smoke
 
-from genfield import configuration, rng
+from genfield import configuration, placement, rng
 from genfield.errors import UserError
 from genfield.machine import checkpoint, sharding
 from genfield.program import config_io, experiment, optimizer, train_step
@@ -77,7 +77,7 @@ def test_every_mesh_agrees_on_a_unet(tmp_path, monkeypatch):
 
 def compare_meshes(make_config, meshes, tmp_path, monkeypatch):
     loss, gradient, sample = loss_and_gradient(prepare(make_config(), tmp_path))
-    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 16)  # so that tiny parameters are split too
+    monkeypatch.setattr(placement, "SMALLEST_SHARDED", 16)  # so that tiny parameters are split too
     for mesh in meshes.values():
         exp = prepare(make_config(), tmp_path, mesh)
         if mesh[1] > 1:
