@@ -9,7 +9,6 @@ import io
 import json
 import mmap
 import stat
-import stat
 import struct
 import zipfile
 import zlib
