@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import pickle
+import re
 import sys
 
 import jax
@@ -184,6 +185,39 @@ def test_a_training_of_a_published_recipe_says_its_heads(dataset, width):
     assert heads.items() <= found.net.items()
     with pytest.raises(UserError, match="do not tell the number of attention heads"):
         family.describe(shapes, {"dataset": "cifar10" if width == 192 else "imagenet"}, "a file")
+
+
+def test_the_preconditioning_goes_by_its_short_name_or_its_class(tmp_path):
+    for facts in ({"precond": "VPPrecond"}, {"class_name": "training.networks.VPPrecond"}):
+        file = saved(
+            "edm/ddpmpp_vp", tmp_path, lambda arrays, config, facts=facts: _as(config, facts)
+        )
+        assert pretrained.load(file).info.preconditioning == "vp"
+
+
+def _as(config, facts):
+    config.pop("precond")
+    config.update(facts)
+
+
+@pytest.mark.parametrize("how", ["conv_resample", "resblock_updown"])
+def test_how_a_single_level_resamples_does_not_matter(how):
+    shapes = {name: tuple(shape) for name, shape in cases()[UNET]["shapes"].items()}
+    facts = {"num_heads": 1, how: True}
+    kept = r"(input_blocks\.[01]|output_blocks\.0|middle_block|time_embed|out)\."
+    one = {n: s for n, s in shapes.items() if re.match(kept, n)} | {"out.2.weight": (3, 32, 3, 3)}
+    found = families()["flow_matching"].describe(one, facts, "a file")
+    assert found.net["channel_multipliers"] == (1,)
+
+
+def test_heads_upwards_are_not_looked_at_where_their_channels_are_told():
+    shapes = {name: tuple(shape) for name, shape in cases()[UNET]["shapes"].items()}
+    facts = {"num_heads": 4, "num_heads_upsample": 8, "use_new_attention_order": True}
+    describe = families()["flow_matching"].describe
+    found = describe(shapes, facts | {"num_head_channels": 16}, "a file")
+    assert found.net["head_channels"] == 16
+    with pytest.raises(UserError, match="num_heads_upsample must be num_heads"):
+        describe(shapes, facts, "a file")
 
 
 def test_the_network_of_a_training_state_of_edm(tmp_path):

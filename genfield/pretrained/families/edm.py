@@ -120,12 +120,14 @@ def _preconditioning(
     shapes: Shapes, facts: Mapping[str, Any], origin: str
 ) -> tuple[str, tuple[str, ...]]:
     """Which one, and what is to be said of it."""
+    by_class = {name: key for key, name in CLASSES.items()}
     if "precond" in facts:
-        choose("fact precond", facts["precond"], CLASSES)
-        return facts["precond"], ()
+        told = by_class.get(facts["precond"], facts["precond"])  # "vp", or "VPPrecond"
+        choose("fact precond", told, CLASSES)
+        return told, ()
     if facts.get("class_name") is not None:
-        by_class = {name: key for key, name in CLASSES.items()}
-        return choose("class of EDM's networks", facts["class_name"], by_class), ()
+        told = str(facts["class_name"]).rpartition(".")[2]  # without its module
+        return choose("class of EDM's networks", told, by_class), ()
     if "u" in shapes:
         return "iddpm", ()
     return "edm", (

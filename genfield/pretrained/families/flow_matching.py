@@ -116,6 +116,8 @@ def _agree(read: Mapping[str, Any], facts: Mapping[str, Any], origin: str) -> No
         told = list(told) if isinstance(told, list | tuple) else told
         if name == "attention_resolutions":
             told = [level for level in levels if level in told]  # others are not looked at
+        if name in ("conv_resample", "resblock_updown") and len(levels) == 1:
+            continue  # nothing is resampled
         if name == "conv_resample" and read["resblock_updown"]:
             continue  # then it is not looked at
         if name == "num_classes" and not told and not value:
@@ -127,7 +129,8 @@ def _agree(read: Mapping[str, Any], facts: Mapping[str, Any], origin: str) -> No
             f"{origin} takes {read['in_channels']} channels and gives {read['out_channels']}: a "
             "field gives as many as it takes"
         )
-    if len({facts.get("num_heads"), facts.get("num_heads_upsample", -1)} - {-1, None}) > 1:
+    upwards = {facts.get("num_heads"), facts.get("num_heads_upsample", -1)} - {-1, None}
+    if len(upwards) > 1 and facts.get("num_head_channels", -1) == -1:
         raise UserError(f"{origin}: num_heads_upsample must be num_heads, or -1")
 
 
