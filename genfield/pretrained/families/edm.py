@@ -310,7 +310,8 @@ def _as_adm(net: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
     sides = [facts["img_resolution"] >> level for level in range(len(widths))]
     attending = [w for w, s in zip(widths, sides, strict=True) if s in facts["attn_resolutions"]]
     attending += [widths[-1]] * middle
-    heads = all(0 < _heads(facts, width) == width // channels for width in attending)
+    ours = lambda width: width // channels if channels else 1
+    heads = all(0 < _heads(facts, width) == ours(width) for width in attending)
     return alike and heads and middle == (_heads(facts, widths[-1]) > 0)
 
 
