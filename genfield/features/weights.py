@@ -258,7 +258,7 @@ def convert(
 
 def _some(names: list[str], count: int = 3) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(" ".join(name.split())[:80] for name in names[:count]) + more
+    return ", ".join(" ".join(name.split())[:120] for name in names[:count]) + more
 
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict:

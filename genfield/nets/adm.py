@@ -14,11 +14,16 @@ class ADM(unet.UNet):
 
     Fields: UNet's of these names, and
       augmentation_size: numbers that tell how an image was augmented (9: `data.augment`) or 0.
+      head_channels: a width of w has w // head_channels heads, which are wider where that leaves
+        channels over.
+      middle_attention: whether pixels attend in the middle; EDM's do where it has 64 channels.
       learned_variance: the last layer has as many channels again, which are left out here (of
         published weights: Nichol & Dhariwal 2021, arXiv:2102.09672).
     Raises:
       UserError: as UNet.
     """
+
+    wider_heads = True
 
     def __init__(
         self,
@@ -31,6 +36,7 @@ class ADM(unet.UNet):
         dropout: Fraction = 0.1,
         smallest_group: PositiveInt = unet.SMALLEST_GROUP,
         augmentation_size: NotNegativeInt = 0,
+        middle_attention=True,
         learned_variance=False,
         dtype="float32",
         attention="xla",
@@ -39,6 +45,7 @@ class ADM(unet.UNet):
         num_classes,
         rngs,
     ):
+        self.middle_attention = middle_attention
         super().__init__(
             channels=channels,
             channel_multipliers=channel_multipliers,

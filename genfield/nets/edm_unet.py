@@ -245,6 +245,7 @@ class DDPMPP(layers.Network):
         down, after the last on the way up; they always do once in the middle.
       dropout: in every block; EDM: 0.13 on CIFAR-10, 0.05 on FFHQ, 0.25 on AFHQ.
       augmentation_size: numbers that tell how an image was augmented (9: `data.augment`) or 0.
+      learned_variance: as of `ADM`.
       dtype, attention ("xla", "auto"): computation; remat: what of a stage the
         backward pass computes again, "none", "dots" or "full".
     Raises:
@@ -266,6 +267,7 @@ class DDPMPP(layers.Network):
         attention_resolutions=(16,),
         dropout: Fraction = 0.13,
         augmentation_size: NotNegativeInt = 0,
+        learned_variance=False,
         dtype="float32",
         attention="xla",
         remat: layers.Remat = False,
@@ -314,7 +316,9 @@ class DDPMPP(layers.Network):
         self.up = stages(up, num_res_blocks)
         self.grow = resizing(range(1, len(widths)), self.double)
         self.norm = group_norm(widths[0], rngs=rngs, dtype=jnp.float32)
-        self.last = xavier_conv(widths[0], shape[-1], 3, LAST_GAIN, rngs=rngs)
+        self.outputs = shape[-1]
+        outputs = (2 if learned_variance else 1) * shape[-1]
+        self.last = xavier_conv(widths[0], outputs, 3, LAST_GAIN, rngs=rngs)
 
     def __call__(self, x, t, cond, rngs=None, augmentation=None):
         embedding = self.embedding(t, cond, augmentation).astype(self.compute)
@@ -340,7 +344,7 @@ class DDPMPP(layers.Network):
                 h = run(self.up[f"{level}_{i}"], jnp.concatenate([h, skips.pop()], axis=-1))
             if level:
                 h = run(self.grow[str(level)], h)
-        return self.last(jax.nn.silu(self.norm(h.astype(jnp.float32))))
+        return self.last(jax.nn.silu(self.norm(h.astype(jnp.float32))))[..., : self.outputs]
 
 
 class NCSNPP(DDPMPP):

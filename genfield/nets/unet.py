@@ -200,10 +200,11 @@ def _check_fields(
     return [factor in attention_levels for factor in factors]
 
 
-def _count_heads(width, num_heads, head_channels) -> int:
-    """Heads for a width: `num_heads`, or as many as `head_channels` gives."""
+def _count_heads(width, num_heads, head_channels, wider) -> int:
+    """Heads for a width: `num_heads`, or as many as `head_channels` gives, or (`wider`) fewer."""
     heads_here = width // head_channels if head_channels else num_heads
-    if heads_here < 1 or width % heads_here or (head_channels and width % head_channels):
+    exact = wider or not head_channels or width % head_channels == 0
+    if heads_here < 1 or width % heads_here or not exact:
         raise errors.UserError(
             f"net 'unet': {width} channels do not split into heads: change num_heads "
             f"({num_heads}) or head_channels ({head_channels})"
@@ -245,6 +246,8 @@ class UNet(layers.Network):
     """
 
     label_rows = staticmethod(layers.label_rows)
+    middle_attention = True  # whether pixels attend in the middle
+    wider_heads = False  # whether heads are wider than head_channels where it divides no width
 
     def __init__(
         self,
@@ -287,7 +290,7 @@ class UNet(layers.Network):
             block = ResBlock(inputs, outputs, 4 * channels, dropout, **scale, **normed)
             if not attend:
                 return Stage(block)
-            split = _count_heads(outputs, num_heads, head_channels)
+            split = _count_heads(outputs, num_heads, head_channels, self.wider_heads)
             return Stage(block, SelfAttention(outputs, split, attention, **normed))
 
         resizing = functools.partial(_resizing, resampling, widths, stage, options)
@@ -298,7 +301,8 @@ class UNet(layers.Network):
         self.first = layers.torch_conv(shape[-1], widths[0], 3, **options)
         self.down = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in down})
         self.shrink = resizing(range(len(widths) - 1), average_pool)
-        self.middle1, self.middle2 = (stage(widths[-1], widths[-1], a) for a in (True, False))
+        middle = self.middle_attention, False
+        self.middle1, self.middle2 = (stage(widths[-1], widths[-1], a) for a in middle)
         self.up = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in up})
         self.grow = resizing(range(1, len(widths)), upsample_nearest)
         self.norm = group_norm(widths[0], **normed | {"dtype": jnp.float32})

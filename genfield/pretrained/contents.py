@@ -20,7 +20,9 @@ from genfield.pretrained import zoo
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 HEADER = "genfield"  # the key of a safetensors header under which an export has its facts
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-AVERAGE, ITSELF = "ema", ("model", "state_dict")  # of a checkpoint that keeps several
+AVERAGE, ITSELF = "ema", ("model", "state_dict", "net")  # of a checkpoint that keeps several
+# Of flow_matching's EMA module, in one state dict: the averages by number, and the parameters.
+AVERAGES, AVERAGED = "shadow_params.", "model."
 ARGUMENTS = "args"  # where a checkpoint keeps the arguments of its training
 
 
@@ -61,11 +63,11 @@ def read(file: Path, ema: bool) -> Content:
     """The arrays of a file, names without what wrappers put before them, and its facts."""
     tree = torch_files.read_tree(file)
     chosen, part = _part(tree, ema, file)
-    arrays = _unwrapped(state_dict(chosen))
+    arrays, inner = _averages(_unwrapped(state_dict(chosen)), ema, file)
     if not arrays:
         raise UserError(f"{file} holds no tensors by name: save it with model.state_dict()")
     facts = {**_arguments(tree), **_constructor(chosen), **_header(file)}
-    return Content(arrays, facts, part, facts.pop("digest", None))
+    return Content(arrays, facts, inner or part, facts.pop("digest", None))
 
 
 def _part(tree: Any, ema: bool, file: Path) -> tuple[Any, str | None]:
@@ -95,6 +97,26 @@ def _unwrapped(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if all(name.startswith(wrapper) for name in arrays):
             arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
     return arrays
+
+
+def _averages(
+    arrays: dict[str, np.ndarray], ema: bool, file: Path
+) -> tuple[dict[str, np.ndarray], str | None]:
+    """What a module that averages another holds: the averages, or the parameters; and which."""
+    count = sum(name.startswith(AVERAGES) for name in arrays)
+    if not count:
+        return arrays, None
+    found = {n.removeprefix(AVERAGED): a for n, a in arrays.items() if n.startswith(AVERAGED)}
+    if ema:
+        averages = [arrays.get(f"{AVERAGES}{number}") for number in range(count)]
+        shapes = [None if array is None else array.shape for array in averages]
+        if shapes != [array.shape for array in found.values()]:
+            raise UserError(
+                f"{file}: the averages '{AVERAGES}…' do not follow the order of the parameters "
+                f"'{AVERAGED}…': keep the file as torch.save wrote it, or pass ema=False"
+            )
+        found = dict(zip(found, averages, strict=True))
+    return _unwrapped(found), AVERAGE if ema else ITSELF[0]
 
 
 def _arguments(tree: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def write(
     """
     file = place(out)
     family, theirs = family_of(description, kind)
-    arrays = mapping.to_theirs(family.rules(theirs), params)
+    arrays = mapping.to_theirs(family.rules(theirs), params, description.buffers)
     facts = {"kind": family.name, "config": theirs.facts}
     digest = weights.digest(mapping.nested(mapping.leaves(params)))
     # One key: safetensors writes several in no order, and the same export is the same file.

@@ -35,6 +35,7 @@ class Description(NamedTuple):
       null: whether there is a null class, where there are classes.
       any_size: whether the network takes images of other sizes than `shape` too.
       notes: lines about what was taken for granted, which are said when a file is opened.
+      buffers: of a file, see `mapping.kept_buffers`.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Description(NamedTuple):
     null: bool = True
     any_size: bool = False
     notes: tuple[str, ...] = ()
+    buffers: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

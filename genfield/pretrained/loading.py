@@ -78,6 +78,7 @@ def load(
     params = mapping.to_ours(rules, content.arrays, abstract, str(file), description.title)
     if content.digest not in (None, weights.digest(params)):
         raise UserError(f"{file} is damaged: its numbers are not those that were exported")
+    description = description._replace(buffers=mapping.kept_buffers(rules, content.arrays))
     info = Info.of(family.name, description, str(file), digest, content.part, abstract)
     return bound(apply, jax.tree.map(jnp.asarray, params), description, info)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from genfield.errors import UserError
@@ -47,7 +48,8 @@ class Rule(NamedTuple):
 class Buffer(NamedTuple):
     """A published array that genfield computes: checked when read, and written in an export.
 
-    relative: how far it may be off, beside 1e-4, where others computed it in float32.
+    relative: how far it may be off, beside 1e-4 and what a file in half precision loses, where
+    others computed it in float32.
     """
 
     name: str
@@ -183,27 +185,51 @@ def _finite(name: str, array: np.ndarray, origin: str) -> np.ndarray:
 def _check_buffer(buffer: Buffer, found: np.ndarray, origin: str) -> None:
     off = np.abs(found - buffer.value)
     distance = float(np.max(off, initial=0.0))
-    if np.any(off > 1e-4 + buffer.relative * np.abs(buffer.value)):
+    relative = max(buffer.relative, _lost(found))
+    if np.any(off > 1e-4 + relative * np.abs(buffer.value)):
         raise UserError(
             f"{origin}: {buffer.name!r} is not what the network computes (they differ by "
             f"{distance:.2g}), so the file was made for another one"
         )
 
 
-def to_theirs(rules: Rules, params: Mapping) -> dict[str, np.ndarray]:
+def _lost(found: np.ndarray) -> float:
+    """How much of a number float32 values may have lost in half precision; 0 if they were none."""
+    with np.errstate(over="ignore"):
+        kept = lambda dtype: np.array_equal(found.astype(dtype).astype(np.float32), found)
+        halves = [dtype for dtype in (jnp.float16, jnp.bfloat16) if kept(dtype)]
+    return max((float(jnp.finfo(dtype).eps) for dtype in halves), default=0.0)
+
+
+def kept_buffers(rules: Rules, arrays: Mapping[str, np.ndarray]) -> tuple[tuple[str, bytes], ...]:
+    """The buffers of a file that are not to the bit what genfield computes, as float32's bytes."""
+    computed = {rule.name: rule.value for rule in rules if isinstance(rule, Buffer)}
+    single = lambda array: np.asarray(array, "<f4").tobytes()
+    found = ((name, single(arrays[name])) for name in computed)
+    return tuple((name, kept) for name, kept in found if kept != single(computed[name]))
+
+
+def to_theirs(
+    rules: Rules, params: Mapping, buffers: Iterable[tuple[str, bytes]] = ()
+) -> dict[str, np.ndarray]:
     """genfield's parameters by published names, in published layouts; the inverse of `to_ours`.
 
+    Args:
+      buffers: of `kept_buffers`, which are written in the place of those that genfield computes.
     Raises:
       UserError: a parameter that no rule names, which would be lost.
     """
-    ours, made = leaves(params), {}
+    ours, made, kept = leaves(params), {}, dict(buffers)
     named = {rule.path for rule in rules if isinstance(rule, Rule)}
     lost = [path for path in ours if path not in named]
     if lost:
         raise UserError(f"the published network has no place for the parameter {lost[0]!r}")
     for rule in rules:
         if isinstance(rule, Buffer):
-            made[rule.name] = np.asarray(rule.value, np.float32)
+            own = np.asarray(rule.value, "<f4")
+            theirs = kept.get(rule.name, b"")
+            fits = len(theirs) == own.nbytes
+            made[rule.name] = np.frombuffer(theirs, "<f4").reshape(own.shape) if fits else own
             continue
         value = np.asarray(ours[rule.path])
         for i, name in enumerate(rule.names()):

@@ -29,9 +29,13 @@ EDM_CASES = {
     "ddpmpp_vp": dict(model_type=SONG, num_blocks=2, attn_resolutions=[8], precond="vp"),
     "adm": dict(model_type=ADM, label_dim=3, augment_dim=9, channel_mult=[1, 8], precond="iddpm"),
     "adm_edm": dict(model_type=ADM, channel_mult=[8], attn_resolutions=[8], precond="edm"),
+    # Blocks narrower than 64 do not attend, whatever is asked for; 96 channels are one head.
+    "adm_narrow": dict(model_type=ADM, channel_mult=[12, 1], attn_resolutions=[8, 4]),
+    "ddpmpp_iddpm": dict(model_type=SONG, label_dim=2, precond="iddpm"),
 }
 EDM_PLAIN = dict(img_resolution=8, img_channels=3, label_dim=0, model_channels=8)
 EDM_PLAIN |= dict(channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], augment_dim=0)
+EDM_PLAIN |= dict(precond="edm")
 UNET_CASES = {
     "pool": dict(num_classes=3, num_heads=2, use_new_attention_order=True),
     "conv": dict(conv_resample=True, num_heads=4, use_scale_shift_norm=False),
@@ -117,11 +121,11 @@ class EDM:
             skip = self.w.conv(f"{name}.skip", skip, width, 1)
         less = math.sqrt(0.5) if self.song else 1.0
         h = less * (h + skip)
-        return less * (h + self.attention(name, h)) if attends else h
+        heads = 1 if self.song else width // 64
+        return less * (h + self.attention(name, h, heads)) if attends and heads else h
 
-    def attention(self, name, x):
+    def attention(self, name, x, heads):
         b, c, height, width = x.shape
-        heads = 1 if self.song else c // 64
         qkv = self.w.conv(f"{name}.qkv", self.norm(f"{name}.norm2", x), 3 * c, 1)
         q, k, v = qkv.reshape(b * heads, c // heads, 3, height * width).unbind(2)
         return self.w.conv(f"{name}.proj", attend(q, k, v).reshape(b, c, height, width), c, 1)

@@ -40,7 +40,7 @@ SIZES = ("img_resolution", "img_channels", "label_dim", "model_type", "model_cha
 SIZES += ("channel_mult", "num_blocks", "attn_resolutions", "augment_dim")
 KNOWN = (*SIZES, *FOURIER, *CONSTANTS, "decoder_type", "dropout", "sigma_data", "class_name")
 KNOWN += ("precond",)
-HEAD_CHANNELS = 64  # of ADM: heads are so many channels wide, or wider
+HEAD_CHANNELS = 64  # of ADM: a width of w has w // 64 heads
 SMALLEST_GROUP = 4  # channels of a group of the norms
 DROPOUT = 0.1  # the constructors' default
 MODEL = "model."
@@ -100,12 +100,15 @@ def _agree(read: Mapping[str, Any], facts: Mapping[str, Any], origin: str) -> No
     plain |= {"resample_filter": [1, 1], "decoder_type": "standard"}
     if read["model_type"] == ADM:
         plain = {}
-    sides = [read["img_resolution"] >> level for level in range(len(read["channel_mult"]))]
+    sides = {
+        read["img_resolution"] >> level: _heads(read, multiplier * read["model_channels"])
+        for level, multiplier in enumerate(read["channel_mult"])
+    }
     for name, value in {**plain, **read}.items():
         told = facts.get(name, value)
         told = list(told) if isinstance(told, list | tuple) else told
         if name == "attn_resolutions":
-            told = [side for side in sides if side in told]  # others than these are not looked at
+            told = [side for side, heads in sides.items() if side in told and heads]
         if told != value:
             raise UserError(f"{origin}: {name} is {value} by its names and shapes, not {told}")
     for name, value in CONSTANTS.items():
@@ -117,12 +120,14 @@ def _preconditioning(
     shapes: Shapes, facts: Mapping[str, Any], origin: str
 ) -> tuple[str, tuple[str, ...]]:
     """Which one, and what is to be said of it."""
+    by_class = {name: key for key, name in CLASSES.items()}
     if "precond" in facts:
-        choose("fact precond", facts["precond"], CLASSES)
-        return facts["precond"], ()
+        told = by_class.get(facts["precond"], facts["precond"])  # "vp", or "VPPrecond"
+        choose("fact precond", told, CLASSES)
+        return told, ()
     if facts.get("class_name") is not None:
-        by_class = {name: key for key, name in CLASSES.items()}
-        return choose("class of EDM's networks", facts["class_name"], by_class), ()
+        told = str(facts["class_name"]).rpartition(".")[2]  # without its module
+        return choose("class of EDM's networks", told, by_class), ()
     if "u" in shapes:
         return "iddpm", ()
     return "edm", (
@@ -137,8 +142,7 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], origin: str) -> Descripti
     outputs = read.pop("outputs")
     _agree(read, facts, origin)
     name, notes = _preconditioning(shapes, facts, origin)
-    doubled = read["model_type"] == ADM and name == "iddpm"
-    wanted = read["img_channels"] * (2 if doubled else 1)
+    wanted = read["img_channels"] * (2 if name == "iddpm" else 1)
     if outputs != wanted:
         raise UserError(
             f"{origin}: its last layer has {outputs} channels, and {CLASSES[name]} of "
@@ -166,8 +170,10 @@ def described(facts: dict[str, Any], notes: tuple[str, ...] = ()) -> Description
         net["attention_resolutions"] = tuple(levels)
     else:
         net |= {"attention_levels": tuple(side // level for level in levels)}
-        net |= {"head_channels": _head_channels(facts), "smallest_group": SMALLEST_GROUP}
-        net |= {"learned_variance": True} if name == "iddpm" else {}
+        net |= {"head_channels": HEAD_CHANNELS, "smallest_group": SMALLEST_GROUP}
+        middle = _heads(facts, facts["model_channels"] * facts["channel_mult"][-1])
+        net |= {} if middle else {"middle_attention": False}
+    net |= {"learned_variance": True} if name == "iddpm" else {}
     known = PRECONDITIONINGS[name]
     sampler = {"name": "edm_heun", "num_steps": 18 if side <= 32 else 40}  # EDM, Table 2 and 3
     sampler |= {"sigma_min": max(0.002, known.lowest), "sigma_max": min(80.0, known.highest)}
@@ -190,17 +196,9 @@ def described(facts: dict[str, Any], notes: tuple[str, ...] = ()) -> Description
     )
 
 
-def _head_channels(facts: Mapping[str, Any]) -> int:
-    """Of ADM; a width of w has w // 64 heads."""
-    widths = [facts["model_channels"] * m for m in facts["channel_mult"]]
-    sides = [facts["img_resolution"] >> level for level in range(len(widths))]
-    attending = {w for w, s in zip(widths, sides, strict=True) if s in facts["attn_resolutions"]}
-    found = {w / max(w // HEAD_CHANNELS, 1) for w in {*attending, widths[-1]}}
-    if len(found) > 1 or not min(found).is_integer():
-        raise UserError(
-            f"ADM whose widths {sorted(attending)} split into heads of several widths is not known"
-        )
-    return int(min(found))
+def _heads(facts: Mapping[str, Any], width: int) -> int:
+    """How many heads an attending block of a width has; 0: then it has no attention at all."""
+    return 1 if facts["model_type"] == SONG else width // HEAD_CHANNELS
 
 
 def _mixed(width: int) -> tuple[Layout, Layout]:
@@ -264,7 +262,7 @@ def rules(description: Description) -> Rules:
             found += affine(name, f"pyramid/{level}/conv", conv)
             found += [Buffer(f"{name}.resample_filter", taps)]
     last, side = (widths[-1], widths[-1]), at(len(widths) - 1)
-    found += _stage(f"dec.{side}_in0", "middle1", song, last, True, None)
+    found += _stage(f"dec.{side}_in0", "middle1", song, last, _heads(facts, last[0]) > 0, None)
     found += _stage(f"dec.{side}_in1", "middle2", song, last, False, None)
     for s in up:
         names = f"dec.{at(s.level)}_block{s.index}", f"up/{s.level}_{s.index}"
@@ -298,19 +296,23 @@ def writes(ours: Description) -> Description | None:
     fits = net["name"] in NETS and ours.teaches == "denoiser" and ours.preconditioning in CLASSES
     if not fits or len(shape) != 3 or shape[0] != shape[1]:
         return None
-    facts = _facts(ours)
-    if net["name"] != "adm":
-        return described(facts)
-    try:
-        theirs = described(facts)
-    except UserError:  # no heads as EDM has them
-        return None
+    theirs = described(_facts(ours))
+    doubled = net.get("learned_variance", False) == (ours.preconditioning == "iddpm")
+    return theirs if doubled and (net["name"] != "adm" or _as_adm(net, theirs.facts)) else None
+
+
+def _as_adm(net: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether an ADM has norms and heads as EDM's."""
     widths = [facts["model_channels"] * multiplier for multiplier in facts["channel_mult"]]
     fewest = net.get("smallest_group", 2)
     alike = fewest == SMALLEST_GROUP or min(widths) >= SMALLEST_GROUP * GROUPS
-    heads = net.get("head_channels", HEAD_CHANNELS) == theirs.net["head_channels"]
-    doubled = net.get("learned_variance", False) == (ours.preconditioning == "iddpm")
-    return theirs if alike and heads and doubled else None
+    channels, middle = net.get("head_channels", HEAD_CHANNELS), net.get("middle_attention", True)
+    sides = [facts["img_resolution"] >> level for level in range(len(widths))]
+    attending = [w for w, s in zip(widths, sides, strict=True) if s in facts["attn_resolutions"]]
+    attending += [widths[-1]] * middle
+    ours = lambda width: width // channels if channels else 1
+    heads = all(0 < _heads(facts, width) == ours(width) for width in attending)
+    return alike and heads and middle == (_heads(facts, widths[-1]) > 0)
 
 
 def _facts(ours: Description) -> dict[str, Any]:

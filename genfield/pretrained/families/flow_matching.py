@@ -31,7 +31,12 @@ READ += ("channel_mult", "conv_resample", "resblock_updown", "num_classes", "use
 HEADS = ("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order")
 # What genfield's U-Net has built in; dims and use_checkpoint change no number.
 BUILT_IN = {"with_fourier_features": False, "dims": 2}
-KNOWN = (*READ, *HEADS, *BUILT_IN, "dropout", "image_size")
+KNOWN = (*READ, *HEADS, *BUILT_IN, "dropout", "image_size", "dataset")
+# By the "dataset" of a training's arguments: the base width, and what shapes do not tell.
+RECIPES = {
+    "cifar10": (128, {"num_heads": 1, "image_size": 32}),
+    "imagenet": (192, {"num_head_channels": 64, "use_new_attention_order": True}),
+}
 MAX_PERIOD = 10_000  # of the time embedding
 IMAGE_SIZE = 32  # CIFAR-10's; shapes do not tell
 # [out, in, 1] <-> [1, 1, in, out]
@@ -97,6 +102,12 @@ def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
     }
 
 
+def _check_built_in(facts: Mapping[str, Any], origin: str) -> None:
+    for name, value in BUILT_IN.items():
+        if facts.get(name, value) != value:
+            raise UserError(f"{origin}: genfield's U-Net has {name}={value}, not {facts[name]}")
+
+
 def _agree(read: Mapping[str, Any], facts: Mapping[str, Any], origin: str) -> None:
     """Raises UserError where facts contradict the shapes, or ask for what is not here."""
     levels = [2**level for level in range(len(read["channel_mult"]))]
@@ -105,27 +116,30 @@ def _agree(read: Mapping[str, Any], facts: Mapping[str, Any], origin: str) -> No
         told = list(told) if isinstance(told, list | tuple) else told
         if name == "attention_resolutions":
             told = [level for level in levels if level in told]  # others are not looked at
+        if name in ("conv_resample", "resblock_updown") and len(levels) == 1:
+            continue  # nothing is resampled
         if name == "conv_resample" and read["resblock_updown"]:
             continue  # then it is not looked at
         if name == "num_classes" and not told and not value:
             continue
         if told != value:
             raise UserError(f"{origin}: {name} is {value} by its names and shapes, not {told}")
-    for name, value in BUILT_IN.items():
-        if facts.get(name, value) != value:
-            raise UserError(f"{origin}: genfield's U-Net has {name}={value}, not {facts[name]}")
     if read["in_channels"] != read["out_channels"]:
         raise UserError(
             f"{origin} takes {read['in_channels']} channels and gives {read['out_channels']}: a "
             "field gives as many as it takes"
         )
-    if len({facts.get("num_heads"), facts.get("num_heads_upsample", -1)} - {-1, None}) > 1:
+    upwards = {facts.get("num_heads"), facts.get("num_heads_upsample", -1)} - {-1, None}
+    if len(upwards) > 1 and facts.get("num_head_channels", -1) == -1:
         raise UserError(f"{origin}: num_heads_upsample must be num_heads, or -1")
 
 
 def describe(shapes: Shapes, facts: Mapping[str, Any], origin: str) -> Description:
     """What a file is, by its names and shapes, and by what is told beyond them."""
+    _check_built_in(facts, origin)
     read, notes = _read(shapes, origin), ()
+    width, recipe = RECIPES.get(str(facts.get("dataset")), (None, {}))
+    facts = {**(recipe if width == read["model_channels"] else {}), **facts}
     _agree(read, facts, origin)
     wide = facts.get("num_head_channels", -1) != -1
     if not wide and "num_heads" not in facts:
