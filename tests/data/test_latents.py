@@ -270,7 +270,7 @@ def test_a_damaged_shard_is_named(folder):
 
 
 def test_latents_of_a_wrong_source_are_told(folder, tmp_path):
-    with pytest.raises(UserError, match=r"holds latents: set config.data.name='latents'"):
+    with pytest.raises(UserError, match=r"holds latents, not images: config.data reads"):
         data.create({"name": "images", "path": str(folder)}, batch_size=2, seed=0)
     levels = np.zeros((4, 8, 8, 3), np.uint8)
     place = prepared.pixels(tmp_path / "pixels", levels, [0, 1, 0, 1])
