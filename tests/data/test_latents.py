@@ -278,6 +278,14 @@ def test_latents_of_a_wrong_source_are_told(folder, tmp_path):
         create(place)
 
 
+def test_a_folder_without_latents_is_told_how_they_are_made(tmp_path):
+    (tmp_path / "images" / "n01531178").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"images holds no latents: name a folder that .*prepare"):
+        create(tmp_path / "images")
+    with pytest.raises(UserError, match=r"typo is not there: name a folder"):
+        create(tmp_path / "typo")
+
+
 def test_the_fingerprint_is_of_the_contents(folder, twice, tmp_path):
     mark = create(folder).fingerprint
     assert create(folder).fingerprint == mark != create(twice).fingerprint
