@@ -205,6 +205,12 @@ def _of_one_file(
     posterior: str,
     flip: bool | None,
 ) -> _Found:
+    if not (folder / "latents.npy").exists():
+        lack = "holds no latents" if folder.exists() else "is not there"
+        raise UserError(
+            f"config.data.path {folder} {lack}: name a folder that `python -m genfield.prepare` "
+            "made of images, or one with latents.npy"
+        )
     if posterior == "mean" or flip:
         field = "posterior" if posterior == "mean" else "flip"
         raise UserError(

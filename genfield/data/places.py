@@ -73,7 +73,10 @@ def _prepared(place: Path, asked: Asked, reading: Reading) -> Found:
     """The pixels that `python -m genfield.prepare --pixels` stored, by memory map."""
     stored = shards.open_shards(place)
     if stored.manifest["kind"] != shards.PIXELS:
-        raise UserError(f"{place} holds latents: set config.data.name='latents'")
+        raise UserError(
+            f"{place} holds latents, not images: config.data reads it under name='latents'; images "
+            "are what python -m genfield.prepare --pixels writes"
+        )
     names = tuple(stored.manifest["class_names"]) if asked.labels else ()
     if asked.labels and not names:
         raise UserError(f"{place} was prepared without classes: set data.labels=False")

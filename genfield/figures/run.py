@@ -102,7 +102,8 @@ def curves(path: Path, rows: list[dict], names=("loss",)) -> Path:
     positive = all(r[n] > 0 for r in rows for n in names if n in r)
     axes.set(xlabel="step", yscale="log" if positive else "linear")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     return save(figure, path)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from genfield import registry
 from genfield.errors import UserError
@@ -86,7 +87,8 @@ def _apply(name: str, network: Built, shape: tuple[int, ...], num_classes: int) 
         Returns:
           [B, *shape]; [B] for a scalar network; a `fields.Prediction` with a distance head.
         Raises:
-          UserError: wrong shapes or dtypes, labels without classes, dropout without a key.
+          UserError: wrong shapes or dtypes, labels without classes, dropout without a key; labels
+            out of range where they are known (not while JAX traces).
         """
         cond, augmentation = _split(cond)
         t, cond = _check_inputs(x, t, cond, shape, num_classes)
@@ -139,7 +141,19 @@ def _check_inputs(x, t, cond, shape, num_classes):
         raise UserError(
             f"the net takes integer labels of shape {batch}, not {cond.dtype} {cond.shape}"
         )
+    if not isinstance(cond, jax.core.Tracer) and cond.is_fully_addressable:
+        _check_range(np.asarray(cond), num_classes)
     return t, cond
+
+
+def _check_range(labels: np.ndarray, num_classes: int) -> None:
+    """Raises UserError where labels have no row: a lookup would give NaN, or that of another."""
+    wrong = labels[(labels < 0) | (labels > num_classes)]
+    if len(wrong):
+        raise UserError(
+            f"label {wrong[0]} is no class: the net takes 0 to {num_classes - 1}, and "
+            f"{num_classes} for none"
+        )
 
 
 def count_parameters(params) -> int:

@@ -23,6 +23,16 @@ from genfield.prepare.writer import Shard, read_journal
 
 FORMAT = 1
 AHEAD = 3  # batches that are read while one is encoded
+# Of an autoencoder, what decides no number that is stored: it may be told in another way.
+TOLD = ("names", "scaling_factor", "shift_factor")
+FLAGS = {
+    "size": "--size",
+    "copies": "--flip",
+    "split": "--split",
+    "autoencoder.hash": "--autoencoder",
+    "autoencoder.dtype": "--dtype",
+    "autoencoder.tile": "--tile",
+}
 
 
 def prepare(options: Options) -> None:
@@ -123,16 +133,20 @@ def _agreed(path: Path, wanted: dict, options: Options) -> dict:
         size = stored["shard_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): name a new folder as --out") from error
-    fixed = lambda section: {k: v for k, v in section.items() if k != "shard_size"}
-    found = differences(fixed(stored), fixed(json.loads(json.dumps(wanted))), missing=None)
+    ignored = ("shard_size", *(f"autoencoder.{name}" for name in TOLD))
+    found = differences(json.loads(json.dumps(wanted)), stored, missing=None)
+    found = [leaf for leaf in found if leaf[0] not in ignored]
     if options.shard_size not in (None, size):
-        found.append(("shard_size", size, options.shard_size))
+        found.append(("shard_size", options.shard_size, size))
     if found:
-        name, old, new = found[0]
+        name, new, old = found[0]
         if name == "listing":
             old, new = "of other images or labels", "what --images holds now"
+        if name == "copies":
+            old, new = old == 2, new == 2
         raise UserError(
-            f"{path.parent} was begun with another {name} ({old}, not {new}): name a new folder as "
+            f"{path.parent} was begun with another {FLAGS.get(name, name)} ({old}, not {new}): "
+            "name a new folder as "
             "--out, or give the flags and images that it was begun with"
         )
     return stored

@@ -164,7 +164,7 @@ def _bound(params: dict, info: Info, batch: int | None) -> Autoencoder:
     placed = functools.cache(lambda: jax.tree.map(cast, params))
     run = lambda function, scale: (
         lambda x: _in_parts(
-            lambda part: function(placed(), part), jnp.asarray(x), batch or _fitting(x, scale, info)
+            lambda part: function(placed(), part), _floats(x), batch or _fitting(x, scale, info)
         )
     )
     return Autoencoder(
@@ -174,6 +174,17 @@ def _bound(params: dict, info: Info, batch: int | None) -> Autoencoder:
         info,
         Pure(encode, decode),
     )
+
+
+def _floats(x) -> jax.Array:
+    """Images or latents as an array; raises UserError for levels from 0 to 255."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(
+            f"the autoencoder takes floats, images in [-1, 1], not {x.dtype}: "
+            "genfield.data.to_unit turns levels from 0 to 255 into them"
+        )
+    return x
 
 
 def _fitting(x, scale: int, info: Info) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from genfield import data, placement, registry, rng
 from genfield.data import Dataset, recorded
 from genfield.data.pipeline import Latents
-from genfield.errors import UserError
+from genfield.errors import UserError, local
 from genfield.machine import checkpoint, logbook, loggers, sharding
 from genfield.machine import fixed as fixed_arrays
 from genfield.pretrained.loading import Pretrained
@@ -236,6 +236,11 @@ def initial_parameters(
     """
     place = config.initial_parameters
     is_file = of_weights.is_file(place, "config.initial_parameters")
+    if not is_file and not local(place, "config.initial_parameters").exists():
+        raise UserError(
+            f"config.initial_parameters {place} is not there: name a workdir that has a "
+            "checkpoint, a file of weights, or a model of the zoo (docs/zoo.md)"
+        )
     given = of_weights.parameters(config, methods) if is_file else checkpoint.load(place)
     here, there = (checkpoint.named_leaves(tree) for tree in (abstract, given))
     shape = lambda tree, name: tree[name].shape if name in tree else "nothing"

@@ -75,6 +75,8 @@ def settings_of(
             new["labels"] = "an even choice"
     if exp.decoder is not None and not paired:
         new["autoencoder"] = exp.decoder.facts
+    if exp.weights is not None:  # the digest below does not tell an array from its double
+        new["weights"] = exp.weights.info.sha256
     return (
         {name: section[name] for name in kept}
         | {k: v for k, v in new.items() if v}

@@ -60,9 +60,10 @@ class Findings(NamedTuple):
 def heldout(exp: Experiment, num: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Up to `num` held-out examples as the network sees them, and their labels where there are."""
     if exp.data.heldout is None:
+        start = "train with" if exp.weights is None else "pass"
         raise UserError(
             f"this study wants held-out examples, and the run's data {exp.config.data.name!r} hold "
-            "none out: train with --config.data.heldout_fraction=0.01 or so, in a new workdir"
+            f"none out: {start} --config.data.heldout_fraction=0.01 or so, in a new workdir"
         )
     size = exp.data.sizes["test"]
     if size and size < num:

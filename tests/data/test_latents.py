@@ -270,12 +270,20 @@ def test_a_damaged_shard_is_named(folder):
 
 
 def test_latents_of_a_wrong_source_are_told(folder, tmp_path):
-    with pytest.raises(UserError, match=r"holds latents: set config.data.name='latents'"):
+    with pytest.raises(UserError, match=r"holds latents, not images: config.data reads"):
         data.create({"name": "images", "path": str(folder)}, batch_size=2, seed=0)
     levels = np.zeros((4, 8, 8, 3), np.uint8)
     place = prepared.pixels(tmp_path / "pixels", levels, [0, 1, 0, 1])
     with pytest.raises(UserError, match=r"holds pixels: set config.data"):
         create(place)
+
+
+def test_a_folder_without_latents_is_told_how_they_are_made(tmp_path):
+    (tmp_path / "images" / "n01531178").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"images holds no latents: name a folder that .*prepare"):
+        create(tmp_path / "images")
+    with pytest.raises(UserError, match=r"typo is not there: name a folder"):
+        create(tmp_path / "typo")
 
 
 def test_the_fingerprint_is_of_the_contents(folder, twice, tmp_path):

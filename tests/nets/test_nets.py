@@ -538,6 +538,8 @@ def test_mistakes_in_a_config_are_named(config, shape, message):
         ((3, 2), jnp.zeros(1), None, "t of shape"),
         ((3, 2), None, jnp.zeros(3), "integer labels"),
         ((3, 2), None, jnp.zeros((3, 1), int), "integer labels"),
+        ((3, 2), None, np.array([0, 4, 5]), "label 5 is no class: the net takes 0 to 3, and 4"),
+        ((3, 2), None, jnp.array([-1, 0, 4]), "label -1 is no class"),
     ],
 )
 def test_wrong_inputs_fail_at_once(x, t, cond, message):

@@ -297,14 +297,21 @@ def test_a_folder_goes_on_with_what_it_was_begun_with(images, weights, tmp_path,
     options = dict(autoencoder=weights, size=SIZE, shard_size=8)
     assert prepared.prepare(images, tmp_path / "out", **options) == 0
     other = tiny_latents.autoencoder(tmp_path / "other", layers_per_block=2)
+    told = json.loads((weights / "config.json").read_text())
     for change, says in (
-        ({"size": 16}, "another shape"),
-        ({"autoencoder": other}, "another autoencoder.hash"),
-        ({"flip": True}, "another copies"),
+        ({"size": 16}, "another --size (8, not 16)"),
+        ({"autoencoder": other}, "another --autoencoder ("),
+        ({"flip": True}, "another --flip (False, not True)"),
+        ({"dtype": "bfloat16"}, "another --dtype (float32, not bfloat16)"),
         ({"shard_size": 9}, "another shard_size (8, not 9)"),
     ):
         code = prepared.prepare(images, tmp_path / "out", **options | change)
         assert says in line(capsys, code)
+    code = prepared.prepare(images, tmp_path / "out", pixels=True, size=SIZE)
+    assert "another kind (latents, not pixels)" in line(capsys, code)
+    (weights / "config.json").write_text(json.dumps(told | {"scaling_factor": 0.5}))
+    assert prepared.prepare(images, tmp_path / "out", **options) == 0  # it decides no number
+    (weights / "config.json").write_text(json.dumps(told))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("of three years")
     code = prepared.prepare(images, tmp_path / "full", **options)

@@ -122,6 +122,13 @@ def test_encodes_and_decodes_any_number(folder):
     np.testing.assert_allclose(alone, wanted["decoded"], rtol=1e-4, atol=1e-5)
 
 
+def test_levels_from_0_to_255_are_refused(folder):
+    coder, levels = pretrained.autoencoder(folder), np.zeros((1, 8, 8, 3), np.uint8)
+    for function in (coder.encode, coder.decode):
+        with pytest.raises(UserError, match=r"takes floats, images in \[-1, 1\], not uint8"):
+            function(levels)
+
+
 def test_how_many_at_once():
     info = autoencoders.Info(*[None] * len(autoencoders.Info._fields))._replace(tile=None)
     images = lambda side: np.broadcast_to(np.float32(0), (1, side, side, 3))

@@ -283,6 +283,9 @@ def test_parameters_of_another_network_are_one_line(tmp_path, capsys):
     assert "is of another network or other data: field/" in message
     assert "(16,) there and (8,) here" in message
     assert run(tmp_path / "third", initial_parameters=tmp_path / "nowhere") == 2
+    assert "nowhere is not there: name a workdir that has" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "third", initial_parameters=tmp_path / "empty") == 2
     assert "has no checkpoint" in capsys.readouterr().err
 
 

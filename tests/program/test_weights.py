@@ -170,6 +170,19 @@ def test_a_file_alone_is_sampled_as_its_field_says(home, tmp_path, capsys):
     assert "already drawn" in capsys.readouterr().out
 
 
+def test_samples_of_other_weights_are_not_taken_for_these(tmp_path, capsys):
+    """Also of weights whose bits differ by what a sum of 32 bits loses: all of an array doubled."""
+    file = lambda name: tmp_path / name / "eqm.safetensors"
+    model = pretrained.load(toy(file("one").parent, "eqm")[0])
+    double = jax.tree.map(lambda a: 2 * np.asarray(a), model.params)
+    exporting.write(double, model.description, file("other"))
+    argv = ["genfield", "--mode=sample", f"--workdir={tmp_path / 'run'}"]
+    argv += [*fields("sample", "num=4"), *fields("sampler", "num_steps=2")]
+    assert main([*argv, f"--weights={file('one')}"]) == 0
+    assert main([*argv, f"--weights={file('other')}"]) == 2
+    assert "tells of samples that differ in weights" in capsys.readouterr().err
+
+
 def _starts(config: dict, num: int) -> np.ndarray:
     from genfield import rng
 

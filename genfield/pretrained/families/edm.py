@@ -57,7 +57,9 @@ def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if len(shapes.get(MODEL + name, ())) != rank:
-            have = list(shapes[MODEL + name]) if MODEL + name in shapes else "nothing"
+            if MODEL + name not in shapes:
+                raise UserError(f"{origin} lacks {MODEL + name!r}: it is another network's file")
+            have = list(shapes[MODEL + name])
             raise UserError(f"{origin}: {MODEL + name!r} is {have}, and {rank} axes were expected")
         return shapes[MODEL + name]
 

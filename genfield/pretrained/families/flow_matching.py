@@ -75,7 +75,9 @@ def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if len(shapes.get(name, ())) != rank:
-            have = list(shapes[name]) if name in shapes else "nothing"
+            if name not in shapes:
+                raise UserError(f"{origin} lacks {name!r}: it is another network's file")
+            have = list(shapes[name])
             raise UserError(f"{origin}: {name!r} is {have}, and {rank} axes were expected")
         return shapes[name]
 
