@@ -306,18 +306,15 @@ class DDPMPP(layers.Network):
         self.down = stages(down, 0)
         self.shrink = resizing(range(len(widths) - 1), self.halve)
         steps = enumerate(zip((shape[-1], *widths), widths[:-1], strict=False))
-        self.pyramid = nnx.Dict(
-            {str(level): Pyramid(*step, **options) for level, step in steps}
-            if self.residual_encoder
-            else {}
-        )
+        steps = steps if self.residual_encoder else ()
+        self.pyramid = nnx.Dict({str(k): Pyramid(*step, **options) for k, step in steps})
         self.middle1 = stage(widths[-1], widths[-1], True)
         self.middle2 = stage(widths[-1], widths[-1])
         self.up = stages(up, num_res_blocks)
         self.grow = resizing(range(1, len(widths)), self.double)
         self.norm = group_norm(widths[0], rngs=rngs, dtype=jnp.float32)
         self.outputs = shape[-1]
-        outputs = (2 if learned_variance else 1) * shape[-1]
+        outputs = self.outputs * (2 if learned_variance else 1)
         self.last = xavier_conv(widths[0], outputs, 3, LAST_GAIN, rngs=rngs)
 
     def __call__(self, x, t, cond, rngs=None, augmentation=None):
