@@ -32,6 +32,8 @@ def table(
       results, spread: as `Evaluation` has them.
       section: the config's `evaluate`. metrics: that were measured. judge: of image metrics.
     """
+    if not results:
+        return "no figures: --config.evaluate.metrics=… names what --mode=evaluate measures"
     number = lambda values, name: f"{values[name]:.4g}" if name in values else "-"
     better = _better(metrics, judge)
     rows = [("metric", "value", "sd", "better", "paper")]

@@ -32,6 +32,12 @@ INCEPTION = SimpleNamespace(name="inception_v3", trained=True)
 EFFICIENT = SimpleNamespace(name="efficientnet_lite0", trained=True)
 
 
+def test_a_run_that_measures_nothing_says_what_would():
+    """Nothing is held out, and no other metric is asked for: no table without rows."""
+    text = closing.table({}, {}, defaults.base().evaluate, [])
+    assert "config.evaluate.metrics" in text and "\n" not in text
+
+
 def test_the_table_says_which_way_is_better():
     names = ("heldout_loss", "point_cloud", "frechet", "kid", "inception_score", "precision_recall")
     results = dict.fromkeys(("loss", "w2", "fid", "kid", "inception_score", "recall", "nfe"), 1.0)
