@@ -178,7 +178,7 @@ FAULTS = {
         lambda a: a.update(pos_embed=a["pos_embed"][:, :15].copy()),
         "'pos_embed' is of 15 patches, no square",
     ),
-    "no positions": (lambda a: a.pop("pos_embed"), "'pos_embed' is nothing"),
+    "no positions": (lambda a: a.pop("pos_embed"), "lacks 'pos_embed': another"),
     "not finite": (
         lambda a: a["blocks.0.mlp.fc1.bias"].fill(np.nan),
         "'blocks.0.mlp.fc1.bias' holds values that are not finite",

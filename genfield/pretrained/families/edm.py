@@ -58,7 +58,9 @@ def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if len(shapes.get(MODEL + name, ())) != rank:
             if MODEL + name not in shapes:
-                raise UserError(f"{origin} lacks {MODEL + name!r}: it is another network's file")
+                raise UserError(
+                    f"{origin} lacks {MODEL + name!r}: another network's file, or a part of one"
+                )
             have = list(shapes[MODEL + name])
             raise UserError(f"{origin}: {MODEL + name!r} is {have}, and {rank} axes were expected")
         return shapes[MODEL + name]

@@ -68,7 +68,9 @@ def _read(shapes: Shapes, origin: str, told: Any) -> dict[str, Any]:
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if len(shapes.get(name, ())) != rank:
             if name not in shapes:
-                raise UserError(f"{origin} lacks {name!r}: it is another network's file")
+                raise UserError(
+                    f"{origin} lacks {name!r}: another network's file, or a part of one"
+                )
             have = list(shapes[name])
             raise UserError(f"{origin}: {name!r} is {have}, and {rank} axes were expected")
         return shapes[name]
