@@ -96,6 +96,16 @@ def norm(name: str, path: str) -> list[Rule]:
     ]
 
 
+def shape_of(shapes: Shapes, name: str, rank: int, origin: str) -> tuple[int, ...]:
+    """The shape of a published array; UserError where it is not there or has other axes."""
+    if name not in shapes:
+        raise UserError(f"{origin} lacks {name!r}: another network's file, or a part of one")
+    if len(shapes[name]) != rank:
+        have = list(shapes[name])
+        raise UserError(f"{origin}: {name!r} is {have}, and {rank} axes were expected")
+    return shapes[name]
+
+
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of nested dicts by their paths, joined with "/"."""
     found: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from genfield.pretrained.mapping import (
     norm,
     reordered,
     same,
+    shape_of,
 )
 from genfield.registry import choose
 
@@ -54,17 +55,7 @@ def recognises(shapes: Shapes) -> bool:
 
 def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
     """The constructor's arguments that names and shapes tell."""
-
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        if len(shapes.get(MODEL + name, ())) != rank:
-            if MODEL + name not in shapes:
-                raise UserError(
-                    f"{origin} lacks {MODEL + name!r}: another network's file, or a part of one"
-                )
-            have = list(shapes[MODEL + name])
-            raise UserError(f"{origin}: {MODEL + name!r} is {have}, and {rank} axes were expected")
-        return shapes[MODEL + name]
-
+    shape = lambda name, rank: shape_of(shapes, MODEL + name, rank, origin)
     blocks = [re.match(r"model\.enc\.(\d+)x\1_block(\d+)\.conv0\.weight$", name) for name in shapes]
     blocks = [(int(found[1]), int(found[2])) for found in blocks if found]
     if not blocks:

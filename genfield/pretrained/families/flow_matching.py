@@ -24,6 +24,7 @@ from genfield.pretrained.mapping import (
     norm,
     reordered,
     same,
+    shape_of,
 )
 
 READ = ("in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions")
@@ -72,17 +73,7 @@ def _resampling(shapes: Shapes, origin: str) -> tuple[str, int, int]:
 
 def _read(shapes: Shapes, origin: str) -> dict[str, Any]:
     """The constructor's arguments that names and shapes tell."""
-
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        if len(shapes.get(name, ())) != rank:
-            if name not in shapes:
-                raise UserError(
-                    f"{origin} lacks {name!r}: another network's file, or a part of one"
-                )
-            have = list(shapes[name])
-            raise UserError(f"{origin}: {name!r} is {have}, and {rank} axes were expected")
-        return shapes[name]
-
+    shape = lambda name, rank: shape_of(shapes, name, rank, origin)
     how, levels, blocks = _resampling(shapes, origin)
     channels = shape("time_embed.0.weight", 2)[1]
     firsts = [1 + level * (blocks + 1) for level in range(levels)]

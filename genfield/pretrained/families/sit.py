@@ -26,6 +26,7 @@ from genfield.pretrained.mapping import (
     linear,
     negated,
     same,
+    shape_of,
 )
 
 KINDS = {"eqm": "EqM", "sit": "SiT", "dit": "DiT"}
@@ -64,17 +65,7 @@ def _ratio(width: int, hidden: int, told: Any) -> float:
 
 def _read(shapes: Shapes, origin: str, told: Any) -> dict[str, Any]:
     """The constructor's arguments that shapes tell; `told`: the ratio of the MLPs, if anything."""
-
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        if len(shapes.get(name, ())) != rank:
-            if name not in shapes:
-                raise UserError(
-                    f"{origin} lacks {name!r}: another network's file, or a part of one"
-                )
-            have = list(shapes[name])
-            raise UserError(f"{origin}: {name!r} is {have}, and {rank} axes were expected")
-        return shapes[name]
-
+    shape = lambda name, rank: shape_of(shapes, name, rank, origin)
     width, channels, patch, _ = shape("x_embedder.proj.weight", 4)
     side = math.isqrt(shape("pos_embed", 3)[1])
     if side * side != shapes["pos_embed"][1]:
