@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import side_by_side
 
+from genfield.machine import chips
 from genfield.program import config_io, experiment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,22 +26,12 @@ CONFIGS = [
     for size in ("B/2", "XL/2")
     for method in ("equilibrium_matching", "distance_marching")
 ]
-PEAK = {  # dense bfloat16, 1e12 operations a second, by the start of the device's name
-    "NVIDIA A100": 312,
-    "NVIDIA H100": 989,
-    "NVIDIA H200": 989,
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5": 459,
-    "TPU v6 lite": 918,
-}
 
 
 def peak() -> float | None:
-    """Operations a second of this device, None where it is not in the table."""
-    kind = jax.devices()[0].device_kind
-    known = [name for name in PEAK if kind.startswith(name)]
-    return PEAK[max(known, key=len)] * 1e12 if known else None
+    """Operations a second of this device, None where its figures are not known."""
+    name = chips.of_device(jax.devices()[0].device_kind)
+    return None if name is None else chips.CHIPS[name].flops["bfloat16"]
 
 
 def measure(name: str, batch: int, steps: int, remat: bool) -> dict:

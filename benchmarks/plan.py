@@ -3,7 +3,7 @@
     python benchmarks/plan.py [--names sit_s2 unet_cifar10 mlp] [--rounds 5]
 
 On a CPU the rates of the roofline are measured on the spot; of an accelerator they are those of
-`genfield.plan.chips`, by the name of the device.
+`genfield.machine.chips`, by the name of the device.
 """
 
 import argparse
@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from genfield.errors import UserError  # noqa: E402
-from genfield.plan import analyse, chips, devices, plan, programs, shapes  # noqa: E402
+from genfield.machine import chips  # noqa: E402
+from genfield.plan import analyse, devices, plan, programs, shapes  # noqa: E402
 from genfield.program import config_io  # noqa: E402
 from genfield.program.methods import package  # noqa: E402
 
@@ -37,17 +38,14 @@ CASES = {  # config, overrides, shape of an example where the config has none
     ),
     "mlp": ("flow_matching_two_moons.py", ["--config.net.width=512"], None),
 }
-NAMES = {"v5 lite": "v5e", "v5": "v5p", "v6 lite": "v6e", "v4": "v4"}
 
 
 def target() -> analyse.Target:
     """The first device here, as a machine of one chip."""
     device = jax.devices()[0]
-    kind = device.device_kind.lower()
-    known = {**{key: key for key in chips.CHIPS}, **NAMES, "cpu": "cpu"}
-    name = next((known[key] for key in known if key in kind), None)
+    name = chips.CPU if device.platform == "cpu" else chips.of_device(device.device_kind)
     if name is None:
-        raise UserError(f"the figures of {device.device_kind} are not in genfield.plan.chips")
+        raise UserError(f"the figures of {device.device_kind} are not in genfield.machine.chips")
     axes = chips.CHIPS[name].axes if name in chips.CHIPS else 0
     machine = chips.parse(f"{name}:{'x'.join(['1'] * max(axes, 1))}")
     return analyse.Target(machine, devices.chip_of(machine), [device])

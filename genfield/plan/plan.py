@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from genfield.errors import tell
+from genfield.machine import chips, flops
 from genfield.nets import count_parameters
-from genfield.plan import analyse, chips, devices, flops, programs, report, shapes, suggest
+from genfield.plan import analyse, devices, programs, report, shapes, suggest
 from genfield.plan.analyse import Target
 from genfield.program import experiment
 from genfield.program.experiment import Experiment

@@ -41,6 +41,11 @@ class Chip(NamedTuple):
     axes: int = 0
     wraps: int = 0
 
+    def seconds(self, counted: dict[str, float]) -> float:
+        """Seconds that FLOPs, by dtype, take at the peak; a dtype of no figure counts as float32."""
+        rate = lambda dtype: self.flops.get(dtype, self.flops["float32"])
+        return sum(count / rate(dtype) for dtype, count in counted.items())
+
 
 def _tpu(peak, memory, bandwidth, links, network, axes, wraps) -> Chip:
     flops = {"bfloat16": peak, "float32": peak}  # float32 is multiplied in a pass of bfloat16
@@ -64,6 +69,23 @@ CHIPS = {
     "b200": _gpu(2250e12, 178.0, 8000e9, 900e9, 50e9),
 }
 CPU = "cpu"  # measured on the spot
+# What JAX calls their devices. Boards with another peak (H100 PCIe and NVL, H200 NVL, GH200, parts
+# of a GPU) are none of them.
+DEVICES = {
+    r"TPU v4": "v4",
+    r"TPU v5( lite|e)": "v5e",
+    r"TPU v5p?": "v5p",
+    r"TPU v6( lite|e)": "v6e",
+    r"NVIDIA A100(-SXM4-\d+GB|-PCIE-\d+GB| 80GB PCIe)": "a100",
+    r"NVIDIA H100 80GB HBM3": "h100",
+    r"NVIDIA H200": "h200",
+    r"NVIDIA B200": "b200",
+}
+
+
+def of_device(kind: str) -> str | None:
+    """The name in CHIPS of what JAX calls a device; None where its figures are not known."""
+    return next((name for known, name in DEVICES.items() if re.fullmatch(known, kind)), None)
 
 
 class Machine(NamedTuple):
