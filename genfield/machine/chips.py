@@ -41,11 +41,6 @@ class Chip(NamedTuple):
     axes: int = 0
     wraps: int = 0
 
-    def seconds(self, counted: dict[str, float]) -> float:
-        """Seconds that FLOPs, by dtype, take at the peak; a dtype of no figure counts as float32."""
-        rate = lambda dtype: self.flops.get(dtype, self.flops["float32"])
-        return sum(count / rate(dtype) for dtype, count in counted.items())
-
 
 def _tpu(peak, memory, bandwidth, links, network, axes, wraps) -> Chip:
     flops = {"bfloat16": peak, "float32": peak}  # float32 is multiplied in a pass of bfloat16
@@ -81,6 +76,11 @@ DEVICES = {
     r"NVIDIA H200": "h200",
     r"NVIDIA B200": "b200",
 }
+
+
+def at_peak(counted: dict[str, float], peak: dict[str, float]) -> float:
+    """Seconds of FLOPs at the peak, both by dtype; one without a peak goes by float32's."""
+    return sum(count / peak.get(dtype, peak["float32"]) for dtype, count in counted.items())
 
 
 def of_device(kind: str) -> str | None:

@@ -8,7 +8,7 @@ import jax
 
 from genfield.machine import flops
 from genfield.machine.checkpoint import named_leaves
-from genfield.machine.chips import GIB, Chip, Machine
+from genfield.machine.chips import GIB, Chip, Machine, at_peak
 from genfield.placement import SMALLEST_SHARDED
 from genfield.plan import collectives, hlo
 from genfield.plan.programs import Traced
@@ -88,7 +88,7 @@ def _refused(error: Exception, limit: float) -> dict:
 def _seconds(counted: dict[str, float], traffic: float, found: list, target: Target) -> dict:
     """The roofline: what computing, memory and links each take alone, and the longest of them."""
     machine, chip = target.machine, target.chip
-    compute = chip.seconds(counted) / machine.count
+    compute = at_peak(counted, chip.flops) / machine.count
     links = 0.0
     for one in found:
         far = one.crosses(machine.domain)

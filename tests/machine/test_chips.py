@@ -35,5 +35,6 @@ def test_a_device_is_known_by_its_whole_name(kind):
 def test_seconds_at_the_peak_go_by_dtype():
     h100 = chips.CHIPS["h100"]
     peak = h100.flops["bfloat16"]
-    assert h100.seconds({"bfloat16": peak, "float32": peak}) == pytest.approx(3)
-    assert h100.seconds({"float64": peak}) == h100.seconds({"float32": peak})
+    spent = lambda **counted: chips.at_peak(counted, h100.flops)
+    assert spent(bfloat16=peak, float32=peak) == pytest.approx(3)
+    assert spent(float64=peak) == spent(float32=peak)
