@@ -71,7 +71,7 @@ class Loop:
         self.pending: deque[Sent] = deque()  # whose figures are not read yet
         self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
         self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
-        self.progress, self.note = None, ""
+        self.progress = None
         self.rate = optimizer.schedule(self.config.optimizer, self.config.train.steps)
         if self.step:
             say(f"resuming at step {self.step}")
@@ -196,7 +196,7 @@ class Loop:
             self.pace.done += 1
             if sent.rate is not None:
                 self._log(sent.step + 1, float(sent.rate))
-            self.progress.update(sent.step + 1, f"loss {values['loss']:.4g}{self.note}")
+            self.progress.update(sent.step + 1, f"loss {values['loss']:.4g}{self.pace.note}")
 
     def _log(self, step: int, learning_rate: float) -> None:
         self._take_up()
@@ -205,8 +205,6 @@ class Loop:
         known = {"learning_rate": learning_rate, "examples_per_second": rate, **pace}
         self.metrics.write(step, "train", means | known)
         self.window, self.counted = {}, 0
-        shown = speed.note(pace)
-        self.note = f"  {shown}" if shown else ""
 
     def _take_up(self) -> None:
         """Waits for the picture that is drawn beside the steps, and hands it to the loggers."""

@@ -12,7 +12,7 @@ from genfield.program import experiment
 from genfield.program.experiment import Experiment
 from genfield.program.train_step import TrainState
 
-NOTABLE = 0.1  # of a step's time in waiting for data, from where the progress tells it
+NOTABLE = 0.05  # of the time, from which on the progress tells that the device waits for data
 
 
 class Pace:
@@ -20,43 +20,44 @@ class Pace:
 
     Attributes:
       peak: seconds of a step at the chips' peak; None: not known. done: steps that ended.
+      note: of the last line, what the progress shows: the MFU, and a device that waits for data.
     """
 
     def __init__(self, clock: Clock, peak: float | None):
-        self.clock, self.peak, self.done = clock, peak, 0
-        self.begun = self.told = (0, self._read())
+        self.clock, self.peak, self.done, self.note = clock, peak, 0, ""
+        self.first = self.last = self._now()
 
-    def _read(self) -> dict[str, float]:
-        return {part: self.clock.read().get(part, 0.0) for part in (*STEPS, STARVED)}
+    def _now(self) -> tuple[int, dict[str, float]]:
+        spent = self.clock.read()
+        return self.done, {part: spent.get(part, 0.0) for part in (*STEPS, STARVED)}
 
     def line(self) -> dict[str, float]:
         """The means since the last line, as they stand in metrics.jsonl."""
-        before, self.told = self.told, (self.done, self._read())
-        return self._between(before, self.told)
+        spent, self.last = self._since(self.last), self._now()
+        out, waits = self._told(spent), spent[STARVED] / sum(spent.values())
+        self.note = f"  MFU {out['mfu']:.1%}" if "mfu" in out else ""
+        self.note += f"  waits for data {waits:.0%}" if waits > NOTABLE else ""
+        return out
 
     def whole(self) -> dict[str, float]:
         """The means since the first step of this start."""
-        return self._between(self.begun, (self.done, self._read()))
+        return self._told(self._since(self.first))
 
-    def _between(self, before, now) -> dict[str, float]:
-        steps = max(now[0] - before[0], 1)
-        spent = {part: (now[1][part] - before[1][part]) / steps for part in now[1]}
-        whole = sum(spent.values())
+    def _since(self, moment: tuple[int, dict[str, float]]) -> dict[str, float]:
+        """Seconds of a step by part."""
+        (before, spent), (done, now) = moment, self._now()
+        return {part: (now[part] - spent[part]) / max(done - before, 1) for part in now}
+
+    def _told(self, spent: dict[str, float]) -> dict[str, float]:
         out = {
-            "step_seconds": whole,
+            "step_seconds": sum(spent.values()),
             "data_seconds": spent["data"] + spent[STARVED],
             "dispatch_seconds": spent["dispatch"],
             "device_seconds": spent["device"],
         }
-        out = {name: round(value, 7) for name, value in out.items()}
-        return out if self.peak is None else out | {"mfu": round(self.peak / whole, 4)}
-
-
-def note(pace: dict[str, float]) -> str:
-    """What of a line's means the progress shows: the MFU, and data that are waited for."""
-    waits = pace["data_seconds"] / pace["step_seconds"]
-    shown = [f"MFU {pace['mfu']:.1%}"] if "mfu" in pace else []
-    return "  ".join([*shown, *([f"waits for data {waits:.0%}"] if waits > NOTABLE else [])])
+        if self.peak is not None:
+            out["mfu"] = self.peak / out["step_seconds"]
+        return {name: float(f"{value:.4g}") for name, value in out.items()}
 
 
 def peak_seconds(exp: Experiment, step, state: TrainState, batch: dict) -> float | None:
