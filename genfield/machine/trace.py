@@ -38,7 +38,7 @@ class Trace:
     def start(self) -> None:
         """Begins to trace."""
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # every call of Python would slow the host several times
+        options.python_tracer_level = 0  # tracing every call of Python slows the host
         jax.profiler.start_trace(self.folder, profiler_options=options)
         self.on = True
 
