@@ -2,6 +2,7 @@
 
 import os
 
+from genfield.machine import xla
 from genfield.machine.chips import CHIPS, CPU, Machine
 
 
@@ -17,5 +18,5 @@ def of(machine: Machine) -> dict[str, str]:
         out |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
         return out | {"TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
     # No GPU is there to try kernels on, and without that Triton's find no tile sizes.
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
-    return out | {"XLA_FLAGS": flags.strip()}
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_gpu_enable_triton_gemm=false"]
+    return out | {"XLA_FLAGS": " ".join([*flags, *xla.added("gpu")]).strip()}
