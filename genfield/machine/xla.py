@@ -22,7 +22,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "gpu": (
         Flag(
             "--xla_gpu_enable_pipelined_all_gather=true",
-            "with fsdp, the weights of the next layer are gathered while one computes. In a step of "
+            "with fsdp, the next layer's weights are gathered while one computes. In a step of "
             "SiT-S/2 of two layers at batch 256, compiled for h100:8, gathers have 5 to 20 kernels "
             "beside them and not 1 to 9; they send as much; temporaries grow from 301 to 351 MB",
             "NVIDIA/JAX-Toolbox, rosetta/docs/GPU_performance.md",
