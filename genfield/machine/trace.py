@@ -1,6 +1,7 @@
 """Some steps of a training under JAX's profiler: where device and host spent their time."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -36,15 +37,27 @@ class Trace:
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
     def start(self) -> None:
-        """Begins to trace."""
+        """Begins to trace; where the profiler cannot, a line says so and training goes on."""
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # tracing every call of Python slows the host
-        jax.profiler.start_trace(self.folder, profiler_options=options)
-        self.on = True
+        self.on = self._tried(
+            lambda: jax.profiler.start_trace(self.folder, profiler_options=options)
+        )
 
     def stop(self) -> None:
         """Ends the trace and writes it; nothing where none runs."""
-        if self.on:
-            self.on, self.last = False, -1
-            jax.profiler.stop_trace()
+        if not self.on:
+            return
+        self.on, self.last = False, -1
+        if self._tried(jax.profiler.stop_trace):
             say(f"profile: {self.folder}, for TensorBoard, XProf or ui.perfetto.dev")
+
+    def _tried(self, change: Callable[[], None]) -> bool:
+        try:
+            change()
+            return True
+        except Exception as error:  # of whatever kind a device's profiler raises
+            self.last = -1
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"genfield: warning: these steps are not traced: {line}")
+            return False

@@ -84,9 +84,9 @@ class Loop:
         try:
             self._train()
         except BaseException:
-            with contextlib.suppress(Exception):  # of what runs beside; what ended it stands
-                self.aside.finish()
-                self.trace.stop()
+            for end in (self.aside.finish, self.trace.stop):
+                with contextlib.suppress(Exception):  # what ended the training is told
+                    end()
             self.metrics.close()  # what was logged is sent, whatever ended the training
             raise
 
@@ -114,6 +114,7 @@ class Loop:
         if self.last_eval[0] != self.step:
             self._evaluate()
         self._save()
+        self._take_up()
         with self.clock.within("checkpoint"):
             self.checkpoints.wait()
 
@@ -174,6 +175,7 @@ class Loop:
 
     def _stop(self):
         self._save()
+        self._take_up()
         self.checkpoints.wait()
         say(f"saved step {self.step} of {self.config.train.steps}; the same command goes on")
         raise preemption.Preempted
@@ -254,7 +256,6 @@ class Loop:
 
     def _save(self) -> None:
         self._settle(0)
-        self._take_up()
         with self.clock.within("checkpoint"):
             self._saved()
 

@@ -2,16 +2,18 @@
 
 import gzip
 import json
+import threading
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from programs import MOONS, OF_THE_CLOCK, run
+from programs import MOONS, OF_THE_CLOCK, TINY_DIGITS, run
 
 from genfield import configuration
 from genfield.machine import clock as clocks
-from genfield.machine import flops
+from genfield.machine import flops, logbook
+from genfield.machine.trace import Trace
 from genfield.plan import shapes
 from genfield.program import config_io, experiment, loop, optimizer, speed
 
@@ -128,6 +130,58 @@ def test_the_loop_stays_two_steps_ahead_and_waits_for_nothing_else(tmp_path, mon
     schedule = optimizer.schedule(config.optimizer, 9)
     for row in rows(tmp_path, "train"):
         assert row["learning_rate"] == float(schedule(row["step"] - 1))
+
+
+def test_steps_go_on_while_a_picture_is_drawn(tmp_path, monkeypatch):
+    """Where a checkpoint is due at the same step, too; the loggers get it before the next line."""
+    begun, went_on, make, draw = [], threading.Event(), experiment.jit_train_step, loop.figures
+    order, write = [], logbook.Metrics.write
+
+    def jitted(exp):
+        step = make(exp)
+
+        def watched(state, batch):
+            if begun:
+                went_on.set()
+            return step(state, batch)
+
+        return watched
+
+    def drawn(path, images):
+        begun.append(path.name)
+        assert path.name != "step_2.png" or went_on.wait(60)
+        return image_grid(path, images)
+
+    def written(self, step, split, values):
+        order.append((step, split))
+        write(self, step, split, values)
+
+    image_grid = draw.image_grid
+    monkeypatch.setattr(experiment, "jit_train_step", jitted)
+    monkeypatch.setattr(loop.figures, "image_grid", drawn)
+    monkeypatch.setattr(logbook.Metrics, "write", written)
+    monkeypatch.setattr(
+        logbook.Metrics, "picture", lambda self, step, name, path: order.append((step, path.name))
+    )
+    small = {"train.steps": 4, "train.log_every": 2, "train.eval_every": 2, "checkpoint.every": 2}
+    small |= {"train.eval_samples": 4, "sample.num": 4, "evaluate.figures": False}
+    small |= {"evaluate.metrics": "('heldout_loss',)"}
+    assert run(tmp_path, TINY_DIGITS, small=small) == 0
+    assert begun == ["step_2.png", "step_4.png"] and went_on.is_set()
+    assert (tmp_path / "samples" / "step_2.png").exists()
+    assert order[:4] == [(2, "train"), (2, "eval"), (2, "step_2.png"), (4, "train")]
+
+
+def test_a_profiler_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
+    def refuse(*arguments, **options):
+        raise RuntimeError("no permission to count\nmore of it")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", refuse)
+    trace = Trace((3, 4), tmp_path)
+    assert trace.begins(3) and not trace.begins(2)
+    trace.start()
+    assert capsys.readouterr().out.endswith("are not traced: no permission to count\n")
+    assert not trace.on and not trace.begins(4)
 
 
 def tiny(remat: str) -> ConfigDict:
