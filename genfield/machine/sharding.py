@@ -79,11 +79,53 @@ def check_batch(name: str, size: int, mesh: Mesh, parts: int = 1) -> None:
         )
 
 
+def local_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """The rows of a global batch of `size` that this process provides, as `put_batch` takes them.
+
+    They are those that lie on its devices, wherever these stand in the mesh: in ascending order,
+    perhaps not next to each other. Over all processes each row comes once.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.sort(np.concatenate([np.arange(0), *(np.arange(size)[index] for index in held)]))
+
+
 def put_batch(batch, mesh: Mesh):
-    """Host-local numpy arrays [local_B, ...] -> global arrays [B, ...], split over the mesh."""
-    sharding = batch_sharding(mesh)
-    put = lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a))
+    """NumPy arrays of this process's rows, [local_B, ...] -> global arrays [B, ...], split.
+
+    The rows are those of `local_rows(mesh, B)`, in that order.
+    """
+    sharding, share = batch_sharding(mesh), mesh.size // len(mesh.local_devices)
+
+    def put(values):
+        values = np.asarray(values)
+        size = share * len(values)
+        rows = local_rows(mesh, size)
+        bounds = lambda index: np.searchsorted(rows, index[0].indices(size)[:2])
+        own = lambda index: values[slice(*bounds(index))]
+        return jax.make_array_from_callback((size, *values.shape[1:]), sharding, own)
+
     return jax.tree.map(put, batch)
+
+
+def put_whole(batch, mesh: Mesh):
+    """NumPy arrays [B, ...] that every process holds whole -> global arrays, split."""
+    place = batch_sharding(mesh)
+    put = lambda a: jax.make_array_from_callback(a.shape, place, lambda index: a[index])
+    return jax.tree.map(put, batch)
+
+
+def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """This process's part of a global array [B, ...]: its rows [n], ascending, and values [n, ...].
+
+    Over all processes each row comes once: of rows that several devices hold, one process has them.
+    """
+    shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+    rows = [np.arange(len(array))[shard.index[0]] for shard in shards]
+    none = np.empty((0, *array.shape[1:]), array.dtype)
+    rows = np.concatenate([np.arange(0), *rows])
+    values = np.concatenate([none, *(np.asarray(shard.data) for shard in shards)])
+    order = np.argsort(rows)
+    return rows[order], values[order]
 
 
 def to_host(tree):
