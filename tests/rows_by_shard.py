@@ -29,7 +29,7 @@ def config_of(images: Path, mesh: tuple[int, int]):
     return config
 
 
-def save(folder: Path, images: Path, devices: list, mesh: tuple[int, int]) -> None:
+def save(folder: Path, images: Path, devices: list, mesh: tuple[int, int], bits: bool) -> None:
     """Writes a file a process: figures that all have, and its rows of the batches."""
     exp = experiment.prepare(config_of(images, mesh), folder, devices=devices)
     step, state, found = experiment.jit_train_step(exp), exp.init(), {}
@@ -40,15 +40,14 @@ def save(folder: Path, images: Path, devices: list, mesh: tuple[int, int]) -> No
         found[f"loss_{number}"] = np.array([metrics["loss"], metrics["grad_norm"]])
     params = generate.parameters(exp, state)
     found |= {f"heldout_{k}": v for k, v in evaluate.make_heldout_loss(exp)(params).items()}
-    evaluator = evaluate.Evaluator(exp)
-    found |= evaluator.bits_per_dim(params)
+    found |= evaluate.Evaluator(exp).bits_per_dim(params) if bits else {}
     found["samples"] = generate.make_drawer(exp)(params, SAMPLES, 0).x
     np.savez(folder / f"{jax.process_index()}.npz", **found)
 
 
 if __name__ == "__main__":  # one of several processes
-    address, count, rank, folder, images = sys.argv[1:]
+    address, count, rank, folder, images, *bits = sys.argv[1:]
     jax.distributed.initialize(address, int(count), int(rank))
     permuted = np.random.default_rng(1).permutation(np.array(jax.devices())).tolist()
-    save(Path(folder), Path(images), permuted, (4, 2))
+    save(Path(folder), Path(images), permuted, (4, 2), bool(bits))
     tiny_statistics.save(Path(folder) / "statistics.npz", permuted)
