@@ -40,9 +40,22 @@ def save(folder: Path, images: Path, devices: list, mesh: tuple[int, int], bits:
         found[f"loss_{number}"] = np.array([metrics["loss"], metrics["grad_norm"]])
     params = generate.parameters(exp, state)
     found |= {f"heldout_{k}": v for k, v in evaluate.make_heldout_loss(exp)(params).items()}
-    found |= evaluate.Evaluator(exp).bits_per_dim(params) if bits else {}
+    if bits:
+        found |= evaluate.Evaluator(exp).bits_per_dim(params)
+        found["paired"] = from_starts(folder, exp.config, devices)
     found["samples"] = generate.make_drawer(exp)(params, SAMPLES, 0).x
     np.savez(folder / f"{jax.process_index()}.npz", **found)
+
+
+def from_starts(folder: Path, config, devices: list) -> np.ndarray:
+    """Samples that begin at examples of their own, and not at noise."""
+    draw, file = np.random.default_rng(0), folder / f"pairs_{jax.process_index()}.npz"
+    arrays = {name: draw.normal(size=(90, 3)).astype(np.float32) for name in ("x0", "x1")}
+    np.savez(file, **arrays, labels=draw.integers(0, 3, 90))
+    config.data = dict(name="arrays", path=str(file), labels=True)
+    exp = experiment.prepare(config, folder, devices=devices)
+    params = jax.tree.map(jax.numpy.ones_like, exp.init().params)
+    return generate.make_drawer(exp)(params, SAMPLES, 0).x
 
 
 if __name__ == "__main__":  # one of several processes

@@ -16,11 +16,17 @@ import rows_by_shard
 import tiny_statistics
 from programs import ROOT
 
+from genfield.machine import sharding
+from genfield.plan import collectives, hlo
+from genfield.program import evaluate, experiment
+
+BATCH = 40
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     draw, file = np.random.default_rng(0), tmp_path_factory.mktemp("images") / "images.npz"
-    levels = draw.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8)
+    levels = draw.integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
     np.savez(file, train_images=levels, train_labels=draw.integers(0, 3, 60))
     return file
 
@@ -86,6 +92,39 @@ def test_eight_processes_in_a_permuted_order_are_one(images, alone, tmp_path):
     rows_by_shard.save(alone, images, jax.devices()[:1], (1, 1), bits=True)
     together(8, 1, images, tmp_path, "bits")
     check_same(8, alone, tmp_path)
+
+
+def sent(program, exp, *arguments) -> list[collectives.Collective]:
+    text = program.lower(exp.abstract.params, *arguments).compile().as_text()
+    return collectives.find(hlo.parse(text), exp.mesh.size)
+
+
+@pytest.fixture
+def split(images, tmp_path):
+    """On eight devices, with a batch of a size that nothing else has."""
+    config = rows_by_shard.config_of(images, (4, 2))
+    config.batch_size = BATCH
+    return experiment.prepare(config, tmp_path, devices=jax.devices())
+
+
+def shape(exp, dtype, *of_one) -> jax.ShapeDtypeStruct:
+    place = sharding.batch_sharding(exp.mesh)
+    return jax.ShapeDtypeStruct((BATCH, *of_one), dtype, sharding=place)
+
+
+def test_held_out_losses_gather_nothing(split):
+    batch = {"x1": shape(split, np.uint8, 4, 4, 3), "label": shape(split, np.int32)}
+    assert not sent(evaluate.jit_losses(split), split, batch, np.int32(0))
+
+
+@pytest.mark.slow
+def test_likelihoods_gather_nothing_of_the_batch(split):
+    """Only whether all are done is agreed on."""
+    pixels, index = shape(split, np.uint8, 4, 4, 3), np.arange(BATCH, dtype=np.int32)
+    bits = evaluate.Evaluator(split)._log_prob
+    found = sent(bits, split, jax.random.key(0), pixels, index)
+    assert found and {one.kind for one in found} == {"all-reduce"}
+    assert not [one for one in found if any(BATCH in array.dims for array in one.arrays)]
 
 
 def test_eight_devices_add_up_the_statistics_of_one(alone, tmp_path):
