@@ -1,4 +1,4 @@
-"""What each of four processes does in tests/program/test_four_processes.py, in one start of them."""
+"""What each of four processes does in tests/program/test_four_processes.py, in one start."""
 
 import contextlib
 import errno

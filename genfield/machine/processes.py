@@ -41,24 +41,29 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         own = error
-    if not sharding.agreed(own is None):
-        _raise(own)
+    bug = own is not None and mendable(own) is None
+    text = f"{type(own).__name__}: {own}" if bug else own and mendable(own)
+    if problem := common(text):
+        raise own if bug else UserError(problem) from own
 
 
-def _raise(own: Exception | None) -> None:
-    """Raises what went wrong, on every process."""
-    found = "" if own is None else mendable(own) or f"{type(own).__name__}: {own}"
+def common(problem: str | None) -> str | None:
+    """What went wrong on any process, by name and the same on all; None where nothing did.
+
+    problem: what went wrong on this one, or None.
+    """
+    if jax.process_count() == 1 or sharding.agreed(problem is None):
+        return problem
+    found = "" if problem is None else problem or "failed"
     told = _exchanged(f"{jax.process_index()}|{socket.gethostname()}|{found}")
-    if own is not None and mendable(own) is None:
-        raise own
     failed = [(number, host, text) for number, host, text in told if text]
     texts = {text for *_, text in failed}
     if len(failed) == len(told) and len(texts) == 1:  # the same mistake everywhere
-        raise UserError(texts.pop()) from own
+        return texts.pop()
     lines = [f"process {number} on {host}: {text}" for number, host, text in failed]
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f"and {len(lines) - SHOWN} processes more"]
-    raise UserError("; ".join(lines)) from own
+    return "; ".join(lines)
 
 
 def _exchanged(text: str) -> list[list[str]]:
@@ -94,9 +99,9 @@ def check_shared(folder: Path) -> None:
     mine.unlink(missing_ok=True)
 
 
-def waited(lacking: Callable[[], Sized], patience: float = PATIENCE) -> Sized:
-    """What `lacking()` still gives after it was asked again and again for `patience` seconds."""
-    end = time.monotonic() + patience
+def waited(lacking: Callable[[], Sized]) -> Sized:
+    """What `lacking()` still gives after it was asked again and again for PATIENCE seconds."""
+    end = time.monotonic() + PATIENCE
     while len(found := lacking()) and time.monotonic() < end:
         time.sleep(0.5)
     return found

@@ -18,7 +18,7 @@ from genfield.data.pixels import on_white
 from genfield.data.sets import ImageSet
 from genfield.errors import UserError
 from genfield.features.resize import CONVENTIONS, resize
-from genfield.machine import sharding
+from genfield.machine import processes, sharding
 from genfield.metrics import frechet
 from genfield.registry import choose
 
@@ -75,12 +75,13 @@ def create_judge(section, mesh: Mesh, metrics: Iterable[registry.Metric]) -> Jud
         given = section.features_path or section.features_sha256
         name = "inception_v3" if given else features.default()
     choose("config.evaluate.features", name, dict.fromkeys([*features.NETWORKS, "auto"]))
-    network = features.create(
-        name,
-        path=section.features_path,
-        sha256=section.features_sha256,
-        seed=section.features_seed,
-    )
+    with processes.together():
+        network = features.create(
+            name,
+            path=section.features_path,
+            sha256=section.features_sha256,
+            seed=section.features_seed,
+        )
     images = jax.ShapeDtypeStruct((1, network.size, network.size, 3), np.float32)
     outputs = jax.eval_shape(network.apply, network.params, images)
     metrics = tuple(metrics)

@@ -14,7 +14,7 @@ from genfield.data import sets, to_unit
 from genfield.data.pipeline import short_hash
 from genfield.errors import UserError
 from genfield.fields import score_field
-from genfield.machine import logbook, preemption, sharding
+from genfield.machine import logbook, preemption, processes, sharding
 from genfield.metrics import images, likelihood, reference
 from genfield.program import generate
 from genfield.program.decoder import watch
@@ -173,7 +173,8 @@ class Evaluator:
         self.judge, self.reference = None, None
         if judged := [metric for metric in self.metrics if metric.reads == "features"]:
             self.judge = images.create_judge(section, exp.mesh, judged)
-            self.reference = open_reference(section, self.judge, exp.config, exp.data)
+            with processes.together():
+                self.reference = open_reference(section, self.judge, exp.config, exp.data)
         self.heldout = make_heldout_loss(exp)
         self.draw = generate.make_drawer(exp)
         self.blocks = generate.make_generator(exp, gather=False, levels=True)

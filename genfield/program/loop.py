@@ -10,7 +10,7 @@ import numpy as np
 from genfield import rng
 from genfield.errors import UserError
 from genfield.figures import run as figures
-from genfield.machine import logbook, preemption, sharding
+from genfield.machine import logbook, preemption, processes, sharding
 from genfield.machine.logbook import say
 from genfield.program import (
     config_io,
@@ -176,9 +176,10 @@ class Loop:
         except UserError as error:  # samples that diverged: no reason to end a training
             say(f"not measured at step {self.step}: {error}")
             return {}
-        if pictures is not None and jax.process_index() == 0:
-            path = self.exp.workdir / "samples" / f"step_{self.step}.png"
-            self.metrics.picture(self.step, "samples", figures.image_grid(path, pictures))
+        with processes.together():
+            if pictures is not None and jax.process_index() == 0:
+                path = self.exp.workdir / "samples" / f"step_{self.step}.png"
+                self.metrics.picture(self.step, "samples", figures.image_grid(path, pictures))
         return out.results
 
     def _save(self) -> None:
@@ -220,8 +221,9 @@ class Loop:
 
         arrays = sharding.to_host(jax.jit(replay)(self.state.params, batch))
         path = exp.workdir / f"nonfinite_step_{step}.npz"
-        if jax.process_index() == 0:
-            np.savez(path, key=np.asarray(jax.random.key_data(key)), **arrays)
+        with processes.together():
+            if jax.process_index() == 0:
+                np.savez(path, key=np.asarray(jax.random.key_data(key)), **arrays)
         self._save()
         self.checkpoints.wait()
         raise UserError(
