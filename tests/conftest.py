@@ -35,6 +35,7 @@ CORE = ("couplings", "losses", "sampling", "test_fields.py", "test_core_imports.
 PROCESSES = (
     "test_signals.py",
     "test_distributed.py",
+    "test_rows.py",
     "test_core_imports.py",
     "test_prepare_signals.py",
 )

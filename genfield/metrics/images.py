@@ -196,7 +196,7 @@ def statistics(
 ) -> Statistics:
     """What the judge's metrics need of images that come in blocks, as `blocks` gives them.
 
-    Sums are in float64; each process adds up what its devices computed, and the sums are merged.
+    Sums are in float64; each process adds up what its devices computed, and the sums are added.
 
     Args:
       reference: only what the metrics read of a reference.
@@ -209,11 +209,10 @@ def statistics(
     rows_kept, count, running = [], 0, []
 
     def settle(out: dict, rows: np.ndarray) -> None:
-        local = {name: _local(values) for name, values in out.items()}
-        index = np.concatenate([rows[place] for place, _ in next(iter(local.values()))])
+        local = {name: sharding.own_rows(values) for name, values in out.items()}
+        index = rows[next(iter(local.values()))[0]]
         chosen = index >= 0 if keep is None else np.isin(index, keep)
-        for name, parts in local.items():
-            values = np.concatenate([part for _, part in parts])
+        for name, (_, values) in local.items():
             if name in moments:
                 moments[name].add(_finite(values[index >= 0], judge.network))
             if name in kept:
@@ -274,37 +273,20 @@ class _Sums:
         return self.moments
 
 
-def _local(values: jax.Array) -> list[tuple[slice, np.ndarray]]:
-    """The rows that this process's devices hold, each once: (rows, [n, D])."""
-    shards = [s for s in values.addressable_shards if s.replica_id == 0]
-    return [(shard.index[0], np.asarray(shard.data)) for shard in shards]
-
-
 def _gathered(values: np.ndarray) -> np.ndarray:
     """[n, ...] of each process, its own n, as one [sum n, ...] on every process."""
-    if jax.process_count() == 1:
-        return values
-    from jax.experimental import multihost_utils
-
-    gather = multihost_utils.process_allgather
-    lengths = np.asarray(gather(np.int32(len(values))))
-    padded = np.zeros((lengths.max(), *values.shape[1:]), values.dtype)
-    padded[: len(values)] = values
-    parts = np.asarray(gather(padded))
-    return np.concatenate([part[:n] for part, n in zip(parts, lengths, strict=True)])
+    return np.concatenate(sharding.from_each(values))
 
 
 def _merged(moments: frechet.Moments) -> frechet.Moments:
-    """The moments of all processes; as bytes, since JAX would make them float32 on the way."""
+    """The moments of all processes: each gives its sums, and gets those of all."""
     if jax.process_count() == 1:
         return moments
-    flat = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
-    parts = _gathered(flat.view(np.uint8)[None]).view(np.float64)
-    dim, total = len(moments.mean), frechet.zero(len(moments.mean))
-    for part in parts:
-        one = frechet.Moments(int(part[0]), part[1 : dim + 1], part[dim + 1 :].reshape(dim, dim))
-        total = frechet.merge(total, one)
-    return total
+    sums = sharding.added(np.append(moments.count * moments.mean, moments.count))
+    count, mean = int(sums[-1]), sums[:-1] / max(sums[-1], 1)
+    shift = moments.mean - mean
+    between = moments.count * np.outer(shift, shift)
+    return frechet.Moments(count, mean, sharding.added(moments.scatter + between))
 
 
 def compare(judge: Judge, generated: Statistics, reference: Statistics) -> dict[str, float]:

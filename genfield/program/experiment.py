@@ -86,7 +86,7 @@ def prepare(
     known = None if weights is None else of_weights.known_of(weights, config, methods)
     if dataset is None:
         now = reads_data or weights is not None
-        dataset = open_data(config, workdir, methods, now, known)
+        dataset = open_data(config, workdir, mesh, methods, now, known)
     decoder = create_decoder(config, dataset, mesh, decoding)
     net = functools.partial(objective.create_net, config, dataset, methods=methods)
     apply, abstract_params = net()
@@ -147,7 +147,7 @@ def _training(
 
 
 def open_data(
-    config, workdir: Path, methods: Methods, now: bool, known: dict | None = None
+    config, workdir: Path, mesh: Mesh, methods: Methods, now: bool, known: dict | None = None
 ) -> Dataset:
     """The data of a config; unless `now`, by what the run recorded of them, where it did.
 
@@ -161,8 +161,7 @@ def open_data(
             config.data,
             batch_size=config.batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.local_rows(mesh, config.batch_size),
             log=logbook.say,
             table=methods[registry.DataSource],
         )

@@ -105,15 +105,18 @@ def make_generator(
             keys = tuple(rng.split(rng.typed(seed)))
         else:
             keys = rng.stream(seed, start), rng.stream(seed, "sampler")
-        x = None
+        x = cond = None
         if data.starts is not None:  # of pairs with a source of their own
-            pairs = data.starts.gather(index % data.starts.size)
-            x, own = pairs["x0"], pairs.get("label") if data.num_classes else None
-            labels = own if labels is None else labels
-        if labels is None and data.num_classes:
-            labels = index % data.num_classes
-        labels = None if labels is None else np.asarray(labels, np.int32)
-        out, finite = run(params, keys, index.astype(np.int32), x, labels, on_part)
+            rows = index[sharding.local_rows(mesh, len(index))]
+            pairs = data.starts.gather(rows % data.starts.size)
+            x = sharding.put_batch(pairs["x0"], mesh)
+            if data.num_classes and "label" in pairs:
+                cond = sharding.put_batch(pairs["label"].astype(np.int32), mesh)
+        if labels is not None:
+            cond = np.asarray(labels, np.int32)
+        elif cond is None and data.num_classes:
+            cond = (index % data.num_classes).astype(np.int32)
+        out, finite = run(params, keys, index.astype(np.int32), x, cond, on_part)
         return (out, finite) if shown is None else (shown(out, finite, on_part), finite)
 
     return generate
