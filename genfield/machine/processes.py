@@ -76,6 +76,32 @@ def _exchanged(text: str) -> list[list[str]]:
     return sorted(told, key=lambda parts: int(parts[0]))
 
 
+class Errors:
+    """What goes wrong on this process in long work whose devices should not wait for an agreement.
+
+    The work goes on, with anything in the place of what failed, until `tell`.
+    """
+
+    def __init__(self):
+        self.first: Exception | None = None
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around what may fail; of one process alone, an error is raised at once."""
+        try:
+            yield
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            self.first = self.first or error
+
+    def tell(self) -> None:
+        """Raises on all processes what was kept on any, as `together` does."""
+        with together():
+            if self.first is not None:
+                raise self.first
+
+
 def check_shared(folder: Path) -> None:
     """Raises UserError on all processes unless each writes in a folder where process 0 sees it."""
     count = jax.process_count()

@@ -13,7 +13,7 @@ from genfield import rng
 from genfield.data import to_uint8, to_unit
 from genfield.data.pipeline import MAX_SHOWN
 from genfield.errors import UserError
-from genfield.machine import sharding
+from genfield.machine import processes, sharding
 from genfield.program.chunks import Chunks
 from genfield.program.decoder import check_decoded
 from genfield.program.experiment import Experiment
@@ -108,7 +108,8 @@ def make_generator(
         x = cond = None
         if data.starts is not None:  # of pairs with a source of their own
             rows = index[sharding.local_rows(mesh, len(index))]
-            pairs = data.starts.gather(rows % data.starts.size)
+            with processes.together():
+                pairs = data.starts.gather(rows % data.starts.size)
             x = sharding.put_batch(pairs["x0"], mesh)
             if data.num_classes and "label" in pairs:
                 cond = sharding.put_batch(pairs["label"].astype(np.int32), mesh)
