@@ -15,7 +15,7 @@ from programs import ROOT, TINY_DIGITS, run
 
 from genfield.main import main
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def four(tmp_path_factory):
     """A run, drawn from by four processes at once; its workdir, and what each was told."""
     workdir = tmp_path_factory.mktemp("four") / "run"
     assert run(workdir, TINY_DIGITS, small={}) == 0
+    shutil.copytree(workdir, workdir.with_name("damaged"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -99,3 +100,36 @@ def test_disks_that_are_not_shared_are_told_before_anything_is_drawn(four):
         code, line = each["two disks"]
         assert code == 2 and "process 3 on " in line and "on a disk that all share" in line
     assert not list((workdir / "samples" / "apart_shards").glob("*.npz"))
+    for each in told:
+        [line] = each["two folders"]
+        assert "there here lacks what process 3 wrote in it" in line
+
+
+def test_a_checkpoint_that_one_cannot_read_is_set_aside_by_all(four):
+    workdir, told = four
+    assert [each["checkpoint"][0] for each in told] == [0] * 4
+    folder = workdir.with_name("damaged")
+    told = json.loads((folder / "samples" / "older.json").read_text())
+    assert told["settings"]["step"] == 2 and told["finished"] == ["npz"]
+    assert (folder / "damaged_checkpoints" / "4").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("data", "process 1 on HOST: it cannot be read"),
+        ("image", "process 2 on HOST: it cannot be read"),
+        ("features", "process 2 on HOST: net gives NaN or infinity for an image"),
+    ],
+)
+def test_what_fails_on_one_process_is_told_on_all(four, what, says):
+    for each in four[1]:
+        assert says.replace("HOST", socket.gethostname()) in each[what][-1]
+
+
+def test_pictures_of_split_parameters_are_drawn_once(four):
+    workdir, told = four
+    assert [each["moons"] for each in told] == [[0]] * 4
+    figures = workdir.with_name("moons") / "figures"
+    names = {"level_sets.png", "loss.png", "trajectories.png"}
+    assert {path.name for path in figures.iterdir()} == names
