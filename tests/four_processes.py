@@ -29,8 +29,8 @@ ORDER = (5, 2, 7, 0, 1, 6, 3, 4)  # of two devices a process: no process has nei
 FIELDS = {"sample.batch_size": 2, "sample.num": 40, "sample.shard_size": 18}
 
 SPLIT = SMALL | {  # a run whose parameters no process has whole
-    **{"net.width": 128, "mesh.fsdp": 8, "train.steps": 2, "sampler.num_steps": 2},
-    "evaluate.figures": True,
+    **{"net.width": 128, "mesh.fsdp": 8, "train.steps": 2, "evaluate.figures": True},
+    "sampler": {"name": "sphere_tracing", "step_size": 0.1, "num_steps": 2},
 }
 
 

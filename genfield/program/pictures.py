@@ -1,5 +1,6 @@
 """Which pictures a state gets: level sets, trajectories, curves, grids, series."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -61,7 +62,8 @@ def _of_points(exp: Experiment, params, out) -> list[Callable]:
     name, source = method.name.replace("_", " "), source_points(exp)
     time = _time_of_picture(exp) if exp.objective.clock else None
     whole = sharding.replicated(exp.mesh)
-    field = jax.jit(exp.objective.field(params), out_shardings=whole)
+    run = jax.jit(lambda params, *at: exp.objective.field(params)(*at), out_shardings=whole)
+    field = functools.partial(run, params)  # parameters that are split cannot be closed over
     known = figures.on_grids(field, figures.extent_of(out.x, target, source), time)
     descend = dict(descend=method.teaches == "gradient", t=time, title=name)
     clouds = (known, out.x, target, source)

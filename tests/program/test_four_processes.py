@@ -36,7 +36,8 @@ def four(tmp_path_factory):
     ranks = range(four_processes.COUNT)
     started = [subprocess.Popen([*script, str(n), workdir], env=env, **pipes) for n in ranks]
     outputs = [process.communicate(timeout=600)[0] for process in started]
-    assert not any(process.returncode for process in started), outputs
+    for process, output in zip(started, outputs, strict=True):
+        assert process.returncode == 0, output
     told = [json.loads(workdir.with_name(f"told_{n}.json").read_text()) for n in ranks]
     return workdir, told
 
