@@ -42,22 +42,24 @@ def run(argv: list[str]) -> None:
         _start(values)
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import registry
-    from genfield.machine import compiled, loggers
+    from genfield.machine import compiled, loggers, processes
     from genfield.machine.clock import Clock
     from genfield.program import experiment, modes, published
     from genfield.program.methods import package
 
     compiled.keep(config.compilation_cache)
     if values.mode in ("train", "evaluate") and values.samples is None:
-        loggers.check(config.train.loggers, (methods or package())[registry.Logger])
+        with processes.together():
+            loggers.check(config.train.loggers, (methods or package())[registry.Logger])
     if values.samples is not None:
         modes.evaluate_images(config, workdir, values.samples, methods)
         return
     reads_data = values.mode in ("train", "evaluate")
     decodes = values.mode != "pairs"
     opens = dict(reads_data=reads_data, decodes=decodes, weights=weights)
-    exp = experiment.prepare(config, workdir, methods, **opens)
-    modes.check(exp, values.mode)
+    with processes.together():
+        exp = experiment.prepare(config, workdir, methods, **opens)
+        modes.check(exp, values.mode)
     command.describe(exp)
     preemption.begin()
     modes.begin_on_weights(exp)

@@ -18,11 +18,12 @@ from genfield.data.pixels import on_white
 from genfield.data.sets import ImageSet
 from genfield.errors import UserError
 from genfield.features.resize import CONVENTIONS, resize
-from genfield.machine import sharding
+from genfield.machine import processes, sharding
 from genfield.metrics import frechet
 from genfield.registry import choose
 
 PARTS = ("gaussians", "features")  # what a metric reads of an output
+AGREED = 16  # blocks from which to which several processes ask each other for errors
 BUFFER = 2048  # rows of features whose outer products are summed at a time
 
 
@@ -75,12 +76,13 @@ def create_judge(section, mesh: Mesh, metrics: Iterable[registry.Metric]) -> Jud
         given = section.features_path or section.features_sha256
         name = "inception_v3" if given else features.default()
     choose("config.evaluate.features", name, dict.fromkeys([*features.NETWORKS, "auto"]))
-    network = features.create(
-        name,
-        path=section.features_path,
-        sha256=section.features_sha256,
-        seed=section.features_seed,
-    )
+    with processes.together():
+        network = features.create(
+            name,
+            path=section.features_path,
+            sha256=section.features_sha256,
+            seed=section.features_seed,
+        )
     images = jax.ShapeDtypeStruct((1, network.size, network.size, 3), np.float32)
     outputs = jax.eval_shape(network.apply, network.params, images)
     metrics = tuple(metrics)
@@ -166,23 +168,29 @@ def blocks(
     """The images, split over the mesh, and their rows [n]; -1 where a block is filled up.
 
     Each process reads the images of its own devices; `content` is told of each.
+
+    Raises:
+      UserError: an image that cannot be read; of several processes on all, some blocks later.
     """
     n, place = mesh.size * batch_size, sharding.batch_sharding(mesh)
+    errors = processes.Errors()
 
     def read(rows: np.ndarray) -> np.ndarray:
-        levels = images.read(np.minimum(rows, images.size - 1))
-        if content is not None:
-            content.add(levels, rows, images.size)
+        levels = np.zeros((len(rows), *images.shape), np.uint8)
+        with errors.kept():
+            levels = images.read(np.minimum(rows, images.size - 1))
+            if content is not None:
+                content.add(levels, rows, images.size)
         return levels
 
-    for first in range(0, images.size, n):
+    for number, first in enumerate(range(0, images.size, n)):
         rows = np.arange(first, first + n)
-        yield (
-            jax.make_array_from_callback(
-                (n, *images.shape), place, lambda index, rows=rows: read(rows[index[0]])
-            ),
-            np.where(rows < images.size, rows, -1),
+        block = jax.make_array_from_callback(
+            (n, *images.shape), place, lambda index, rows=rows: read(rows[index[0]])
         )
+        if number % AGREED == 0 or first + n >= images.size:
+            errors.tell()
+        yield block, np.where(rows < images.size, rows, -1)
 
 
 def statistics(
@@ -205,7 +213,7 @@ def statistics(
     wanted = {part: outputs_of(judge.metrics, part, reference=reference) for part in PARTS}
     moments = {name: _Sums() for name in wanted["gaussians"]}
     kept = {name: [] for name in wanted["features"]}
-    rows_kept, count, running = [], 0, []
+    rows_kept, count, running, errors = [], 0, [], processes.Errors()
 
     def settle(out: dict, rows: np.ndarray) -> None:
         local = {name: sharding.own_rows(values) for name, values in out.items()}
@@ -223,11 +231,14 @@ def statistics(
     for block, rows in images:
         running.append((judge.extract(block), rows))
         if len(running) > 1:  # the next block is read while this one is computed
-            settle(*running.pop(0))
+            with errors.kept():
+                settle(*running.pop(0))
         count += int((rows >= 0).sum())
         on_block(count)
     for item in running:
-        settle(*item)
+        with errors.kept():
+            settle(*item)
+    errors.tell()
     gaussians = {}
     for name, sums in moments.items():
         try:

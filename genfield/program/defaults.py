@@ -116,7 +116,7 @@ SECTIONS = dict(
     ),
     sample=dict(
         num=positive(64),
-        batch_size=positive(256),  # samples a device draws at a time
+        batch_size=positive(256),  # samples a device draws at a time, at most
         slots=not_negative(0),  # of a device, which finished samples leave to others; 0: none do
         labels=(),  # of --mode=sample and pairs: classes by number or name, in turn; (): all
         seed=not_negative(1),  # added to config.seed; another one draws other samples
@@ -126,7 +126,7 @@ SECTIONS = dict(
         guidance_channels=not_negative(0),  # the first so many are guided; 0: all
         use_ema=True,
         rounding="nearest",  # of pixels to uint8: nearest, truncate or shift
-        shard_size=positive(1000),  # samples of --mode=sample that a kill can cost
+        shard_size=positive(1000),  # samples in a file while they are drawn, for a kill to spare
         formats=("npz",),  # npz, png or both
         name=Unset(str),  # of the files; step_N where left out
     ),

@@ -14,7 +14,7 @@ from genfield.data import sets, to_unit
 from genfield.data.pipeline import short_hash
 from genfield.errors import UserError
 from genfield.fields import score_field
-from genfield.machine import logbook, preemption, sharding
+from genfield.machine import logbook, preemption, processes, sharding
 from genfield.metrics import images, likelihood, reference
 from genfield.program import generate
 from genfield.program.decoder import watch
@@ -43,7 +43,9 @@ def make_heldout_loss(experiment: Experiment) -> Callable:
         for index in range(config.train.eval_batches):
             batch = {}
             if data.draw is None:
-                batch = sharding.put_batch(data.heldout(index, config.batch_size, rows), mesh)
+                with processes.together():
+                    own = data.heldout(index, config.batch_size, rows)
+                batch = sharding.put_batch(own, mesh)
             for name, part in add(compute(params, batch, np.int32(index))).items():
                 found[name] = found[name].merge(part) if name in found else part
         return {name: float(total.compute()) for name, total in found.items()}
@@ -178,7 +180,8 @@ class Evaluator:
         self.judge, self.reference = None, None
         if judged := [metric for metric in self.metrics if metric.reads == "features"]:
             self.judge = images.create_judge(section, exp.mesh, judged)
-            self.reference = open_reference(section, self.judge, exp.config, exp.data)
+            with processes.together():
+                self.reference = open_reference(section, self.judge, exp.config, exp.data)
         self.heldout = make_heldout_loss(exp)
         self.draw = generate.make_drawer(exp)
         self.blocks = generate.make_generator(exp, gather=False, levels=True)
@@ -233,7 +236,9 @@ class Evaluator:
         size = generate.batch_size(self.exp, num)
         rows = sharding.local_rows(self.exp.mesh, size)
         for index, keep in generate.batches(np.arange(num), size):
-            pixels = sharding.put_batch(examples.gather(index[rows])["x1"], self.exp.mesh)
+            with processes.together():
+                pixels = examples.gather(index[rows])["x1"]
+            pixels = sharding.put_batch(pixels, self.exp.mesh)
             found = self._log_prob(params, key, pixels, index.astype(np.int32))
             own, values = sharding.own_rows(found)
             numbers.append(index[own[own < keep]])
@@ -315,7 +320,7 @@ class Evaluator:
                 generate.check_finite(finite, index[:keep], seed)
                 if np.isin(rows, index).any():
                     kept = np.isin(index, rows) & (np.arange(size) < keep)
-                    first.append(sharding.to_host(out.x)[kept])
+                    first.append(_chosen(out.x, kept))
                 told.append(jax.tree.map(lambda a, n=keep: a[:n], (out.nfe, out.info)))
                 counts.append(keep)
                 yield out.x, np.where(np.arange(size) < keep, index, -1)
@@ -338,6 +343,14 @@ class Evaluator:
             return Evaluation(held, [], [], {}, None)
         out = self.samples(params, section.num_samples, section.repeats, on_batch)
         return out._replace(results=held | out.results)
+
+
+def _chosen(x: jax.Array, kept: np.ndarray) -> np.ndarray:
+    """These rows of a split array [B, ...], on every process; no device gets them all."""
+    rows, values = sharding.own_rows(x)
+    parts = [sharding.from_each(part[kept[rows]]) for part in (rows, values)]
+    rows, values = map(np.concatenate, parts)
+    return values[np.argsort(rows)]
 
 
 def _means(told: list, counts: list[int]) -> dict[str, float]:
