@@ -96,12 +96,18 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
     def run(params, x, t, cond, key, train, extra):
         keys = nnx.Rngs(dropout=key) if train and network.dropout > 0 else None
         params = fixed.completed(params, missing)
-        if record.stack:  # their layers gather for themselves
-            whole = lambda name, part: part if name in record.stack else placement.gathered(part)
-            params = {name: whole(name, part) for name, part in params.items()}
-            x = placement.by_batch(x)
-        return nnx.merge(graph, params)(x, t, cond, keys, **extra)
 
+        def whole(params, x, t, cond, extra):
+            return nnx.merge(graph, params)(x, t, cond, keys, **extra)
+
+        if keys is None:  # dropout draws for the whole batch
+            call = placement.apart(whole, record.stack, dtype)
+        else:
+            placement.check_summed(dtype)
+            call = placement.together(whole, record.stack)
+        return call(params, x, t, cond, extra)
+
+    dtype = getattr(network, "compute", jnp.float32)
     missing = fixed.values(record.fixed, abstract)
     return Built(init, run, abstract, network.dropout > 0, network.augmentation_size)
 

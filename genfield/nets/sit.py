@@ -182,7 +182,7 @@ class SiT(layers.Network):
         graph, stack = nnx.split(self.blocks)
 
         def run(h, parameters):
-            parameters = placement.gathered(parameters, self.compute, self.depth)
+            parameters = placement.gathered(parameters, self.compute, "blocks")
             h = nnx.merge(graph, parameters)(placement.by_batch(h), condition)
             return placement.by_batch(h), None
 

@@ -128,7 +128,7 @@ class Transformer(layers.Network):
 
         def run(h, row):
             parameters, key = row
-            parameters = placement.gathered(parameters, self.compute, self.depth)
+            parameters = placement.gathered(parameters, self.compute, "blocks")
             h = nnx.merge(graph, parameters)(placement.by_batch(h), key)
             return placement.by_batch(h), None
 
