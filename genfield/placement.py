@@ -42,6 +42,7 @@ class Place(NamedTuple):
 
 
 _PLACE: contextvars.ContextVar[Place | None] = contextvars.ContextVar("place", default=None)
+_ONCE: contextvars.ContextVar[bool] = contextvars.ContextVar("once", default=False)
 
 
 def on(mesh: Mesh, function: Callable, reduce_dtype=None) -> Callable:
@@ -49,19 +50,19 @@ def on(mesh: Mesh, function: Callable, reduce_dtype=None) -> Callable:
 
     @functools.wraps(function)
     def call(*arguments, **keywords):
-        with _inside(Place(mesh, reduce_dtype)):
+        with _told(_PLACE, Place(mesh, reduce_dtype, _ONCE.get())):
             return function(*arguments, **keywords)
 
     return call
 
 
 @contextlib.contextmanager
-def _inside(place: Place | None) -> Iterator[None]:
-    token = _PLACE.set(place)
+def _told(variable: contextvars.ContextVar, value) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _PLACE.reset(token)
+        variable.reset(token)
 
 
 def platform() -> str:
@@ -160,8 +161,7 @@ def once(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*arguments, **keywords):
-        place = _PLACE.get()
-        with _inside(None if place is None else place._replace(once=True)):
+        with _told(_ONCE, True):
             return function(*arguments, **keywords)
 
     return call
@@ -278,7 +278,7 @@ def apart(network: Callable, stacks: tuple[str, ...], dtype=jnp.float32) -> Call
             return jax.tree.map(one, part, found[name])
 
         def local(params, *examples):
-            with _inside(place._replace(stacks=held)):
+            with _told(_PLACE, place._replace(stacks=held)):
                 return network({n: whole(n, part) for n, part in params.items()}, *examples)
 
         batch = PartitionSpec(("data", MAJOR, MINOR))
@@ -310,7 +310,7 @@ def together(network: Callable, stacks: tuple[str, ...]) -> Callable:
         if mesh is None or not stacks:
             return network(params, *examples)
         held = _of_layers(specs(params, mesh.shape["fsdp"], stacks), stacks)
-        with _inside(place._replace(stacks=held)):
+        with _told(_PLACE, place._replace(stacks=held)):
             whole = lambda name, part: part if name in stacks else gathered(part)
             params = {name: whole(name, part) for name, part in params.items()}
             return network(params, by_batch(examples[0]), *examples[1:])

@@ -103,7 +103,7 @@ def test_one_device_is_told_nothing_of_meshes(tmp_path):
     """Its program has no constraint, no gather and no recomputation."""
     exp = prepared(config_of("sit", (1, 1)), tmp_path)
     text = str(programs.train(exp).traced.jaxpr)
-    for name in ("sharding_constraint", "linear_call", "checkpoint", "remat"):
+    for name in ("sharding_constraint", "shard_map", "linear_call", "checkpoint", "remat"):
         assert name not in text
     text = str(programs.train(prepared(config_of("sit", (1, 8)), tmp_path)).traced.jaxpr)
-    assert "sharding_constraint" in text and "linear_call" in text
+    assert "shard_map" in text and "linear_call" in text
