@@ -101,10 +101,10 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
             return nnx.merge(graph, params)(x, t, cond, keys, **extra)
 
         if keys is None:  # dropout draws for the whole batch
-            call = placement.apart(whole, record.stack, dtype)
+            call = placement.apart(whole, record.stack, record.blocks, dtype)
         else:
             placement.check_summed(dtype)
-            call = placement.together(whole, record.stack)
+            call = placement.together(whole, record.stack, record.blocks, dtype)
         return call(params, x, t, cond, extra)
 
     dtype = getattr(network, "compute", jnp.float32)
@@ -132,9 +132,14 @@ def _of_module(name: str, construct: Callable) -> Built:
         fresh = lambda a: (
             key if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else jnp.zeros(a.shape, a.dtype)
         )
-        network = nnx.merge(graph, params, jax.tree.map(fresh, streams))
-        network.train() if draws else network.eval()
-        return network(x, t, cond, **extra)
+        streaming = jax.tree.map(fresh, streams)
+
+        def whole(params, x, t, cond, extra):
+            network = nnx.merge(graph, params, streaming)
+            network.train() if draws else network.eval()
+            return network(x, t, cond, **extra)
+
+        return placement.together(whole)(params, x, t, cond, extra)
 
     abstract = nnx.to_pure_dict(params)
     return Built(init, run, abstract, bool(jax.tree.leaves(streams)), 0)
@@ -156,8 +161,11 @@ def _of_pair(name: str, pair, shape: tuple[int, ...], num_classes: int) -> Built
         return dict(zip(names, leaves, strict=True))
 
     def run(params, x, t, cond, key, train, extra):
-        params = tree.unflatten([params[name] for name in names])
-        return pair.apply(params, x, t, cond, key=key, train=train)
+        def whole(params, x, t, cond):
+            params = tree.unflatten([params[name] for name in names])
+            return pair.apply(params, x, t, cond, key=key, train=train)
+
+        return placement.together(whole)(params, x, t, cond)
 
     return Built(init, run, jax.eval_shape(init, jax.random.key(0)), False, 0)
 
