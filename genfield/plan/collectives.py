@@ -54,8 +54,10 @@ def find(program: Program, devices: int) -> list[Collective]:
             body = program.computations[where]
             found = _of(kind, one, body, region.times, devices)
             channel = re.search(r"channel_id=(\d+)", one.rest)
-            # The stages of an asynchronous one share a channel.
-            seen.setdefault(channel[1] if channel else one.name, found)
+            # The stages of an asynchronous one, which are called, share a channel. Others may have
+            # the same one by chance: those of a program for each device by itself all do on CPUs.
+            staged = channel and where != region.name
+            seen.setdefault(channel[1] if staged else one.name, found)
         out += [found for found in seen.values() if found.groups.shape[1] > 1]
     return out
 
