@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -266,8 +266,9 @@ def apart(
     Args:
       network: of named subtrees of parameters, and of arrays [B, …], trees of them or None; it
         draws nothing at random.
-      stacks: subtrees with a layer axis first. blocks: other subtrees that call `gathered`, where
-        the network is run together. dtype: what matrices of both are computed in.
+      stacks: subtrees with a layer axis first. blocks: subtrees that call `gathered` as they run,
+        stacks or not; of others than stacks they do where the network is run together.
+      dtype: what matrices of blocks are computed in.
     """
 
     def call(params, *examples):
@@ -276,8 +277,8 @@ def apart(
         if mesh is None or any(n % mesh.size for n in rows) or not _gains(place, stacks, dtype):
             return together(network, stacks, blocks, dtype)(params, *examples)
         found = specs(params, mesh.shape["fsdp"], stacks)
-        held = {} if place.once else _of_layers(found, stacks)
-        whole = _gathering(found, stacks, (*stacks, *blocks), dtype, place)
+        held = {} if place.once else _of_layers(found, {*stacks} & {*blocks})
+        whole = _gathering(found, stacks, blocks, dtype, place)
 
         def local(params, *examples):
             with _inside(place._replace(stacks=held)):
@@ -317,20 +318,20 @@ def together(
         if mesh is None:
             return network(params, *examples)
         found = specs(params, mesh.shape["fsdp"], stacks)
-        held = {} if place.once else _of_layers(found, stacks)
-        still = () if place.once else (*stacks, *blocks)
-        whole = _gathering(found, stacks, (*stacks, *blocks), dtype, place)
+        held = {} if place.once else _of_layers(found, {*stacks} & {*blocks})
+        still = () if place.once else blocks
+        whole = _gathering(found, stacks, blocks, dtype, place)
         with _inside(place._replace(stacks=held)):
             return network(whole(params, still), by_batch(examples[0]), *examples[1:])
 
     return call
 
 
-def _gathering(found, stacks, layers: tuple[str, ...], dtype, place: Place) -> Callable:
-    """(params, those that stay split) -> params, gathered; matrices of `layers` in `dtype`."""
+def _gathering(found, stacks, blocks, dtype, place: Place) -> Callable:
+    """(params, those that stay split) -> params, gathered; matrices of `blocks` in `dtype`."""
 
     def part_of(name, part):
-        to = dtype if name in layers else None
+        to = dtype if name in blocks else None
         one = lambda w, found: _whole(w, found, to, place, name in stacks)
         return jax.tree.map(one, part, found[name])
 
@@ -350,7 +351,7 @@ def check_summed(dtype) -> None:
         )
 
 
-def _of_layers(found: dict[str, Any], stacks: tuple[str, ...]) -> dict[str, Any]:
+def _of_layers(found: dict[str, Any], stacks: Iterable[str]) -> dict[str, Any]:
     """How a layer's arrays are split, of those of stacks."""
     row = lambda found: PartitionSpec(*found[1:])
     return {name: jax.tree.map(row, found[name], is_leaf=_is_spec) for name in stacks}

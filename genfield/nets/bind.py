@@ -72,7 +72,7 @@ def built(record: registry.Network, section, shape: tuple[int, ...], num_classes
     def construct(rngs):
         return registry.build("net", table, section, rngs=rngs, **given)
 
-    return _of_package(construct, record) if ours else _of_module(record.name, construct)
+    return _of_package(construct, record) if ours else _of_module(construct, record)
 
 
 class _OneKey(nnx.Rngs):
@@ -112,14 +112,14 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
     return Built(init, run, abstract, network.dropout > 0, network.augmentation_size)
 
 
-def _of_module(name: str, construct: Callable) -> Built:
+def _of_module(construct: Callable, record: registry.Network) -> Built:
     """An ordinary nnx.Module: it starts by its own rngs, and dropout gets a key at each call."""
     module = nnx.eval_shape(lambda: construct(nnx.Rngs(0)))
     graph, params, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
     if jax.tree.leaves(rest):
         kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(rest)})
         raise UserError(
-            f"net {name!r} keeps {', '.join(kinds)} beside its parameters: examples must not hang "
+            f"net {record.name!r} keeps {', '.join(kinds)} beside its parameters: examples must not hang "
             "on each other or on earlier batches; take a layer norm or a group norm instead"
         )
 
@@ -139,7 +139,7 @@ def _of_module(name: str, construct: Callable) -> Built:
             network.train() if draws else network.eval()
             return network(x, t, cond, **extra)
 
-        return placement.together(whole)(params, x, t, cond, extra)
+        return placement.together(whole, record.stack)(params, x, t, cond, extra)
 
     abstract = nnx.to_pure_dict(params)
     return Built(init, run, abstract, bool(jax.tree.leaves(streams)), 0)

@@ -263,8 +263,8 @@ class Network(Record):
         nothing.
       last_layer: path of the last layer's weights among its parameters; None: not told.
       stack: names of subtrees whose arrays have a layer axis first, which is never split.
-      blocks: names of subtrees that gather their own weights on a mesh, as they are used; a stack
-        does too. Of the rest they are gathered before the network is called.
+      blocks: names of subtrees that gather their own weights on a mesh as they run, by
+        `placement.gathered`. Those of the rest are gathered before the network runs.
       augmented: whether it can be told how images were augmented (field augmentation_size).
       fixed: of arrays among the parameters that training leaves as they are, by their paths:
         shape -> the values they start with. Checkpoints may lack them, and then have these.
