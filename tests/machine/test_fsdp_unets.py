@@ -18,7 +18,7 @@ from genfield.program.methods import package
 BATCH = 88  # a side of nothing else
 SHAPE, CLASSES = (8, 8, 3), 5
 # Two resolutions of which one attends; most kernels are large enough to be split.
-SMALL = dict(channels=32, channel_multipliers=(2, 2), num_res_blocks=0, dropout=0.1)
+SMALL = dict(channels=64, channel_multipliers=(1, 1), num_res_blocks=0, dropout=0.1)
 HO = dict(resampling="conv", adaptive_scale=False)  # as Ho et al. have it
 NETS = {
     "unet": dict(name="unet", **SMALL, attention_levels=(2,)),
@@ -67,10 +67,10 @@ def config_of(net: str, loss: str, mesh: tuple[int, int], **fields) -> ConfigDic
     return config
 
 
-def prepared(config, tmp_path) -> experiment.Experiment:
+def prepared(config, tmp_path, methods=None) -> experiment.Experiment:
     data = shapes.dataset(config, package(), SHAPE, CLASSES)
     devices = jax.devices()[: config.mesh.data * config.mesh.fsdp]
-    return experiment.prepare(config, tmp_path, dataset=data, devices=devices)
+    return experiment.prepare(config, tmp_path, methods, dataset=data, devices=devices)
 
 
 def compiled(exp):
@@ -118,3 +118,85 @@ def check(net: str, loss: str, mesh: tuple[int, int], tmp_path, **fields) -> Non
 )
 def test_a_step_sends_little_and_computes_what_one_device_does(net, loss, mesh, tmp_path):
     check(net, loss, mesh, tmp_path)
+
+
+FIRST = [
+    ("ho", "equilibrium", (1, 8)),
+    ("adm", "flow", (2, 4)),
+    ("ddpmpp", "edm", (1, 8)),
+    ("ncsnpp", "edm", (2, 4)),
+    ("unet", "distance", (2, 4)),
+    ("ddpmpp", "adversarial", (1, 8)),
+]
+SECOND = [("unet", "energy"), ("ddpmpp", "energy"), ("adm", "flux"), ("ho", "flux")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("net", "loss", "mesh"), FIRST)
+def test_every_network_and_loss_sends_little(net, loss, mesh, tmp_path):
+    check(net, loss, mesh, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.1])  # without it each device runs by itself
+@pytest.mark.parametrize(("net", "loss"), SECOND)
+def test_losses_with_second_derivatives_gather_once(net, loss, dropout, tmp_path):
+    check(net, loss, (1, 8), tmp_path, dropout=dropout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recomputing_and_short_numbers_send_no_more(remat, dtype, tmp_path):
+    exp = prepared(config_of("ncsnpp", "flow", (1, 8), remat=remat, dtype=dtype), tmp_path)
+    check_bound(exp, compiled(exp))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "compiler", "fsdp"),
+    [("v5e:4x4", "libtpu", 16), ("h100:8", "jax_cuda12_plugin", 8)],
+)
+@pytest.mark.parametrize("loss", ["flow_matching", "equilibrium_matching"])
+def test_it_holds_on_accelerators(topology, compiler, fsdp, loss, tmp_path):
+    """CIFAR-10's U-Net with a block where it has several, as their own compilers partition it."""
+    pytest.importorskip(compiler)
+    flags = [f"--config={ROOT / 'configs' / loss}_cifar10.py", f"--topology={topology}"]
+    flags += ["--shape=32,32,3", "--config.net.num_res_blocks=0", f"--config.mesh.fsdp={fsdp}"]
+    flags += ["--config.energy=dot"] if loss == "equilibrium_matching" else []
+    command = [sys.executable, "-m", "genfield.plan", *flags, f"--out={tmp_path}"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    found = json.loads((tmp_path / "plan.json").read_text())
+    sent = sum(kind["bytes"] for kind in found["train"]["collectives"].values())
+    assert 4 * found["parameters"] < sent <= 3 * 4 * found["parameters"]
+    assert not any("global batch" in line for line in found["train"]["warnings"])
+
+
+class Wide(nnx.Module):
+    """An ordinary module of one's own, that knows of no mesh."""
+
+    def __init__(self, *, shape, num_classes, rngs):
+        size = math.prod(shape)
+        self.first, self.last = nnx.Linear(size, 256, rngs=rngs), nnx.Linear(256, size, rngs=rngs)
+
+    def __call__(self, x, t, cond):
+        return self.last(jax.nn.silu(self.first(x.reshape(len(x), -1)))).reshape(x.shape)
+
+
+def pair():
+    """A network without Flax: x A."""
+    init = lambda key, shape, num_classes: {"A": jnp.eye(math.prod(shape)) / 2}
+    apply = lambda params, x, t, cond, *, key, train: (x.reshape(len(x), -1) @ params["A"]).reshape(
+        x.shape
+    )
+    return init, apply
+
+
+@pytest.mark.parametrize("make", [Wide, pair])
+def test_networks_of_ones_own_are_gathered_too(make, tmp_path):
+    facts = dict(second_order=lambda bound: None, last_layer=None, stack=(), augmented=False)
+    methods = package().with_own([registry.Network(name="own", make=make, **facts)])
+    config = config_of("mlp", "energy", (1, 8))
+    config.net = dict(name="own")
+    exp = prepared(config, tmp_path, methods)
+    check_bound(exp, compiled(exp))
