@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +85,9 @@ def _mesh() -> Mesh | None:
 def shards_parameters() -> bool:
     """Whether layers have to gather their weights."""
     mesh, place = _mesh(), _PLACE.get()
-    return mesh.shape["fsdp"] > 1 if mesh is not None else bool(place and place.stacks)
+    if place is None or place.once:
+        return False
+    return mesh.shape["fsdp"] > 1 if mesh is not None else bool(place.stacks)
 
 
 def factors(fsdp: int) -> tuple[int, int]:
@@ -176,7 +178,7 @@ def gathered(tree, dtype=None, stack: str | None = None):
     """
     place = _PLACE.get()
     if not shards_parameters() or (_by_hand() and stack not in place.stacks):
-        return tree
+        return tree  # they are whole
     leaves, structure = jax.tree.flatten(tree)
     fsdp = place.mesh.shape["fsdp"]
     if stack is None:
@@ -248,7 +250,9 @@ def _by_axes(found: PartitionSpec) -> tuple[Callable, Callable]:
     return gather, scatter
 
 
-def apart(network: Callable, stacks: tuple[str, ...], dtype=jnp.float32) -> Callable:
+def apart(
+    network: Callable, stacks: tuple[str, ...], blocks: tuple[str, ...] = (), dtype=jnp.float32
+) -> Callable:
     """`network(params, *examples)` run by each device on its own examples.
 
     Examples never interact in a network, so that no device needs another's. What is gathered and
@@ -259,27 +263,23 @@ def apart(network: Callable, stacks: tuple[str, ...], dtype=jnp.float32) -> Call
     Args:
       network: of named subtrees of parameters, and of arrays [B, …], trees of them or None; it
         draws nothing at random.
-      stacks: subtrees with a layer axis first. dtype: what their matrices are computed in.
+      stacks: subtrees with a layer axis first. blocks: subtrees that call `gathered` as they run,
+        stacks or not; of others than stacks they do where the network is run together.
+      dtype: what matrices of blocks are computed in.
     """
 
     def call(params, *examples):
         mesh, place = _mesh(), _PLACE.get()
         rows = [len(leaf) for leaf in jax.tree.leaves(examples)]
         if mesh is None or any(n % mesh.size for n in rows) or not _gains(place, stacks, dtype):
-            return together(network, stacks)(params, *examples)
+            return together(network, stacks, blocks, dtype)(params, *examples)
         found = specs(params, mesh.shape["fsdp"], stacks)
-        held = {} if place.once else _of_layers(found, stacks)
-
-        def whole(name, part):
-            if name in held:
-                return part
-            to = dtype if name in stacks else None
-            one = lambda w, found: _whole(w, found, to, place, name in stacks)
-            return jax.tree.map(one, part, found[name])
+        held = {} if place.once else _of_layers(found, {*stacks} & {*blocks})
+        whole = _gathering(found, stacks, blocks, dtype, place)
 
         def local(params, *examples):
             with _told(_PLACE, place._replace(stacks=held)):
-                return network({n: whole(n, part) for n, part in params.items()}, *examples)
+                return network(whole(params, held), *examples)
 
         batch = PartitionSpec(("data", MAJOR, MINOR))
         names = jax.tree.map(_on_fine, found, is_leaf=_is_spec)
@@ -302,20 +302,39 @@ def _gains(place: Place, stacks: tuple[str, ...], dtype) -> bool:
     return place.mesh.shape["fsdp"] > 1 and bool(stacks or place.once)
 
 
-def together(network: Callable, stacks: tuple[str, ...]) -> Callable:
-    """`network(params, *examples)` of the global batch, which XLA cuts."""
+def together(
+    network: Callable,
+    stacks: tuple[str, ...] = (),
+    blocks: tuple[str, ...] = (),
+    dtype=jnp.float32,
+) -> Callable:
+    """`network(params, *examples)` of the global batch, which XLA cuts; arguments as of `apart`."""
 
     def call(params, *examples):
         mesh, place = _mesh(), _PLACE.get()
-        if mesh is None or not stacks:
+        if mesh is None:
             return network(params, *examples)
-        held = _of_layers(specs(params, mesh.shape["fsdp"], stacks), stacks)
+        found = specs(params, mesh.shape["fsdp"], stacks)
+        held = {} if place.once else _of_layers(found, {*stacks} & {*blocks})
+        still = () if place.once else blocks
+        whole = _gathering(found, stacks, blocks, dtype, place)
         with _told(_PLACE, place._replace(stacks=held)):
-            whole = lambda name, part: part if name in stacks else gathered(part)
-            params = {name: whole(name, part) for name, part in params.items()}
-            return network(params, by_batch(examples[0]), *examples[1:])
+            return network(whole(params, still), by_batch(examples[0]), *examples[1:])
 
     return call
+
+
+def _gathering(found, stacks, blocks, dtype, place: Place) -> Callable:
+    """(params, those that stay split) -> params, gathered; matrices of `blocks` in `dtype`."""
+
+    def part_of(name, part):
+        to = dtype if name in blocks else None
+        one = lambda w, found: _whole(w, found, to, place, name in stacks)
+        return jax.tree.map(one, part, found[name])
+
+    return lambda params, still: {
+        name: part if name in still else part_of(name, part) for name, part in params.items()
+    }
 
 
 def check_summed(dtype) -> None:
@@ -329,7 +348,7 @@ def check_summed(dtype) -> None:
         )
 
 
-def _of_layers(found: dict[str, Any], stacks: tuple[str, ...]) -> dict[str, Any]:
+def _of_layers(found: dict[str, Any], stacks: Iterable[str]) -> dict[str, Any]:
     """How a layer's arrays are split, of those of stacks."""
     row = lambda found: PartitionSpec(*found[1:])
     return {name: jax.tree.map(row, found[name], is_leaf=_is_spec) for name in stacks}

@@ -210,5 +210,6 @@ METHOD = registry.Network(
     second_order=lambda bound: layers.against_second_order(bound["attention"]),
     last_layer=("last", "kernel"),
     stack=("blocks",),
+    blocks=("blocks",),
     augmented=False,
 )
