@@ -120,7 +120,8 @@ def _of_module(construct: Callable, record: registry.Network) -> Built:
         kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(rest)})
         raise UserError(
             f"net {record.name!r} keeps {', '.join(kinds)} beside its parameters: examples must "
-            "not hang on each other or on earlier batches; take a layer or group norm instead"
+            "not hang on each other or on earlier batches; take a layer norm or a group norm "
+            "instead"
         )
 
     def init(key):

@@ -4,11 +4,20 @@ A step sends at most three times its parameters, whatever the loss, no device ev
 batch, and what is computed is what one device computes.
 """
 
+import json
+import math
+import subprocess
+import sys
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
+from programs import ROOT
 
+from genfield import registry
 from genfield.configuration import base
 from genfield.machine import sharding
 from genfield.plan import collectives, hlo, programs, shapes
@@ -128,6 +137,7 @@ FIRST = [
     ("unet", "distance", (2, 4)),
     ("ddpmpp", "adversarial", (1, 8)),
 ]
+MACHINES = [("v5e:4x4", "libtpu", 16), ("h100:8", "jax_cuda12_plugin", 8)]
 SECOND = [("unet", "energy"), ("ddpmpp", "energy"), ("adm", "flux"), ("ho", "flux")]
 
 
