@@ -77,7 +77,7 @@ def config_of(net: str, loss: str, mesh: tuple[int, int], **fields) -> ConfigDic
 
 
 def prepared(config, tmp_path, methods=None) -> experiment.Experiment:
-    data = shapes.dataset(config, package(), SHAPE, CLASSES)
+    data = shapes.dataset(config, package(), None, CLASSES)
     devices = jax.devices()[: config.mesh.data * config.mesh.fsdp]
     return experiment.prepare(config, tmp_path, methods, dataset=data, devices=devices)
 
