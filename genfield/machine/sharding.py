@@ -8,7 +8,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genfield.errors import UserError
-from genfield.placement import BATCH, spec
+from genfield.placement import BATCH, split
 
 
 def make_mesh(section, devices=None) -> Mesh:
@@ -59,11 +59,10 @@ def state_shardings(mesh: Mesh, abstract_state, stacks: tuple[str, ...] = ()):
 
     stacks: names of subtrees whose arrays carry the layer axis first; it is never split.
     """
-    fsdp = mesh.shape["fsdp"]
 
     def place(path, leaf) -> NamedSharding:
         stacked = any(getattr(key, "key", None) in stacks for key in path)
-        return NamedSharding(mesh, spec(leaf.shape, fsdp, stacked))
+        return split(mesh, leaf.shape, stacked)
 
     return jax.tree_util.tree_map_with_path(place, abstract_state)
 

@@ -84,5 +84,6 @@ METHOD = registry.Network(
     second_order=lambda bound: layers.against_second_order(bound["attention"]),
     last_layer=("last", "kernel"),
     stack=(),
+    blocks=unet.BLOCKS,
     augmented=True,
 )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genfield import errors, registry
+from genfield import errors, placement, registry
 from genfield.nets import layers, unet
 from genfield.nets.initial import Initial, constant, given, uniform
 from genfield.registry import Fraction, NotNegativeInt, PositiveInt
@@ -318,10 +318,10 @@ class DDPMPP(layers.Network):
         self.last = xavier_conv(widths[0], outputs, 3, LAST_GAIN, rngs=rngs)
 
     def __call__(self, x, t, cond, rngs=None, augmentation=None):
-        embedding = self.embedding(t, cond, augmentation).astype(self.compute)
+        embedding = placement.by_batch(self.embedding(t, cond, augmentation)).astype(self.compute)
 
         def run(stage, h):
-            call = layers.recomputed(stage, self.remat)
+            call = layers.block(stage, self.compute, self.remat)
             return call(h, embedding, None if rngs is None else rngs.dropout())
 
         pyramid, h = x, self.first(x)
@@ -333,7 +333,8 @@ class DDPMPP(layers.Network):
             if level < self.num_levels - 1:
                 h = run(self.shrink[str(level)], h)
                 if self.pyramid:
-                    pyramid = h = self.pyramid[str(level)](pyramid, h)
+                    step = layers.block(self.pyramid[str(level)], self.compute, "none")
+                    pyramid = h = step(pyramid, h)
                 skips.append(h)
         h = run(self.middle2, run(self.middle1, h))
         for level in reversed(range(self.num_levels)):
@@ -365,6 +366,7 @@ METHODS = tuple(
         second_order=lambda bound: layers.against_second_order(bound["attention"]),
         last_layer=("last", "kernel"),
         stack=(),
+        blocks=(*unet.BLOCKS, "pyramid"),
         augmented=True,
         fixed={("embedding", "frequencies"): fourier_frequencies} if network.fourier else {},
     )

@@ -4,6 +4,7 @@ Sources: PyTorch's documented Linear/Conv initialisation; the sinusoidal embeddi
 (2017) as used by ADM (Dhariwal & Nichol 2021) and DiT (Peebles & Xie 2023).
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -72,6 +73,21 @@ def recomputed(run: Callable, remat: str, *, in_scan: bool = False) -> Callable:
     if remat not in keeps:
         return run
     return jax.checkpoint(run, prevent_cse=not in_scan, policy=keeps[remat])
+
+
+def block(module: nnx.Module, dtype, remat: str) -> Callable:
+    """(h [B, …], …) -> [B, …]: a module called as ever, which is a block of a network on a mesh.
+
+    What it takes and gives is split by the batch; its weights are gathered as it runs, matrices in
+    `dtype`, and with all that `remat` does not keep again for the backward pass.
+    """
+    graph, parameters = nnx.split(module)
+
+    def run(parameters, h, *more):
+        whole = nnx.merge(graph, placement.gathered(parameters, dtype))
+        return placement.by_batch(whole(placement.by_batch(h), *more))
+
+    return functools.partial(recomputed(run, remat), parameters)
 
 
 def _products(primitive, *arguments, **parameters) -> bool:

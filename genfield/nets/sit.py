@@ -182,7 +182,7 @@ class SiT(layers.Network):
         graph, stack = nnx.split(self.blocks)
 
         def run(h, parameters):
-            parameters = placement.gathered(parameters, self.compute, self.depth)
+            parameters = placement.gathered(parameters, self.compute, "blocks")
             h = nnx.merge(graph, parameters)(placement.by_batch(h), condition)
             return placement.by_batch(h), None
 
@@ -210,5 +210,6 @@ METHOD = registry.Network(
     second_order=lambda bound: layers.against_second_order(bound["attention"]),
     last_layer=("last", "kernel"),
     stack=("blocks",),
+    blocks=("blocks",),
     augmented=False,
 )

@@ -128,7 +128,7 @@ class Transformer(layers.Network):
 
         def run(h, row):
             parameters, key = row
-            parameters = placement.gathered(parameters, self.compute, self.depth)
+            parameters = placement.gathered(parameters, self.compute, "blocks")
             h = nnx.merge(graph, parameters)(placement.by_batch(h), key)
             return placement.by_batch(h), None
 
@@ -171,5 +171,6 @@ METHOD = registry.Network(
     second_order=lambda bound: layers.against_second_order(bound["attention"]),
     last_layer=("last", "kernel"),
     stack=("blocks",),
+    blocks=("blocks",),
     augmented=False,
 )

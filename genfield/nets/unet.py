@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors, registry
+from genfield import errors, placement, registry
 from genfield.nets import heads, layers
 from genfield.nets.initial import constant
 from genfield.registry import Fraction, NotNegativeInt, Positive, PositiveInt
@@ -20,6 +20,7 @@ NULL_ROWS = {  # what the null class adds to the embedding
     "learned": layers.label_rows,  # as the classes do (DiT)
     "zero": layers.zero_null_row,  # zeros that no training moves (the U-Net of flow_matching)
 }
+BLOCKS = ("down", "shrink", "middle1", "middle2", "up", "grow")
 RESAMPLINGS = {
     "pool": "means of 2x2 cells, repeated pixels",
     "conv": "the same by strided and 3x3 convolutions (Ho et al. 2020)",
@@ -319,10 +320,10 @@ class UNet(layers.Network):
         return embedding if self.labels is None else embedding + self.labels(cond)
 
     def __call__(self, x, t, cond, rngs=None, augmentation=None):
-        embedding = self.embed(t, cond, augmentation).astype(self.compute)
+        embedding = placement.by_batch(self.embed(t, cond, augmentation)).astype(self.compute)
 
         def run(stage, h):
-            call = layers.recomputed(stage, self.remat)
+            call = layers.block(stage, self.compute, self.remat)
             return call(h, embedding, None if rngs is None else rngs.dropout())
 
         h = self.first(x)
@@ -350,5 +351,6 @@ METHOD = registry.Network(
     second_order=lambda bound: layers.against_second_order(bound["attention"]),
     last_layer=("last", "kernel"),
     stack=(),
+    blocks=BLOCKS,
     augmented=False,
 )

@@ -149,7 +149,12 @@ SECTIONS = dict(
         paper=ConfigDict(),  # the paper's values, by metric, for the closing table
         paper_note="",  # of what they are, where a run is known to be of something else
     ),
-    mesh=dict(data=-1, fsdp=1),  # -1: all devices that are left
+    mesh=dict(
+        data=-1,  # -1: all devices that are left
+        fsdp=1,
+        reduce_dtype=one_of("compute", ("compute", "float32")),  # of sums of gradients
+        gather=one_of("auto", ("auto", "layer", "call")),  # weights: as a layer runs, or at once
+    ),
 )
 LIMITS: dict[str, Range | OneOf] = {
     f"{section}.{field}" if section else field: value.limit

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -90,7 +91,8 @@ def prepare(
     decoder = create_decoder(config, dataset, mesh, decoding)
     net = functools.partial(objective.create_net, config, dataset, methods=methods)
     apply, abstract_params = net()
-    apply = placement.on(mesh, apply)
+    summed = None if config.mesh.reduce_dtype == "compute" else jnp.dtype(config.mesh.reduce_dtype)
+    apply = placement.on(mesh, apply, summed)
     made = objective.create(config, dataset, apply, abstract_params, methods)
     if weights is not None:
         of_weights.check_data(weights, dataset)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from genfield import nets, paths, registry, rng
+from genfield import nets, paths, placement, registry, rng
 from genfield.data import Dataset, to_unit
 from genfield.data.augment import augment
 from genfield.errors import UserError
@@ -83,6 +83,7 @@ def create(
     method = parts.method
     _check_data(config, data, method)
     output = output_of(config, data, apply, abstract_params, methods)
+    apply = placement.once(apply) if _gathers_once(config, method, output) else apply
     group = config_parts.coupled(config, parts)
     source = _make_source(data)
     field = _make_field(config, apply, output, method, has_clock(config, methods))
@@ -102,6 +103,13 @@ def create(
         method=method,
         clock=has_clock(config, methods),
     )
+
+
+def _gathers_once(config, method: registry.Loss, output: str) -> bool:
+    """Whether a network's weights are gathered before it runs: where it is differentiated twice."""
+    if config.mesh.gather == "auto":
+        return method.second_order or output in ("potential", "energy")
+    return config.mesh.gather == "call"
 
 
 def create_net(config, data: Dataset, key=None, methods: Methods | None = None):
