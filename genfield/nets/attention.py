@@ -23,7 +23,7 @@ from genfield.errors import UserError
 ATTENTIONS = {
     "xla": "logits of all pairs of tokens at once",
     "chunked": "in blocks, with memory linear in the tokens",
-    "auto": "a fused kernel where one can run, else the cheaper of these",
+    "auto": "a fused kernel where one can run, else chunked",  # docs/performance.md says why
 }
 QUERIES, KEYS = 256, 512  # of a block, at most
 CUDNN_HEAD = 128  # channels of a head that cuDNN takes on every GPU since Ampere
@@ -58,7 +58,7 @@ def attend(query: Array, key: Array, value: Array, kind: str, causal: bool = Fal
     Raises:
       UserError: a fused kernel whose library is not there.
     """
-    plain = {"xla": _xla, "chunked": chunked}.get(kind, _cheaper(query.shape[1]))
+    plain = _xla if kind == "xla" else chunked
     kernel = _fused(query) if kind == "auto" else None
     if kernel is None:
         return plain(query, key, value, causal)
@@ -76,14 +76,6 @@ def attend(query: Array, key: Array, value: Array, kind: str, causal: bool = Fal
     return call(query, key, value)
 
 
-def _cheaper(tokens: int) -> Callable:
-    """In blocks where there are several; one block is XLA's computation, made twice.
-
-    docs/performance.md has the measurements.
-    """
-    return _xla if tokens <= KEYS else chunked
-
-
 def _fused(query: Array) -> Callable | None:
     """The kernel for these queries where the step is to run; None where there is none."""
     platform, head = placement.platform(), query.shape[-1]
@@ -96,7 +88,7 @@ def _fused(query: Array) -> Callable | None:
     return None
 
 
-def _xla(query: Array, key: Array, value: Array, causal: bool) -> Array:
+def _xla(query: Array, key: Array, value: Array, causal: bool = False) -> Array:
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="xla")
 
 

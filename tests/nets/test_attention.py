@@ -120,9 +120,7 @@ def marked(query, key, value):
     return in_one_piece(query, key, value, causal=False)
 
 
-marked.defvjp(
-    lambda *a: (marked(*a), a), lambda kept, y: tuple(jnp.full_like(a, 7) for a in kept)
-)
+marked.defvjp(lambda *a: (marked(*a), a), lambda kept, y: tuple(jnp.full_like(a, 7) for a in kept))
 
 
 @pytest.fixture
