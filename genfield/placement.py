@@ -149,9 +149,26 @@ def specs(tree, fsdp: int, stacks: tuple[str, ...]) -> dict[str, Any]:
 def by_batch(x: jax.Array) -> jax.Array:
     """Activations [B, …], the batch split over the mesh and nothing else."""
     mesh = _mesh()
-    if mesh is None or x.shape[0] % mesh.size:
+    if mesh is None or not divides_batch(x.shape[0]):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, BATCH))
+
+
+def divides_batch(size: int) -> bool:
+    """Whether each device has as many of `size` examples as the others."""
+    mesh = _mesh()
+    return mesh is None or size % mesh.size == 0
+
+
+def on_each(function: Callable) -> Callable:
+    """`function` of arrays [B, …], which each device runs on its part of the batch, by itself.
+
+    For what XLA cannot split, such as kernels written by hand.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=BATCH, out_specs=BATCH, check_vma=False)
 
 
 def once(function: Callable) -> Callable:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from genfield import errors, placement, registry
 from genfield.nets import layers, unet
+from genfield.nets.attention import ATTENTIONS
 from genfield.nets.initial import Initial, constant, given, uniform
 from genfield.registry import Fraction, NotNegativeInt, PositiveInt
 
@@ -227,7 +228,7 @@ def _check_fields(net, shape, widths, channels, dropout, attention_resolutions, 
     if not 0 <= dropout < 1:
         raise errors.UserError(f"net {net!r}: dropout must be in [0, 1), not {dropout}")
     layers.check_image(net, shape, 2 ** (len(widths) - 1), f"{len(widths)} levels")
-    registry.choose("attention", attention, layers.ATTENTIONS)
+    registry.choose("attention", attention, ATTENTIONS)
     resolutions = [shape[0] >> level for level in range(len(widths))]
     for resolution in attention_resolutions:
         registry.choose("attention resolution", resolution, dict.fromkeys(resolutions))
@@ -246,7 +247,7 @@ class DDPMPP(layers.Network):
       dropout: in every block; EDM: 0.13 on CIFAR-10, 0.05 on FFHQ, 0.25 on AFHQ.
       augmentation_size: numbers that tell how an image was augmented (9: `data.augment`) or 0.
       learned_variance: as of `ADM`.
-      dtype, attention ("xla", "auto"): computation; remat: what of a stage the
+      dtype, attention ("xla", "chunked", "auto"): computation; remat: what of a stage the
         backward pass computes again, "none", "dots" or "full".
     Raises:
       UserError: an image side that the levels do not divide, an attention resolution that no
@@ -363,7 +364,7 @@ METHODS = tuple(
     registry.Network(
         name=network.name,
         make=network,
-        second_order=lambda bound: layers.against_second_order(bound["attention"]),
+        second_order=lambda bound: None,
         last_layer=("last", "kernel"),
         stack=(),
         blocks=(*unet.BLOCKS, "pyramid"),

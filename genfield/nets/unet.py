@@ -10,6 +10,7 @@ from flax import nnx
 
 from genfield import errors, placement, registry
 from genfield.nets import heads, layers
+from genfield.nets.attention import ATTENTIONS, attend
 from genfield.nets.initial import constant
 from genfield.registry import Fraction, NotNegativeInt, Positive, PositiveInt
 
@@ -123,7 +124,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x):
         b, h, w, c = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, h * w, 3, self.num_heads, c // self.num_heads)
-        y = layers.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention)
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention)
         return x + self.out(y.reshape(b, h, w, c))
 
 
@@ -194,7 +195,7 @@ def _check_fields(
         raise errors.UserError(f"net 'unet': dropout must be in [0, 1), not {dropout}")
     factors = [2**level for level in range(len(widths))]
     layers.check_image("unet", shape, factors[-1], f"{len(widths)} levels")
-    registry.choose("attention", attention, layers.ATTENTIONS)
+    registry.choose("attention", attention, ATTENTIONS)
     registry.choose("resampling", resampling, RESAMPLINGS)
     for factor in attention_levels:
         registry.choose("attention level", factor, dict.fromkeys(factors))
@@ -239,7 +240,7 @@ class UNet(layers.Network):
         1 for 32 whatever the width, as in the published code.
       null_row: what the null class adds to the embedding, see NULL_ROWS.
       distance_head, direction_scale, distance_input_scale: see `heads.create`.
-      dtype, attention ("xla", "auto"): computation; remat: what of a stage the
+      dtype, attention ("xla", "chunked", "auto"): computation; remat: what of a stage the
         backward pass computes again, "none", "dots" or "full".
     Raises:
       UserError: an image side that the levels do not divide, heads that do not divide the width,
@@ -348,7 +349,7 @@ class UNet(layers.Network):
 METHOD = registry.Network(
     name="unet",
     make=UNet,
-    second_order=lambda bound: layers.against_second_order(bound["attention"]),
+    second_order=lambda bound: None,
     last_layer=("last", "kernel"),
     stack=(),
     blocks=BLOCKS,

@@ -12,6 +12,7 @@ from genfield.data import Dataset, to_unit
 from genfield.data.augment import augment
 from genfield.errors import UserError
 from genfield.fields import ENERGIES, Field, Prediction
+from genfield.nets.attention import once
 from genfield.program import parts as config_parts
 from genfield.program.methods import has_clock, package
 from genfield.program.parts import Parts
@@ -86,6 +87,8 @@ def create(
     apply = placement.once(apply) if _gathers_once(config, method, output) else apply
     group = config_parts.coupled(config, parts)
     source = _make_source(data)
+    if not (method.second_order or output in ("potential", "energy")):
+        apply = once(apply)
     field = _make_field(config, apply, output, method, has_clock(config, methods))
 
     def roles(key):
@@ -189,8 +192,8 @@ def _check_energy(config, output: str, method: registry.Loss, methods: Methods) 
     reason = config_parts.against_derivatives(config, methods)
     if reason:
         raise UserError(
-            f"config.energy differentiates the network twice, which {reason} cannot do: "
-            "set config.net.attention='xla'"
+            f"config.energy differentiates the network twice, which {reason} cannot have "
+            "done: set config.energy='none', or change config.net"
         )
 
 
