@@ -6,7 +6,7 @@ The same command goes on where it was stopped. docs/imagenet.md says what is wri
 import os
 import sys
 
-from genfield.machine import preemption
+from genfield.machine import peers, preemption
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
@@ -35,7 +35,7 @@ def joined(options):
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # each obeys signals by itself
-    command.join()
+    peers.find()
     return options._replace(process_id=jax.process_index(), num_processes=jax.process_count())
 
 
