@@ -174,9 +174,9 @@ def blame(text: bytes, hosts: list[str]) -> str | None:
     """Who is dead, by what JAX's coordination service said; None if it said nothing of it."""
     if REGISTER in text:
         return "not all processes have come: one did not start, or cannot reach process 0"
-    if silent := SILENT.search(text):
-        numbers = [int(re.findall(rb"\d+", word)[-1]) for word in silent[1].split()]
-        names = ", ".join(name(number, hosts) for number in sorted(set(numbers)))
+    if silent := b" ".join(SILENT.findall(text)):
+        numbers = {int(re.findall(rb"\d+", word)[-1]) for word in silent.split()}
+        names = ", ".join(name(number, hosts) for number in sorted(numbers))
         return f"{names} gave no sign of life and counts as dead"
     if LEADER.search(text):
         return f"{name(0, hosts)} cannot be reached any more and counts as dead"

@@ -19,8 +19,10 @@ from genfield.machine import guard, preemption
 
 LIMIT = 60  # seconds without a sign of life; one that stands still for half of it is waited for
 COMING = 300  # seconds in which all processes must have come
-HOSTS, LEFT = "genfield/host/", "genfield/left"
+HOSTS, PACES, LEFT = "genfield/host/", "genfield/pace/", "genfield/left"
 GRACE = 2.0  # seconds in which a process that fails like another tells that itself
+SLOW = 0.2  # of a step, by which a host holds up the others, from which on it is named
+EVERY = 10.0  # seconds between two looks at how long each host takes
 MARGIN = 5.0  # seconds that the service's verdict may take
 STATUS = re.compile(r"\b(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
@@ -62,7 +64,7 @@ def join(*address, limit: int = LIMIT) -> None:
 
 def several() -> bool:
     """Whether JAX has found other processes."""
-    return "jax" in sys.modules and _state().num_processes > 1
+    return "jax" in sys.modules and _state().client is not None and _state().num_processes > 1
 
 
 def _state():
@@ -119,6 +121,54 @@ def wait_for_the_dead(error: BaseException) -> None:
         error = error.__cause__ or error.__context__
     if _limit and error is not None:
         time.sleep(_limit + MARGIN)
+
+
+class Paces:
+    """How long each process takes for its part of a step, of which process 0 names the slow.
+
+    All take equally long for a step, as each waits for all. What differs is how much of it a
+    process waits for its devices: the one that the others wait for waits least.
+    """
+
+    def __init__(self):
+        self.looked = time.monotonic()
+
+    def tell(self, step: float, waits: float) -> str | None:
+        """Tells the others this process' seconds of a step, and those of it spent waiting.
+
+        Returns:
+          A line about the hosts that hold up the others; None where none does, on other processes
+          than the first, and within EVERY seconds of the last look.
+        """
+        now = time.monotonic()
+        if not several() or now - self.looked < EVERY:
+            return None
+        self.looked, state = now, _state()
+        mine = json.dumps([host(), step, step - waits])
+        state.client.key_value_set(f"{PACES}{state.process_id}", mine, allow_overwrite=True)
+        if state.process_id:
+            return None
+        told = state.client.key_value_dir_get(PACES)
+        paces = {int(key.rpartition("/")[2]): json.loads(value) for key, value in told}
+        return slow(paces) if len(paces) == state.num_processes else None
+
+
+def slow(paces: dict[int, list]) -> str | None:
+    """Names the processes that hold up the others by SLOW of a step or more.
+
+    Args:
+      paces: by process its host, the seconds of a step, and those of it not spent waiting.
+    """
+    usual = sorted(own for *_, own in paces.values())[(len(paces) - 1) // 2]  # the lower median
+    late = [
+        f"process {number} on {name} needs {own:.3g} s of it before its devices start"
+        for number, (name, step, own) in sorted(paces.items())
+        if own - usual > SLOW * step
+    ]
+    if not late:
+        return None
+    step = max(step for _, step, _ in paces.values())
+    return f"slow host: of a step of {step:.3g} s {', '.join(late)}, the others {usual:.3g} s"
 
 
 def own_gpus(environ) -> list[int] | None:

@@ -34,12 +34,17 @@ def run(argv: list[str]) -> None:
 
 
 def joined(options):
-    """The options of one of several processes, whose number and count JAX finds."""
+    """The options of one of several processes, whose number and count JAX finds.
+
+    Then they part: each works by itself, and neither waits for another nor dies with it.
+    """
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # each obeys signals by itself
     peers.find()
-    return options._replace(process_id=jax.process_index(), num_processes=jax.process_count())
+    number, count = jax.process_index(), jax.process_count()
+    jax.distributed.shutdown()
+    return options._replace(process_id=number, num_processes=count)
 
 
 def main(argv: list[str]) -> int:
