@@ -6,6 +6,7 @@ the dead process' name and an exit code to start again on. It passes signals on,
 process prints it lets through.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TRIGGERS = ("coordinator", "distributed")
 
 # What comes before an abort: lines that JAX and Orbax log as errors, tracebacks of their threads.
-OMEN = re.compile(rb"[EF]\d{4} \S+ +\d+ \S+\]|Traceback \(most recent|Exception in thread")
+OMEN = re.compile(
+    rb"[EF]\d{4} \S+ +\d+ \S+\]|W\d{4} \S+ +\d+ (?:preemption_sync|coordination)|"
+    rb"Traceback \(most recent|Exception in thread"
+)
 SILENT = re.compile(rb"\(stopped sending heartbeats\):\s+((?:\S*\d+\s)+)")
 LEADER = re.compile(rb"Failed to send RPC|CoordinationService/Heartbeat|Deadline Exceeded")
 REGISTER = b"CoordinationService/RegisterTask"
@@ -56,7 +60,8 @@ def inform(**facts) -> None:
     """Tells the guard above this process, where there is one, what it cannot know."""
     channel = os.environ.get(CHANNEL)
     if channel is not None:
-        os.write(int(channel), json.dumps(facts).encode() + b"\n")
+        with contextlib.suppress(OSError):  # the guard is gone
+            os.write(int(channel), json.dumps(facts).encode() + b"\n")
 
 
 class Guard:

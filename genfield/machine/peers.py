@@ -22,11 +22,12 @@ COMING = 300  # seconds in which all processes must have come
 HOSTS, PACES, LEFT = "genfield/host/", "genfield/pace/", "genfield/left"
 GRACE = 2.0  # seconds in which a process that fails like another tells that itself
 SLOW = 0.2  # of a step, by which a host holds up the others, from which on it is named
-EVERY = 10.0  # seconds between two looks at how long each host takes
+EVERY = 10.0  # seconds over which it is compared how long each host takes
 MARGIN = 5.0  # seconds that the service's verdict may take
 STATUS = re.compile(r"\b(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 _limit = 0  # of the processes that were joined
+_leaves = threading.Event()  # this process ends by itself
 
 
 def host() -> str:
@@ -89,7 +90,8 @@ def _heed(client, index: int) -> None:
     if left[0] != index:
         guard.inform(left=left)
         time.sleep(GRACE)
-        os._exit(guard.tell_left(*left))
+        if not _leaves.is_set():
+            os._exit(guard.tell_left(*left))
 
 
 def leave(code: int) -> None:
@@ -97,6 +99,7 @@ def leave(code: int) -> None:
 
     After an error the others are told of it at once: they would wait for this one in vain.
     """
+    _leaves.set()
     if code in (0, preemption.EXIT_CODE):
         import jax
 
@@ -127,30 +130,43 @@ class Paces:
     """How long each process takes for its part of a step, of which process 0 names the slow.
 
     All take equally long for a step, as each waits for all. What differs is how much of it a
-    process waits for its devices: the one that the others wait for waits least.
+    process waits for its devices: the one that the others wait for waits least. Means over the
+    same EVERY seconds of the clock are compared.
     """
 
     def __init__(self):
-        self.looked = time.monotonic()
+        self.lines: list[tuple[float, float]] = []
+        self.span, self.asked = int(time.time() // EVERY), None
 
     def tell(self, step: float, waits: float) -> str | None:
-        """Tells the others this process' seconds of a step, and those of it spent waiting.
+        """Takes this process' mean seconds of a step, and those of it spent waiting.
 
         Returns:
-          A line about the hosts that hold up the others; None where none does, on other processes
-          than the first, and within EVERY seconds of the last look.
+          A line about the hosts that hold up the others, once after each span, on process 0.
         """
-        now = time.monotonic()
-        if not several() or now - self.looked < EVERY:
+        if not several():
             return None
-        self.looked, state = now, _state()
-        mine = json.dumps([host(), step, step - waits])
-        state.client.key_value_set(f"{PACES}{state.process_id}", mine, allow_overwrite=True)
-        if state.process_id:
+        state, span = _state(), int(time.time() // EVERY)
+        if span != self.span:
+            if self.lines:
+                means = [sum(values) / len(self.lines) for values in zip(*self.lines, strict=True)]
+                mine = json.dumps([self.span, host(), *means])
+                key = f"{PACES}{state.process_id}"
+                state.client.key_value_set(key, mine, allow_overwrite=True)
+            self.lines, self.asked, self.span = [], self.span, span
+        self.lines.append((step, step - waits))
+        if state.process_id or self.asked is None:
             return None
-        told = state.client.key_value_dir_get(PACES)
-        paces = {int(key.rpartition("/")[2]): json.loads(value) for key, value in told}
-        return slow(paces) if len(paces) == state.num_processes else None
+        told = {key: json.loads(text) for key, text in state.client.key_value_dir_get(PACES)}
+        paces = {
+            int(key.rpartition("/")[2]): pace
+            for key, (of, *pace) in told.items()
+            if of == self.asked
+        }
+        if len(paces) < state.num_processes:  # the others are about to tell theirs
+            return None
+        self.asked = None
+        return slow(paces)
 
 
 def slow(paces: dict[int, list]) -> str | None:
@@ -160,14 +176,14 @@ def slow(paces: dict[int, list]) -> str | None:
       paces: by process its host, the seconds of a step, and those of it not spent waiting.
     """
     usual = sorted(own for *_, own in paces.values())[(len(paces) - 1) // 2]  # the lower median
+    step = max(step for _, step, _ in paces.values())
     late = [
         f"process {number} on {name} needs {own:.3g} s of it before its devices start"
-        for number, (name, step, own) in sorted(paces.items())
+        for number, (name, _, own) in sorted(paces.items())
         if own - usual > SLOW * step
     ]
     if not late:
         return None
-    step = max(step for _, step, _ in paces.values())
     return f"slow host: of a step of {step:.3g} s {', '.join(late)}, the others {usual:.3g} s"
 
 

@@ -137,7 +137,7 @@ def test_eight_hosts_of_two_slices_find_their_places(config, tmp_path):
         "from jax._src.clusters import cloud_tpu_cluster\n"
         f"cloud_tpu_cluster.running_in_cloud_tpu_vm = True\n{CONFIG}"
     )
-    small = LONG | {"train.steps": 30, "evaluate.transport_points": 0}
+    small = LONG | {"train.steps": 30}
     hosts = scheduler.tpu_hosts(tmp_path, arguments(tmp_path / "run", config, small=small), 2, 4)
     assert [host.wait(TIMEOUT) for host in hosts] == [0] * 8, log(tmp_path, 0)
     assert "process 0/8  8 x cpu" in log(tmp_path, 0)
