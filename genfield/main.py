@@ -1,6 +1,7 @@
 """The program: python -m genfield.main --config=configs/… --workdir=… [--mode=…] [--config.a.b=…]
 
-Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving.
+Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving; 75 a
+process or its host died, and the same command goes on from the last checkpoint.
 """
 
 import functools
@@ -8,9 +9,10 @@ import os
 import sys
 import time
 
-from genfield.machine import preemption, xla
+from genfield.machine import guard, preemption, xla
 
 if __name__ == "__main__":
+    guard.stand()  # of several processes the parent stays here
     preemption.install()  # before the slow imports: a signal never goes unheard
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
     xla.apply()  # before JAX starts

@@ -6,7 +6,7 @@ The same command goes on where it was stopped. docs/imagenet.md says what is wri
 import os
 import sys
 
-from genfield.machine import preemption, xla
+from genfield.machine import peers, preemption, xla
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
@@ -41,7 +41,7 @@ def joined(options):
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # each obeys signals by itself
-    command.join()
+    peers.find()
     number, count = jax.process_index(), jax.process_count()
     jax.distributed.shutdown()
     return options._replace(process_id=number, num_processes=count)

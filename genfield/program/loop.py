@@ -10,7 +10,7 @@ import numpy as np
 from genfield import rng
 from genfield.errors import UserError
 from genfield.figures import run as figures
-from genfield.machine import logbook, preemption, processes, sharding
+from genfield.machine import logbook, peers, preemption, processes, sharding
 from genfield.machine.background import Background
 from genfield.machine.clock import STARVED, Clock
 from genfield.machine.logbook import say
@@ -71,7 +71,7 @@ class Loop:
         self.pending: deque[Sent] = deque()  # whose figures are not read yet
         self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
         self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
-        self.progress = None
+        self.progress, self.paces = None, peers.Paces()
         self.rate = optimizer.schedule(self.config.optimizer, self.config.train.steps)
         if self.step:
             say(f"resuming at step {self.step}")
@@ -205,6 +205,8 @@ class Loop:
         known = {"learning_rate": learning_rate, "examples_per_second": rate, **pace}
         self.metrics.write(step, "train", means | known)
         self.window, self.counted = {}, 0
+        if late := self.paces.tell(pace["step_seconds"], pace["device_seconds"]):
+            say(late)
 
     def _take_up(self) -> None:
         """Waits for the picture that is drawn beside the steps, and hands it to the loggers."""
