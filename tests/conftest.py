@@ -40,7 +40,7 @@ PROCESSES = (
     "test_core_imports.py",
     "test_prepare_signals.py",
 )
-GARBAGE = (50_000, 20, 50)  # what JAX keeps is looked through as seldom as its programs are made
+GARBAGE = (50_000, 10, 10)  # gc.set_threshold: seldom, as what JAX keeps is much and stays
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 30_000  # of the 65,530 memory maps that Linux gives a process
 
