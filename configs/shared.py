@@ -91,7 +91,8 @@ def imagenet256(name: str) -> ConfigDict:
     config = configuration.base()
     config.data = dict(name="latents", path=config_dict.placeholder(str))
     config.data.update(shape=(32, 32, 4), num_classes=1000)
-    config.net = dict(name="sit", size=size, patch_size=patch, dtype="float32")
+    config.net = dict(name="sit", size=size, patch_size=patch, dtype="bfloat16", attention="auto")
+    config.net.remat = "dots"
     config.label_dropout = 0.1
     config.batch_size = 256
     config.optimizer.update(name="adamw", learning_rate=1e-4)

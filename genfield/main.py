@@ -1,6 +1,7 @@
 """The program: python -m genfield.main --config=configs/… --workdir=… [--mode=…] [--config.a.b=…]
 
-Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving.
+Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving; 75 a
+process or its host died, and the same command goes on from the last checkpoint.
 """
 
 import functools
@@ -8,9 +9,10 @@ import os
 import sys
 import time
 
-from genfield.machine import preemption, xla
+from genfield.machine import guard, preemption, xla
 
 if __name__ == "__main__":
+    guard.stand()  # of several processes the parent stays here
     preemption.install()  # before the slow imports: a signal never goes unheard
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
     xla.apply()  # before JAX starts
@@ -42,22 +44,24 @@ def run(argv: list[str]) -> None:
         _start(values)
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import registry
-    from genfield.machine import compiled, loggers
+    from genfield.machine import compiled, loggers, processes
     from genfield.machine.clock import Clock
     from genfield.program import experiment, modes, published
     from genfield.program.methods import package
 
     compiled.keep(config.compilation_cache)
     if values.mode in ("train", "evaluate") and values.samples is None:
-        loggers.check(config.train.loggers, (methods or package())[registry.Logger])
+        with processes.together():
+            loggers.check(config.train.loggers, (methods or package())[registry.Logger])
     if values.samples is not None:
         modes.evaluate_images(config, workdir, values.samples, methods)
         return
     reads_data = values.mode in ("train", "evaluate")
     decodes = values.mode != "pairs"
     opens = dict(reads_data=reads_data, decodes=decodes, weights=weights)
-    exp = experiment.prepare(config, workdir, methods, **opens)
-    modes.check(exp, values.mode)
+    with processes.together():
+        exp = experiment.prepare(config, workdir, methods, **opens)
+        modes.check(exp, values.mode)
     command.describe(exp)
     preemption.begin()
     modes.begin_on_weights(exp)

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A program that calls back is never kept, so solvers that would raise an error give NaN here.
+os.environ.setdefault("EQX_ON_ERROR", "nan")
 # Compiling takes most of the time of these tests, and half as long without LLVM's optimiser.
 for flag in (
     "--xla_force_host_platform_device_count=8",
@@ -33,13 +35,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 TESTS = Path(__file__).parent
 CORE = ("couplings", "losses", "sampling", "test_fields.py", "test_core_imports.py")
 PROCESSES = (
+    "test_guard.py",
+    "test_launchers.py",
+    "test_processes.py",
     "test_signals.py",
     "test_distributed.py",
+    "test_rows.py",
     "test_core_imports.py",
     "test_prepare_signals.py",
 )
+GARBAGE = (50_000, 10, 10)  # gc.set_threshold: seldom, as what JAX keeps is much and stays
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 30_000  # of the 65,530 memory maps that Linux gives a process
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the collector need not look through it again and again."""
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
 
 
 def pytest_collection_modifyitems(items):

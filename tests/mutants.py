@@ -167,8 +167,8 @@ MUTANTS = [
     # Data, randomness, files
     Mutant(
         "process_slice",
-        "slice(feed.process_index * local, (feed.process_index + 1) * local)",
-        "slice(0, local)",
+        "self.process_index * share + np.arange(share)",
+        "np.arange(share)",
         "data",
     ),
     Mutant("pairs_order", "x0[rows[order]], x1[rows[order]]", "x0[rows[order]], x1[rows]", "pairs"),

@@ -1,7 +1,10 @@
 """Small runs of the program, for the tests that need one: overrides, and the lines they leave."""
 
+import fcntl
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +53,29 @@ def run(workdir, config=MOONS, *extra: str, on: int = 1, **kwargs) -> int:
         return main(arguments(workdir, config, *extra, **kwargs))
 
 
+def trained(factory, config=MOONS, **asked) -> Path:
+    """A run's workdir, to be changed at will: a copy of one that is trained once a session.
+
+    The first of pytest's workers that asks trains it; the others wait, and copy. For fixtures of
+    a module: what a test alone has patched has no place in a run that others share.
+
+    factory: pytest's `tmp_path_factory`. asked: as `run` takes it.
+    """
+    told = [str(config), repr(sorted(asked.items()))]
+    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    base = factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    shared.mkdir(exist_ok=True)
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / name).exists():
+            begun = shared / f"{name}.begun"
+            shutil.rmtree(begun, ignore_errors=True)
+            assert run(begun, config, **asked) == 0
+            begun.rename(shared / name)
+    return Path(shutil.copytree(shared / name, factory.mktemp("run") / "run"))
+
+
 def start(argv: list[str], devices: int = 1, **options) -> subprocess.Popen:
     """The program as a process of its own, its output as text."""
     env = os.environ | {
@@ -58,6 +84,7 @@ def start(argv: list[str], devices: int = 1, **options) -> subprocess.Popen:
         "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
+        "EQX_ON_ERROR": "raise",
     }
     command = [sys.executable, "-m", "genfield.main", *argv[1:]]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -11,6 +11,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from genfield import registry
 from genfield.data.own import open_source
 from genfield.data.pipeline import Dataset, Feed
@@ -34,6 +36,7 @@ def create(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    rows: np.ndarray | None = None,
     log: Callable[[str], None] | None = None,
     table: Mapping[str, registry.DataSource] | None = None,
 ) -> Dataset:
@@ -45,6 +48,7 @@ def create(
       seed: decides the order of the examples and their flips; together with the step, nothing
         else does.
       process_index, process_count: this process yields rows [r B/P, (r+1) B/P) of each batch.
+      rows: it yields these instead, which its devices hold: `sharding.local_rows`.
       log: told one line at a time what takes longer than two seconds.
       table: sources by name; None: those of the package.
     Raises:
@@ -60,5 +64,5 @@ def create(
         raise UserError(f"seed {seed} must not be negative")
     table = known() if table is None else table
     told = log or (lambda line: None)
-    feed = Feed(batch_size, seed, process_index, process_count, told, table)
+    feed = Feed(batch_size, seed, process_index, process_count, told, table, rows)
     return open_source("data", table, config, feed)

@@ -146,7 +146,7 @@ def _beside(pairs: Dataset, real: Dataset) -> Dataset:
             for part in parts:
                 part.close()
 
-    heldout = lambda index, n: pairs.heldout(index, n) | named(real.heldout(index, n))
+    heldout = lambda *arguments: pairs.heldout(*arguments) | named(real.heldout(*arguments))
     return pairs._replace(train=train, heldout=heldout, examples=real.examples, **marks)
 
 

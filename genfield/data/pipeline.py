@@ -1,4 +1,4 @@
-"""From two sets of examples to a `Dataset`: order, flips and process slices by (seed, step)."""
+"""From two sets of examples to a `Dataset`: order, flips and a process's rows by (seed, step)."""
 
 import functools
 import hashlib
@@ -59,11 +59,12 @@ class Dataset(NamedTuple):
       num_classes: 0 where the data has no labels or they are off.
       class_names: in the order of the labels, which count from 0 in the order of `data.classes`
         where that leaves some out; empty where `num_classes` is 0.
-      train: start_step -> endless iterator of this process's batches, {"x1": uint8 [B/P, *shape],
-        "label": int32 [B/P]}; it has a `close`. None for problems drawn on the device.
-      heldout: (index, batch_size) -> the index-th global batch of held-out examples, cycling; the
-        same whatever the seed of the run. Float32 for problems drawn on the device. None where
-        nothing is held out; `examples` has no "test" then.
+      train: start_step -> endless iterator of this process's rows of each batch, {"x1": uint8
+        [B/P, *shape], "label": int32 [B/P]}; it has a `close`. None for problems drawn on the
+        device.
+      heldout: (index, batch_size, rows=None) -> these rows, or all, of the index-th global batch of
+        held-out examples, cycling; the same whatever the seed of the run. Float32 for problems
+        drawn on the device. None where nothing is held out; `examples` has no "test" then.
       draw: (key, n) -> x1 [n, *shape]; None for data fed from the host.
       draw_source: (key, n) -> x0 [n, *shape]; None is standard normal.
       sizes: {"train": n, "test": m}; 0 is endless.
@@ -102,6 +103,7 @@ class Feed(NamedTuple):
     """What the program, not the config, tells a source.
 
     sources: all that are known, by name, for a source that is made of others.
+    rows: of each global batch, that this process yields; None: its share by its number.
     """
 
     batch_size: int
@@ -110,12 +112,21 @@ class Feed(NamedTuple):
     process_count: int
     log: Callable[[str], None]
     sources: Mapping[str, Any] = {}
+    rows: np.ndarray | None = None
+
+    def own_rows(self) -> np.ndarray:
+        """Those of each global batch that this process yields."""
+        if self.rows is not None:
+            return self.rows
+        share = self.batch_size // self.process_count
+        return self.process_index * share + np.arange(share)
 
 
 def from_arrays(arrays: dict) -> Examples:
-    """Examples from arrays that share their first axis."""
+    """Examples from arrays that share their first axis; those mapped from the disk stay there."""
     gather = lambda rows: {k: v[rows] for k, v in arrays.items()}
-    return Examples(len(arrays["x1"]), gather, arrays, arrays.get("label"))
+    mapped = any(isinstance(values, np.memmap) for values in arrays.values())
+    return Examples(len(arrays["x1"]), gather, None if mapped else arrays, arrays.get("label"))
 
 
 def subset(examples: Examples, rows: np.ndarray) -> Examples:
@@ -313,9 +324,10 @@ def assemble(
     fingerprint, *older = (short_hash(part(m), train.size) for m in (fingerprint, *older))
     order = np.random.default_rng(SPLIT_SEED).permutation(heldout.size)
 
-    def heldout_batch(index: int, batch_size: int) -> dict:
-        rows = (index * batch_size + np.arange(batch_size)) % heldout.size
-        return _select(heldout.gather(order[rows]), labels)
+    def heldout_batch(index: int, batch_size: int, rows: np.ndarray | None = None) -> dict:
+        numbers = np.arange(batch_size) if rows is None else rows
+        places = (index * batch_size + numbers) % heldout.size
+        return _select(heldout.gather(order[places]), labels)
 
     first = train.gather(np.arange(1))["x1"]
     return Dataset(
@@ -343,11 +355,10 @@ def _train_batches(
     train: Examples, labels: bool, flip: bool, feed: Feed
 ) -> Callable[[int], Iterator[dict]]:
     row_numbers = _row_numbers(train.size, feed.batch_size, feed.seed)
-    local = feed.batch_size // feed.process_count
-    mine = slice(feed.process_index * local, (feed.process_index + 1) * local)
+    mine = feed.own_rows()
 
     def draw_flips(batch, rng: np.random.Generator):
-        # For the whole batch, before the slice: processes must not share draws.
+        # For the whole batch, before some are taken: processes must not share draws.
         return *batch, rng.random(feed.batch_size) < 0.5
 
     def gather(batch) -> dict:

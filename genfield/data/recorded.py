@@ -82,7 +82,7 @@ def dataset(known: dict, create: Callable[[], Dataset], seed: int) -> Dataset:
         num_classes=known["num_classes"],
         class_names=tuple(known["class_names"]),
         train=lambda start_step: opened().train(start_step),
-        heldout=(lambda index, batch_size: opened().heldout(index, batch_size))
+        heldout=(lambda *arguments: opened().heldout(*arguments))
         if "test" in known["examples"]
         else None,
         draw=None,

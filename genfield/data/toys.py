@@ -108,9 +108,10 @@ def toy(name: str, source: str = "normal", *, feed: Feed) -> Dataset:
     """
     draw = DISTRIBUTIONS[name]
 
-    def heldout(index: int, batch_size: int) -> dict:
+    def heldout(index: int, batch_size: int, rows: np.ndarray | None = None) -> dict:
         key = jax.random.fold_in(jax.random.key(HELDOUT_SEED), index)
-        return {"x1": np.asarray(draw(key, batch_size))}
+        points = np.asarray(draw(key, batch_size))
+        return {"x1": points if rows is None else points[rows]}
 
     fingerprint = short_hash("toy", name, source)
     return Dataset(

@@ -13,8 +13,10 @@ from genfield.data.pixels import on_white
 from genfield.fields import Prediction, direction
 from genfield.figures.style import END, MIDDLE, START, TARGET, bare, save
 
+GRIDS = 140, 24  # points a side where a field is drawn: for its levels, for its arrows
 
-def _extent(*clouds: np.ndarray) -> tuple[float, float, float, float]:
+
+def extent_of(*clouds: np.ndarray) -> tuple[float, float, float, float]:
     points = np.concatenate(clouds)
     low, high = points.min(0), points.max(0)
     margin = 0.08 * (high - low).max()
@@ -27,17 +29,27 @@ def _grid(extent, num: int):
     return xs, ys, jnp.asarray(mesh)
 
 
+def on_grids(field: Callable, extent, t: float | None = None) -> Callable:
+    """What `draw_field` needs of a field, computed now; it is drawn in the field's place."""
+    found = {}
+    for num in GRIDS:
+        points = np.asarray(_grid(extent, num)[-1])
+        time = None if t is None else np.full(len(points), t, np.float32)
+        found[len(points)] = field(points, time)
+    return lambda x, t=None: found[len(x)]
+
+
 def draw_field(axes, field: Callable, extent, *, t: float | None = None, descend: bool) -> None:
     """Level sets where the field has a scalar, and arrows along which samples move."""
     time = lambda x: None if t is None else jnp.full(x.shape[:1], t)
-    xs, ys, mesh = _grid(extent, 140)
+    xs, ys, mesh = _grid(extent, GRIDS[0])
     output = field(mesh, time(mesh))
     if isinstance(output, Prediction):
         u = np.asarray(output.distance).reshape(len(ys), len(xs))
         axes.contourf(xs, ys, u, levels=24, cmap="Greys_r", alpha=0.55)
         lines = axes.contour(xs, ys, u, levels=12, colors="grey", linewidths=0.5)
         axes.clabel(lines, fontsize=5, fmt="%.1f")
-    xs, ys, mesh = _grid(extent, 24)
+    xs, ys, mesh = _grid(extent, GRIDS[1])
     arrows = np.asarray(direction(field(mesh, time(mesh)))) * (-1 if descend else 1)
     points = np.asarray(mesh)
     axes.quiver(*points.T, *arrows.T, color="black", width=0.0022, alpha=0.8)
@@ -47,7 +59,7 @@ def level_sets(
     path: Path, field: Callable, samples, target, source, *, descend: bool, t=None, title=""
 ) -> Path:
     """The field with its level sets beside the samples over the target; clouds are [N, 2]."""
-    extent = _extent(samples, target, source)
+    extent = extent_of(samples, target, source)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.2))
     draw_field(left, field, extent, t=t, descend=descend)
     left.scatter(*target[:2000].T, s=2, color=TARGET, alpha=0.5)
@@ -71,7 +83,7 @@ def draw_trajectories(axes, trace: np.ndarray, extent, title: str, num_lines: in
 def trajectories(path: Path, trace: np.ndarray, *, title="") -> Path:
     """Sampling paths of points, [K, N, 2]."""
     figure, axes = plt.subplots(figsize=(5.6, 5.6))
-    draw_trajectories(axes, trace, _extent(trace[0], trace[-1]), title)
+    draw_trajectories(axes, trace, extent_of(trace[0], trace[-1]), title)
     return save(figure, path)
 
 
@@ -81,7 +93,7 @@ def side_by_side(path: Path, columns: dict[str, dict], target: np.ndarray) -> Pa
     Args:
       columns: title -> {"field", "descend", "t", "trace"} as for the two pictures above.
     """
-    extent = _extent(target, *(c["trace"][0] for c in columns.values()))
+    extent = extent_of(target, *(c["trace"][0] for c in columns.values()))
     figure, axes = plt.subplots(2, len(columns), figsize=(4 * len(columns), 8), squeeze=False)
     for (top, bottom), (title, column) in zip(axes.T, columns.items(), strict=True):
         draw_field(top, column["field"], extent, t=column["t"], descend=column["descend"])

@@ -12,6 +12,11 @@ class Background:
         self._threads = ThreadPoolExecutor(1)
         self._running: tuple[Future, Callable[[Any], None]] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is work that `finish` has not taken up."""
+        return self._running is not None
+
     def start(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """Runs `work` beside what follows; `finish` calls `then` with what it returned."""
         self.finish()

@@ -13,18 +13,16 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError, local
-from genfield.machine import fixed
-from genfield.machine.sharding import agreed
+from genfield.machine import fixed, processes
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
@@ -90,11 +88,9 @@ class Checkpoints:
     def __init__(self, workdir, *, keep: int = 2, keep_best: int = 0, best_metric: str = "loss"):
         # Orbax loses checkpoints silently under a relative path.
         self.folder = Path(workdir).resolve() / FOLDER
-        for file in self.folder.glob("*/metrics/metrics"):  # for one damaged, orbax opens none
-            try:
-                json.loads(file.read_text())
-            except ValueError:
-                file.rename(file.with_name("metrics.damaged"))
+        with processes.together():
+            if jax.process_index() == 0:
+                self._rename_damaged_metrics()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep, keep_best, best_metric),
             # Without it orbax does not write the metrics down, and a resumed run forgets its best.
@@ -103,6 +99,14 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self.best_metric = best_metric
+
+    def _rename_damaged_metrics(self) -> None:
+        """For one that is damaged, orbax opens none."""
+        for file in self.folder.glob("*/metrics/metrics"):
+            try:
+                json.loads(file.read_text())
+            except ValueError:
+                file.rename(file.with_name("metrics.damaged"))
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending; damaged ones are not known as such."""
@@ -156,11 +160,12 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {known}")
         damaged = {}
         for candidate in [step] if step is not None else known[::-1]:
-            problem, result = self._try_restore(candidate, abstract, older)
-            if agreed(problem is None):
+            problem, found = self._read(candidate, abstract, older)
+            problem = processes.common(problem) or _differs(found)
+            if problem is None:
                 self._set_aside(damaged)
-                return result
-            damaged[candidate] = problem or "another process could not read it"
+                return found.state, found.meta
+            damaged[candidate] = problem
         if damaged:
             problems = "; ".join(f"{step}: {problem}" for step, problem in damaged.items())
             raise UserError(
@@ -173,32 +178,41 @@ class Checkpoints:
         """Those of `older` that the checkpoint lacks."""
         if not any(older.values()):
             return {}
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        known = self._manager.restore(step, args=args)["meta"]["digests"]
+        known = self._alone(step, {})["meta"]["digests"]
         return {
             item: {p: a for p, a in arrays.items() if "/".join(p) not in known.get(item, {})}
             for item, arrays in older.items()
         }
 
-    def _try_restore(self, step: int, abstract: dict, older: Mapping[str, Mapping]):
+    def _alone(self, step: int, items: dict) -> ocp.args.Composite:
+        """Items of a checkpoint and its meta, read by this process, which waits for no other."""
+        me = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
+        with ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(), multiprocessing_options=options
+        ) as reader:
+            return reader.restore(self.folder / str(step), args=args)
+
+    def _read(
+        self, step: int, abstract: dict, older: Mapping[str, Mapping]
+    ) -> tuple[str | None, "_Found | None"]:
+        """What keeps this process from reading its part of a checkpoint, or None; and the part.
+
+        Nothing in it is collective: on another process it may end elsewhere.
+        """
         try:
             lacking = self._lacking(step, older)
             there = {k: fixed.without(tree, lacking.get(k, ())) for k, tree in abstract.items()}
             items = {name: ocp.args.StandardRestore(tree) for name, tree in there.items() if tree}
-            out = self._manager.restore(
-                step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
-            )
-            state = {name: out[name] if tree else tree for name, tree in there.items()}
-            expected = out["meta"]["digests"]
-            for name, tree in state.items():
-                wrong = [k for k, v in digests(tree).items() if expected[name].get(k) != v]
-                if wrong:
-                    return f"{name}/{wrong[0]} does not match its digest", None
+            out = self._alone(step, items)
+            read = {name: out[name] if tree else tree for name, tree in there.items()}
+            state, expected = dict(read), {k: dict(out["meta"]["digests"][k]) for k in read}
             for name, arrays in lacking.items():
                 place = lambda path, name=name: fixed.at(abstract[name], path).sharding
                 placed = {path: _placed(array, place(path)) for path, array in arrays.items()}
                 state[name] = fixed.put(state[name], placed)
-            return None, (state, out["meta"])
+            return None, _Found(read, expected, state, out["meta"])
         except Exception as error:  # anything can come out of a damaged file
             return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", None
 
@@ -206,17 +220,16 @@ class Checkpoints:
         """Moves damaged checkpoints out of the way of the steps that will be saved again."""
         target = self.folder.parent / DAMAGED
         for step, problem in damaged.items():
-            warnings.warn(
-                f"checkpoint {self.folder / str(step)} is damaged ({problem}); "
-                f"moved to {target}, falling back to the one before",
-                stacklevel=3,
-            )
-            if jax.process_index() == 0:
-                target.mkdir(exist_ok=True)
-                shutil.rmtree(target / str(step), ignore_errors=True)
-                shutil.move(self.folder / str(step), target / str(step))
-        if damaged and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            with processes.together():
+                if jax.process_index() == 0:
+                    warnings.warn(
+                        f"checkpoint {self.folder / str(step)} is damaged ({problem}); "
+                        f"moved to {target}, falling back to the one before",
+                        stacklevel=5,
+                    )
+                    target.mkdir(exist_ok=True)
+                    shutil.rmtree(target / str(step), ignore_errors=True)
+                    shutil.move(self.folder / str(step), target / str(step))
         if damaged:
             self._manager.reload()
 
@@ -229,6 +242,28 @@ class Checkpoints:
         """Waits for the last save and frees the manager."""
         self.wait()
         self._manager.close()
+
+
+class _Found(NamedTuple):
+    """What was read of a checkpoint: its arrays, by item, what their digests should be, and meta.
+
+    Attributes:
+      state: the arrays, with those that checkpoints of earlier versions lack.
+    """
+
+    read: dict
+    expected: dict
+    state: dict
+    meta: dict
+
+
+def _differs(found: _Found) -> str | None:
+    """An array that is not what was saved, in words; None: all are. On all processes at once."""
+    for name, tree in found.read.items():
+        wrong = [k for k, v in digests(tree).items() if found.expected[name].get(k) != v]
+        if wrong:
+            return f"{name}/{wrong[0]} does not match its digest"
+    return None
 
 
 def _placed(array: np.ndarray, sharding) -> jax.Array:

@@ -10,6 +10,10 @@ import jax
 from jax.extend import core
 
 UNKNOWN = "loops of unknown length"
+CUDNN = {  # kernels of attention, and the products of matrices that each stands for
+    "dot_product_attention_fwd_wrapper": 2,
+    "dot_product_attention_bwd_wrapper": 5,
+}
 
 
 def count(jaxpr: core.ClosedJaxpr) -> dict[str, float]:
@@ -29,6 +33,8 @@ def _add(jaxpr, times: float, total: Counter) -> None:
             total[_dtype(equation)] += times * _dot(equation)
         elif name == "conv_general_dilated":
             total[_dtype(equation)] += times * _convolution(equation)
+        elif name in CUDNN:
+            total[_dtype(equation)] += times * CUDNN[name] * _logits(equation)
         elif name == "cond":
             total.update(_dearest(equation, times))
         else:
@@ -44,6 +50,8 @@ def _inner(equation, name: str, times: float, total: Counter) -> None:
         total[UNKNOWN] += 1
     elif name == "shard_map":  # its body is what one device does
         times *= params["mesh"].size
+    elif name == "pallas_call":  # its body is what one point of the grid does
+        times *= math.prod(params["grid_mapping"].grid)
     elif name in ("custom_jvp_call", "custom_vjp_call"):  # their rules are not called here
         _add(_open(params.get("call_jaxpr") or params["fun_jaxpr"]), times, total)
         return
@@ -89,3 +97,9 @@ def _convolution(equation) -> float:
     each = math.prod(kernel) / kernel[numbers.rhs_spec[0]]  # products for one output
     out = math.prod(equation.outvars[0].aval.shape)
     return 2 * out * each / math.prod(params["lhs_dilation"])
+
+
+def _logits(equation) -> float:
+    """The product of queries and keys, [B, N, heads, channels] and [B, M, heads, channels]."""
+    query, key = (v.aval.shape for v in equation.invars[:2])
+    return 2 * math.prod(query) * key[1]

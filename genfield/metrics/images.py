@@ -18,11 +18,12 @@ from genfield.data.pixels import on_white
 from genfield.data.sets import ImageSet
 from genfield.errors import UserError
 from genfield.features.resize import CONVENTIONS, resize
-from genfield.machine import sharding
+from genfield.machine import processes, sharding
 from genfield.metrics import frechet
 from genfield.registry import choose
 
 PARTS = ("gaussians", "features")  # what a metric reads of an output
+AGREED = 16  # blocks from which to which several processes ask each other for errors
 BUFFER = 2048  # rows of features whose outer products are summed at a time
 
 
@@ -75,12 +76,13 @@ def create_judge(section, mesh: Mesh, metrics: Iterable[registry.Metric]) -> Jud
         given = section.features_path or section.features_sha256
         name = "inception_v3" if given else features.default()
     choose("config.evaluate.features", name, dict.fromkeys([*features.NETWORKS, "auto"]))
-    network = features.create(
-        name,
-        path=section.features_path,
-        sha256=section.features_sha256,
-        seed=section.features_seed,
-    )
+    with processes.together():
+        network = features.create(
+            name,
+            path=section.features_path,
+            sha256=section.features_sha256,
+            seed=section.features_seed,
+        )
     images = jax.ShapeDtypeStruct((1, network.size, network.size, 3), np.float32)
     outputs = jax.eval_shape(network.apply, network.params, images)
     metrics = tuple(metrics)
@@ -166,23 +168,29 @@ def blocks(
     """The images, split over the mesh, and their rows [n]; -1 where a block is filled up.
 
     Each process reads the images of its own devices; `content` is told of each.
+
+    Raises:
+      UserError: an image that cannot be read; of several processes on all, some blocks later.
     """
     n, place = mesh.size * batch_size, sharding.batch_sharding(mesh)
+    errors = processes.Errors()
 
     def read(rows: np.ndarray) -> np.ndarray:
-        levels = images.read(np.minimum(rows, images.size - 1))
-        if content is not None:
-            content.add(levels, rows, images.size)
+        levels = np.zeros((len(rows), *images.shape), np.uint8)
+        with errors.kept():
+            levels = images.read(np.minimum(rows, images.size - 1))
+            if content is not None:
+                content.add(levels, rows, images.size)
         return levels
 
-    for first in range(0, images.size, n):
+    for number, first in enumerate(range(0, images.size, n)):
         rows = np.arange(first, first + n)
-        yield (
-            jax.make_array_from_callback(
-                (n, *images.shape), place, lambda index, rows=rows: read(rows[index[0]])
-            ),
-            np.where(rows < images.size, rows, -1),
+        block = jax.make_array_from_callback(
+            (n, *images.shape), place, lambda index, rows=rows: read(rows[index[0]])
         )
+        if number % AGREED == 0 or first + n >= images.size:
+            errors.tell()
+        yield block, np.where(rows < images.size, rows, -1)
 
 
 def statistics(
@@ -195,7 +203,7 @@ def statistics(
 ) -> Statistics:
     """What the judge's metrics need of images that come in blocks, as `blocks` gives them.
 
-    Sums are in float64; each process adds up what its devices computed, and the sums are merged.
+    Sums are in float64; each process adds up what its devices computed, and the sums are added.
 
     Args:
       reference: only what the metrics read of a reference.
@@ -205,14 +213,13 @@ def statistics(
     wanted = {part: outputs_of(judge.metrics, part, reference=reference) for part in PARTS}
     moments = {name: _Sums() for name in wanted["gaussians"]}
     kept = {name: [] for name in wanted["features"]}
-    rows_kept, count, running = [], 0, []
+    rows_kept, count, running, errors = [], 0, [], processes.Errors()
 
     def settle(out: dict, rows: np.ndarray) -> None:
-        local = {name: _local(values) for name, values in out.items()}
-        index = np.concatenate([rows[place] for place, _ in next(iter(local.values()))])
+        local = {name: sharding.own_rows(values) for name, values in out.items()}
+        index = rows[next(iter(local.values()))[0]]
         chosen = index >= 0 if keep is None else np.isin(index, keep)
-        for name, parts in local.items():
-            values = np.concatenate([part for _, part in parts])
+        for name, (_, values) in local.items():
             if name in moments:
                 moments[name].add(_finite(values[index >= 0], judge.network))
             if name in kept:
@@ -224,11 +231,14 @@ def statistics(
     for block, rows in images:
         running.append((judge.extract(block), rows))
         if len(running) > 1:  # the next block is read while this one is computed
-            settle(*running.pop(0))
+            with errors.kept():
+                settle(*running.pop(0))
         count += int((rows >= 0).sum())
         on_block(count)
     for item in running:
-        settle(*item)
+        with errors.kept():
+            settle(*item)
+    errors.tell()
     gaussians = {}
     for name, sums in moments.items():
         try:
@@ -273,37 +283,20 @@ class _Sums:
         return self.moments
 
 
-def _local(values: jax.Array) -> list[tuple[slice, np.ndarray]]:
-    """The rows that this process's devices hold, each once: (rows, [n, D])."""
-    shards = [s for s in values.addressable_shards if s.replica_id == 0]
-    return [(shard.index[0], np.asarray(shard.data)) for shard in shards]
-
-
 def _gathered(values: np.ndarray) -> np.ndarray:
     """[n, ...] of each process, its own n, as one [sum n, ...] on every process."""
-    if jax.process_count() == 1:
-        return values
-    from jax.experimental import multihost_utils
-
-    gather = multihost_utils.process_allgather
-    lengths = np.asarray(gather(np.int32(len(values))))
-    padded = np.zeros((lengths.max(), *values.shape[1:]), values.dtype)
-    padded[: len(values)] = values
-    parts = np.asarray(gather(padded))
-    return np.concatenate([part[:n] for part, n in zip(parts, lengths, strict=True)])
+    return np.concatenate(sharding.from_each(values))
 
 
 def _merged(moments: frechet.Moments) -> frechet.Moments:
-    """The moments of all processes; as bytes, since JAX would make them float32 on the way."""
+    """The moments of all processes: each gives its sums, and gets those of all."""
     if jax.process_count() == 1:
         return moments
-    flat = np.concatenate([[moments.count], moments.mean, moments.scatter.ravel()])
-    parts = _gathered(flat.view(np.uint8)[None]).view(np.float64)
-    dim, total = len(moments.mean), frechet.zero(len(moments.mean))
-    for part in parts:
-        one = frechet.Moments(int(part[0]), part[1 : dim + 1], part[dim + 1 :].reshape(dim, dim))
-        total = frechet.merge(total, one)
-    return total
+    sums = sharding.added(np.append(moments.count * moments.mean, moments.count))
+    count, mean = int(sums[-1]), sums[:-1] / max(sums[-1], 1)
+    shift = moments.mean - mean
+    between = moments.count * np.outer(shift, shift)
+    return frechet.Moments(count, mean, sharding.added(moments.scatter + between))
 
 
 def compare(judge: Judge, generated: Statistics, reference: Statistics) -> dict[str, float]:

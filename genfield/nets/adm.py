@@ -81,8 +81,9 @@ class ADM(unet.UNet):
 METHOD = registry.Network(
     name="adm",
     make=ADM,
-    second_order=lambda bound: layers.against_second_order(bound["attention"]),
+    second_order=lambda bound: None,
     last_layer=("last", "kernel"),
     stack=(),
+    blocks=unet.BLOCKS,
     augmented=True,
 )

@@ -72,7 +72,7 @@ def built(record: registry.Network, section, shape: tuple[int, ...], num_classes
     def construct(rngs):
         return registry.build("net", table, section, rngs=rngs, **given)
 
-    return _of_package(construct, record) if ours else _of_module(record.name, construct)
+    return _of_package(construct, record) if ours else _of_module(construct, record)
 
 
 class _OneKey(nnx.Rngs):
@@ -96,25 +96,32 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
     def run(params, x, t, cond, key, train, extra):
         keys = nnx.Rngs(dropout=key) if train and network.dropout > 0 else None
         params = fixed.completed(params, missing)
-        if record.stack:  # their layers gather for themselves
-            whole = lambda name, part: part if name in record.stack else placement.gathered(part)
-            params = {name: whole(name, part) for name, part in params.items()}
-            x = placement.by_batch(x)
-        return nnx.merge(graph, params)(x, t, cond, keys, **extra)
 
+        def whole(params, x, t, cond, extra):
+            return nnx.merge(graph, params)(x, t, cond, keys, **extra)
+
+        if keys is None:  # dropout draws for the whole batch
+            call = placement.apart(whole, record.stack, record.blocks, dtype)
+        else:
+            placement.check_summed(dtype)
+            call = placement.together(whole, record.stack, record.blocks, dtype)
+        return call(params, x, t, cond, extra)
+
+    dtype = getattr(network, "compute", jnp.float32)
     missing = fixed.values(record.fixed, abstract)
     return Built(init, run, abstract, network.dropout > 0, network.augmentation_size)
 
 
-def _of_module(name: str, construct: Callable) -> Built:
+def _of_module(construct: Callable, record: registry.Network) -> Built:
     """An ordinary nnx.Module: it starts by its own rngs, and dropout gets a key at each call."""
     module = nnx.eval_shape(lambda: construct(nnx.Rngs(0)))
     graph, params, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
     if jax.tree.leaves(rest):
         kinds = sorted({type(v).__name__ for _, v in nnx.to_flat_state(rest)})
         raise UserError(
-            f"net {name!r} keeps {', '.join(kinds)} beside its parameters: examples must not hang "
-            "on each other or on earlier batches; take a layer norm or a group norm instead"
+            f"net {record.name!r} keeps {', '.join(kinds)} beside its parameters: examples must "
+            "not hang on each other or on earlier batches; take a layer norm or a group norm "
+            "instead"
         )
 
     def init(key):
@@ -126,9 +133,14 @@ def _of_module(name: str, construct: Callable) -> Built:
         fresh = lambda a: (
             key if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else jnp.zeros(a.shape, a.dtype)
         )
-        network = nnx.merge(graph, params, jax.tree.map(fresh, streams))
-        network.train() if draws else network.eval()
-        return network(x, t, cond, **extra)
+        streaming = jax.tree.map(fresh, streams)
+
+        def whole(params, x, t, cond, extra):
+            network = nnx.merge(graph, params, streaming)
+            network.train() if draws else network.eval()
+            return network(x, t, cond, **extra)
+
+        return placement.together(whole, record.stack)(params, x, t, cond, extra)
 
     abstract = nnx.to_pure_dict(params)
     return Built(init, run, abstract, bool(jax.tree.leaves(streams)), 0)
@@ -150,8 +162,11 @@ def _of_pair(name: str, pair, shape: tuple[int, ...], num_classes: int) -> Built
         return dict(zip(names, leaves, strict=True))
 
     def run(params, x, t, cond, key, train, extra):
-        params = tree.unflatten([params[name] for name in names])
-        return pair.apply(params, x, t, cond, key=key, train=train)
+        def whole(params, x, t, cond):
+            params = tree.unflatten([params[name] for name in names])
+            return pair.apply(params, x, t, cond, key=key, train=train)
+
+        return placement.together(whole)(params, x, t, cond)
 
     return Built(init, run, jax.eval_shape(init, jax.random.key(0)), False, 0)
 

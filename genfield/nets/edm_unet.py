@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from genfield import errors, registry
+from genfield import errors, placement, registry
 from genfield.nets import layers, unet
+from genfield.nets.attention import ATTENTIONS
 from genfield.nets.initial import Initial, constant, given, uniform
 from genfield.registry import Fraction, NotNegativeInt, PositiveInt
 
@@ -227,7 +228,7 @@ def _check_fields(net, shape, widths, channels, dropout, attention_resolutions, 
     if not 0 <= dropout < 1:
         raise errors.UserError(f"net {net!r}: dropout must be in [0, 1), not {dropout}")
     layers.check_image(net, shape, 2 ** (len(widths) - 1), f"{len(widths)} levels")
-    registry.choose("attention", attention, layers.ATTENTIONS)
+    registry.choose("attention", attention, ATTENTIONS)
     resolutions = [shape[0] >> level for level in range(len(widths))]
     for resolution in attention_resolutions:
         registry.choose("attention resolution", resolution, dict.fromkeys(resolutions))
@@ -246,7 +247,7 @@ class DDPMPP(layers.Network):
       dropout: in every block; EDM: 0.13 on CIFAR-10, 0.05 on FFHQ, 0.25 on AFHQ.
       augmentation_size: numbers that tell how an image was augmented (9: `data.augment`) or 0.
       learned_variance: as of `ADM`.
-      dtype, attention ("xla", "auto"): computation; remat: what of a stage the
+      dtype, attention ("xla", "chunked", "auto"): computation; remat: what of a stage the
         backward pass computes again, "none", "dots" or "full".
     Raises:
       UserError: an image side that the levels do not divide, an attention resolution that no
@@ -318,10 +319,10 @@ class DDPMPP(layers.Network):
         self.last = xavier_conv(widths[0], outputs, 3, LAST_GAIN, rngs=rngs)
 
     def __call__(self, x, t, cond, rngs=None, augmentation=None):
-        embedding = self.embedding(t, cond, augmentation).astype(self.compute)
+        embedding = placement.by_batch(self.embedding(t, cond, augmentation)).astype(self.compute)
 
         def run(stage, h):
-            call = layers.recomputed(stage, self.remat)
+            call = layers.block(stage, self.compute, self.remat)
             return call(h, embedding, None if rngs is None else rngs.dropout())
 
         pyramid, h = x, self.first(x)
@@ -333,7 +334,8 @@ class DDPMPP(layers.Network):
             if level < self.num_levels - 1:
                 h = run(self.shrink[str(level)], h)
                 if self.pyramid:
-                    pyramid = h = self.pyramid[str(level)](pyramid, h)
+                    step = layers.block(self.pyramid[str(level)], self.compute, "none")
+                    pyramid = h = step(pyramid, h)
                 skips.append(h)
         h = run(self.middle2, run(self.middle1, h))
         for level in reversed(range(self.num_levels)):
@@ -362,9 +364,10 @@ METHODS = tuple(
     registry.Network(
         name=network.name,
         make=network,
-        second_order=lambda bound: layers.against_second_order(bound["attention"]),
+        second_order=lambda bound: None,
         last_layer=("last", "kernel"),
         stack=(),
+        blocks=(*unet.BLOCKS, "pyramid"),
         augmented=True,
         fixed={("embedding", "frequencies"): fourier_frequencies} if network.fourier else {},
     )

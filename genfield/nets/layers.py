@@ -4,6 +4,7 @@ Sources: PyTorch's documented Linear/Conv initialisation; the sinusoidal embeddi
 (2017) as used by ADM (Dhariwal & Nichol 2021) and DiT (Peebles & Xie 2023).
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from genfield import errors, placement, registry
 from genfield.nets.initial import Initial, constant, normal, uniform
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATTENTIONS = {"xla": "without fused kernels", "auto": "cuDNN where it can run, else xla"}
 REMATS = {
     "none": "all is kept for the backward pass",
     "dots": "matrix products and convolutions are kept, the rest is computed again",
@@ -74,15 +74,25 @@ def recomputed(run: Callable, remat: str, *, in_scan: bool = False) -> Callable:
     return jax.checkpoint(run, prevent_cse=not in_scan, policy=keeps[remat])
 
 
+def block(module: nnx.Module, dtype, remat: str) -> Callable:
+    """(h [B, …], …) -> [B, …]: a module called as ever, which is a block of a network on a mesh.
+
+    What it takes and gives is split by the batch; its weights are gathered as it runs, matrices in
+    `dtype`, and with all that `remat` does not keep again for the backward pass.
+    """
+    graph, parameters = nnx.split(module)
+
+    def run(parameters, h, *more):
+        whole = nnx.merge(graph, placement.gathered(parameters, dtype))
+        return placement.by_batch(whole(placement.by_batch(h), *more))
+
+    return functools.partial(recomputed(run, remat), parameters)
+
+
 def _products(primitive, *arguments, **parameters) -> bool:
     """Keeps products of activations with weights, and convolutions."""
     plain = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return primitive.name == "conv_general_dilated" or plain(primitive, *arguments, **parameters)
-
-
-def against_second_order(attention: str) -> str | None:
-    """What stands against differentiating a network twice; see `registry.Network`."""
-    return None if attention == "xla" else "fused attention"
 
 
 def check_image(net: str, shape: tuple[int, ...], factor: int, why: str) -> None:
@@ -165,24 +175,3 @@ def sinusoidal_embedding(t: jax.Array, size: int, max_period: float) -> jax.Arra
     frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, attention: str, causal: bool = False
-) -> jax.Array:
-    """Softmax attention of [B, N, heads, head_channels] arrays, the softmax in float32.
-
-    causal: logits A_ij = -inf for j > i (Flux Matching, eq. 47).
-    "xla" has derivatives of every order. "auto" takes cuDNN's fused kernel where there is one
-    (GPU, bfloat16, head channels a multiple of 8 and at most 128): first-order reverse mode only.
-    """
-    fused = (
-        attention == "auto"
-        and placement.platform() == "gpu"
-        and query.dtype == jnp.bfloat16
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 128
-    )
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=causal, implementation="cudnn" if fused else "xla"
-    )

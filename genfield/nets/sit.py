@@ -10,6 +10,7 @@ from flax import nnx
 
 from genfield import errors, placement, registry
 from genfield.nets import heads, initial, layers
+from genfield.nets.attention import ATTENTIONS, attend
 from genfield.registry import Positive
 
 SIZES = {  # depth, width, heads: DiT, Table 1
@@ -67,7 +68,7 @@ class Block(nnx.Module):
     def attend(self, h):
         b, n, width = h.shape
         qkv = self.qkv(h).reshape(b, n, 3, self.num_heads, width // self.num_heads)
-        y = layers.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention)
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention)
         return self.out(y.reshape(b, n, width))
 
     def __call__(self, h, condition):
@@ -92,7 +93,7 @@ class SiT(layers.Network):
       remat: what of each block the backward pass computes again, "none", "dots" (all but matrix
         products) or "full".
       distance_head, direction_scale, distance_input_scale: see `heads.create`.
-      dtype, attention ("xla", "auto"): computation.
+      dtype, attention ("xla", "chunked", "auto"): computation.
     Raises:
       UserError: a patch size that does not divide the image, heads that do not divide the width.
     """
@@ -132,7 +133,7 @@ class SiT(layers.Network):
                 f"net 'sit': width {width} must be divisible by num_heads ({num_heads}) and by 4"
             )
         layers.check_image("sit", shape, patch_size, "patch_size")
-        registry.choose("attention", attention, layers.ATTENTIONS)
+        registry.choose("attention", attention, ATTENTIONS)
         self.depth, self.width, self.patch_size = depth, width, patch_size
         self.scan, self.remat = scan, layers.remat_of(remat)
         self.compute = layers.compute_dtype(dtype)
@@ -182,7 +183,7 @@ class SiT(layers.Network):
         graph, stack = nnx.split(self.blocks)
 
         def run(h, parameters):
-            parameters = placement.gathered(parameters, self.compute, self.depth)
+            parameters = placement.gathered(parameters, self.compute, "blocks")
             h = nnx.merge(graph, parameters)(placement.by_batch(h), condition)
             return placement.by_batch(h), None
 
@@ -207,8 +208,9 @@ class SiT(layers.Network):
 METHOD = registry.Network(
     name="sit",
     make=SiT,
-    second_order=lambda bound: layers.against_second_order(bound["attention"]),
+    second_order=lambda bound: None,
     last_layer=("last", "kernel"),
     stack=("blocks",),
+    blocks=("blocks",),
     augmented=False,
 )

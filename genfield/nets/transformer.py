@@ -6,6 +6,7 @@ from flax import nnx
 
 from genfield import errors, placement, registry
 from genfield.nets import initial, layers
+from genfield.nets.attention import ATTENTIONS, attend
 from genfield.nets.sit import MAX_PERIOD, TIME_FREQUENCIES, dit_linear
 from genfield.registry import Fraction
 
@@ -45,7 +46,7 @@ class Block(nnx.Module):
     def attend(self, h):
         b, n, width = h.shape
         qkv = self.qkv(h).reshape(b, n, 3, self.num_heads, width // self.num_heads)
-        y = layers.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention, self.causal)
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention, self.causal)
         return self.out(y.reshape(b, n, width))
 
     def __call__(self, h, key=None):
@@ -72,7 +73,7 @@ class Transformer(layers.Network):
       scan: one compiled block looped over the stack, or (False) unrolled: the same checkpoint.
       remat: what of each block the backward pass computes again, "none", "dots" (all but matrix
         products) or "full".
-      dtype, attention ("xla", "auto"): computation.
+      dtype, attention ("xla", "chunked", "auto"): computation.
     Raises:
       UserError: examples that are not sequences, heads that do not divide the width.
     """
@@ -95,7 +96,7 @@ class Transformer(layers.Network):
         rngs,
     ):
         _check_fields(shape, width, depth, num_heads, mlp_ratio, dropout)
-        registry.choose("attention", attention, layers.ATTENTIONS)
+        registry.choose("attention", attention, ATTENTIONS)
         self.depth, self.width, self.dropout = depth, width, dropout
         self.scan, self.remat = scan, layers.remat_of(remat)
         self.compute = layers.compute_dtype(dtype)
@@ -128,7 +129,7 @@ class Transformer(layers.Network):
 
         def run(h, row):
             parameters, key = row
-            parameters = placement.gathered(parameters, self.compute, self.depth)
+            parameters = placement.gathered(parameters, self.compute, "blocks")
             h = nnx.merge(graph, parameters)(placement.by_batch(h), key)
             return placement.by_batch(h), None
 
@@ -168,8 +169,9 @@ def _check_fields(shape, width, depth, num_heads, mlp_ratio, dropout) -> None:
 METHOD = registry.Network(
     name="transformer",
     make=Transformer,
-    second_order=lambda bound: layers.against_second_order(bound["attention"]),
+    second_order=lambda bound: None,
     last_layer=("last", "kernel"),
     stack=("blocks",),
+    blocks=("blocks",),
     augmented=False,
 )

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors, registry
+from genfield import errors, placement, registry
 from genfield.nets import heads, layers
+from genfield.nets.attention import ATTENTIONS, attend
 from genfield.nets.initial import constant
 from genfield.registry import Fraction, NotNegativeInt, Positive, PositiveInt
 
@@ -20,6 +21,7 @@ NULL_ROWS = {  # what the null class adds to the embedding
     "learned": layers.label_rows,  # as the classes do (DiT)
     "zero": layers.zero_null_row,  # zeros that no training moves (the U-Net of flow_matching)
 }
+BLOCKS = ("down", "shrink", "middle1", "middle2", "up", "grow")
 RESAMPLINGS = {
     "pool": "means of 2x2 cells, repeated pixels",
     "conv": "the same by strided and 3x3 convolutions (Ho et al. 2020)",
@@ -122,7 +124,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x):
         b, h, w, c = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, h * w, 3, self.num_heads, c // self.num_heads)
-        y = layers.attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention)
+        y = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.attention)
         return x + self.out(y.reshape(b, h, w, c))
 
 
@@ -193,7 +195,7 @@ def _check_fields(
         raise errors.UserError(f"net 'unet': dropout must be in [0, 1), not {dropout}")
     factors = [2**level for level in range(len(widths))]
     layers.check_image("unet", shape, factors[-1], f"{len(widths)} levels")
-    registry.choose("attention", attention, layers.ATTENTIONS)
+    registry.choose("attention", attention, ATTENTIONS)
     registry.choose("resampling", resampling, RESAMPLINGS)
     for factor in attention_levels:
         registry.choose("attention level", factor, dict.fromkeys(factors))
@@ -238,7 +240,7 @@ class UNet(layers.Network):
         1 for 32 whatever the width, as in the published code.
       null_row: what the null class adds to the embedding, see NULL_ROWS.
       distance_head, direction_scale, distance_input_scale: see `heads.create`.
-      dtype, attention ("xla", "auto"): computation; remat: what of a stage the
+      dtype, attention ("xla", "chunked", "auto"): computation; remat: what of a stage the
         backward pass computes again, "none", "dots" or "full".
     Raises:
       UserError: an image side that the levels do not divide, heads that do not divide the width,
@@ -319,10 +321,10 @@ class UNet(layers.Network):
         return embedding if self.labels is None else embedding + self.labels(cond)
 
     def __call__(self, x, t, cond, rngs=None, augmentation=None):
-        embedding = self.embed(t, cond, augmentation).astype(self.compute)
+        embedding = placement.by_batch(self.embed(t, cond, augmentation)).astype(self.compute)
 
         def run(stage, h):
-            call = layers.recomputed(stage, self.remat)
+            call = layers.block(stage, self.compute, self.remat)
             return call(h, embedding, None if rngs is None else rngs.dropout())
 
         h = self.first(x)
@@ -347,8 +349,9 @@ class UNet(layers.Network):
 METHOD = registry.Network(
     name="unet",
     make=UNet,
-    second_order=lambda bound: layers.against_second_order(bound["attention"]),
+    second_order=lambda bound: None,
     last_layer=("last", "kernel"),
     stack=(),
+    blocks=BLOCKS,
     augmented=False,
 )

@@ -46,7 +46,7 @@ def train(exp: Experiment) -> Traced:
 
 def sample(exp: Experiment) -> Traced:
     """A step of the sampler's first stage; all of it, where it has no pieces."""
-    size = generate.batch_size(exp, exp.config.sample.num, fixed=True)
+    size = generate.batch_size(exp, exp.config.sample.num, kept=True)
     split = sharding.batch_sharding(exp.mesh)
     at = lambda a: jax.ShapeDtypeStruct(
         a.shape,
@@ -93,7 +93,7 @@ def decode(exp: Experiment) -> Traced | None:
     else:
         weights = open_weights(exp.config)
     decoder = Decoder(exp.config, exp.data, exp.mesh, weights)
-    held = generate.batch_size(exp, exp.config.sample.num, fixed=True) // exp.mesh.size
+    held = generate.batch_size(exp, exp.config.sample.num, kept=True) // exp.mesh.size
     size = decoder.at_a_time(held)
     whole, split = sharding.replicated(exp.mesh), sharding.batch_sharding(exp.mesh)
     at = lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place)

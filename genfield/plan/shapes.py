@@ -34,7 +34,7 @@ def dataset(config, methods: Methods, shape=None, classes: int | None = None) ->
         num_classes=classes,
         class_names=tuple(map(str, range(classes))),
         train=lambda start_step: iter(()),
-        heldout=lambda index, batch_size: {},
+        heldout=lambda index, batch_size, rows=None: {},
         draw=None,
         draw_source=None,
         sizes={"train": 0, "test": 0},

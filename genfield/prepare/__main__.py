@@ -6,7 +6,7 @@ The same command goes on where it was stopped. docs/imagenet.md says what is wri
 import os
 import sys
 
-from genfield.machine import preemption, xla
+from genfield.machine import peers, preemption, xla
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
@@ -34,12 +34,17 @@ def run(argv: list[str]) -> None:
 
 
 def joined(options):
-    """The options of one of several processes, whose number and count JAX finds."""
+    """The options of one of several processes, whose number and count JAX finds.
+
+    Then they part: each works by itself, and neither waits for another nor dies with it.
+    """
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # each obeys signals by itself
-    command.join()
-    return options._replace(process_id=jax.process_index(), num_processes=jax.process_count())
+    peers.find()
+    number, count = jax.process_index(), jax.process_count()
+    jax.distributed.shutdown()
+    return options._replace(process_id=number, num_processes=count)
 
 
 def main(argv: list[str]) -> int:

@@ -116,7 +116,7 @@ SECTIONS = dict(
     ),
     sample=dict(
         num=positive(64),
-        batch_size=positive(256),  # samples a device draws at a time
+        batch_size=positive(256),  # samples a device draws at a time, at most
         slots=not_negative(0),  # of a device, which finished samples leave to others; 0: none do
         labels=(),  # of --mode=sample and pairs: classes by number or name, in turn; (): all
         seed=not_negative(1),  # added to config.seed; another one draws other samples
@@ -126,7 +126,7 @@ SECTIONS = dict(
         guidance_channels=not_negative(0),  # the first so many are guided; 0: all
         use_ema=True,
         rounding="nearest",  # of pixels to uint8: nearest, truncate or shift
-        shard_size=positive(1000),  # samples of --mode=sample that a kill can cost
+        shard_size=positive(1000),  # samples in a file while they are drawn, for a kill to spare
         formats=("npz",),  # npz, png or both
         name=Unset(str),  # of the files; step_N where left out
     ),
@@ -149,7 +149,12 @@ SECTIONS = dict(
         paper=ConfigDict(),  # the paper's values, by metric, for the closing table
         paper_note="",  # of what they are, where a run is known to be of something else
     ),
-    mesh=dict(data=-1, fsdp=1),  # -1: all devices that are left
+    mesh=dict(
+        data=-1,  # -1: all devices that are left
+        fsdp=1,
+        reduce_dtype=one_of("compute", ("compute", "float32")),  # of sums of gradients
+        gather=one_of("auto", ("auto", "layer", "call")),  # weights: as a layer runs, or at once
+    ),
 )
 LIMITS: dict[str, Range | OneOf] = {
     f"{section}.{field}" if section else field: value.limit

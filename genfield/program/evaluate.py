@@ -14,7 +14,7 @@ from genfield.data import sets, to_unit
 from genfield.data.pipeline import short_hash
 from genfield.errors import UserError
 from genfield.fields import score_field
-from genfield.machine import logbook, preemption, sharding
+from genfield.machine import logbook, preemption, processes, sharding
 from genfield.metrics import images, likelihood, reference
 from genfield.program import generate
 from genfield.program.decoder import watch
@@ -28,8 +28,37 @@ def make_heldout_loss(experiment: Experiment) -> Callable:
     {} where nothing is held out.
     """
     config, data, mesh = experiment.config, experiment.data, experiment.mesh
-    key = rng.stream(config.seed, "heldout")
-    draw = draw_batch(experiment)
+    # Added up apart from what made them, whose fusions would round the sums in other ways.
+    compute = jit_losses(experiment)
+    add = jax.jit(
+        lambda values: jax.tree.map(clu_metrics.Average.from_model_output, values),
+        out_shardings=sharding.replicated(mesh),
+    )
+    rows = sharding.local_rows(mesh, config.batch_size)
+
+    def heldout(params) -> dict[str, float]:
+        found = {}
+        if data.heldout is None:
+            return found
+        for index in range(config.train.eval_batches):
+            batch = {}
+            if data.draw is None:
+                with processes.together():
+                    own = data.heldout(index, config.batch_size, rows)
+                batch = sharding.put_batch(own, mesh)
+            for name, part in add(compute(params, batch, np.int32(index))).items():
+                found[name] = found[name].merge(part) if name in found else part
+        return {name: float(total.compute()) for name, total in found.items()}
+
+    return heldout
+
+
+def jit_losses(experiment: Experiment) -> Callable:
+    """(params, batch, index) -> {"loss": …, terms}, each [B] and split over the mesh, jitted.
+
+    Of a held-out batch: its number decides all that is drawn for it.
+    """
+    key, draw = rng.stream(experiment.config.seed, "heldout"), draw_batch(experiment)
 
     def losses(params, batch, index):
         batch_key = jax.random.fold_in(key, index)
@@ -38,29 +67,7 @@ def make_heldout_loss(experiment: Experiment) -> Callable:
         loss, terms = experiment.objective(batch_key, params, batch, False)
         return {"loss": loss, **terms}
 
-    compute = jax.jit(losses, out_shardings=sharding.replicated(mesh))
-
-    def heldout(params) -> dict[str, float]:
-        totals = {}
-        if data.heldout is None:
-            return totals
-        for index in range(config.train.eval_batches):
-            batch = {}
-            if draw is None:
-                batch = put_global(data.heldout(index, config.batch_size), mesh)
-            for name, values in compute(params, batch, np.int32(index)).items():
-                part = clu_metrics.Average.from_model_output(values)
-                totals[name] = totals[name].merge(part) if name in totals else part
-        return {name: float(total.compute()) for name, total in totals.items()}
-
-    return heldout
-
-
-def put_global(batch: dict, mesh) -> dict:
-    """A numpy batch that every process holds whole -> global arrays, split over the mesh."""
-    place = sharding.batch_sharding(mesh)
-    put = lambda a: jax.make_array_from_callback(a.shape, place, lambda index: a[index])
-    return jax.tree.map(put, batch)
+    return jax.jit(losses, out_shardings=sharding.batch_sharding(experiment.mesh))
 
 
 class Evaluation(NamedTuple):
@@ -173,7 +180,8 @@ class Evaluator:
         self.judge, self.reference = None, None
         if judged := [metric for metric in self.metrics if metric.reads == "features"]:
             self.judge = images.create_judge(section, exp.mesh, judged)
-            self.reference = open_reference(section, self.judge, exp.config, exp.data)
+            with processes.together():
+                self.reference = open_reference(section, self.judge, exp.config, exp.data)
         self.heldout = make_heldout_loss(exp)
         self.draw = generate.make_drawer(exp)
         self.blocks = generate.make_generator(exp, gather=False, levels=True)
@@ -224,14 +232,21 @@ class Evaluator:
         config, examples = self.exp.config, self.exp.data.examples["test"]
         num = min(config.evaluate.likelihood_images, examples.size)
         progress = logbook.Progress("likelihood", num, unit="images")
-        key, bits = rng.stream(config.seed + config.sample.seed, "likelihood"), []
-        for index, keep in generate.batches(np.arange(num), generate.batch_size(self.exp, num)):
-            batch = put_global(examples.gather(index), self.exp.mesh)
-            found = self._log_prob(params, key, batch["x1"], index.astype(np.int32))
-            bits.append(sharding.to_host(found)[:keep])
+        key, numbers, bits = rng.stream(config.seed + config.sample.seed, "likelihood"), [], []
+        size = generate.batch_size(self.exp, num)
+        rows = sharding.local_rows(self.exp.mesh, size)
+        for index, keep in generate.batches(np.arange(num), size):
+            with processes.together():
+                pixels = examples.gather(index[rows])["x1"]
+            pixels = sharding.put_batch(pixels, self.exp.mesh)
+            found = self._log_prob(params, key, pixels, index.astype(np.int32))
+            own, values = sharding.own_rows(found)
+            numbers.append(index[own[own < keep]])
+            bits.append(values[own < keep])
             progress.update(index[keep - 1] + 1)
             preemption.poll()
-        bits = np.concatenate(bits)
+        of_all = lambda parts: np.concatenate(sharding.from_each(np.concatenate(parts)))
+        bits = of_all(bits)[np.argsort(of_all(numbers))]
         found = {"bits_per_dim": float(np.mean(bits))}
         if len(bits) > 1:  # one image tells no spread
             found["bits_per_dim_error"] = float(np.std(bits, ddof=1) / math.sqrt(len(bits)))
@@ -239,7 +254,7 @@ class Evaluator:
 
     @functools.cached_property
     def _log_prob(self) -> Callable:
-        """(params, key, pixels uint8, index) -> bits a dimension [B], jitted."""
+        """(params, key, pixels uint8, index) -> bits a dimension [B], split over the mesh."""
         config, teaches = self.exp.config, self.exp.objective.method.teaches
         options = {name: config.sampler[name] for name in LEVELS if name in config.sampler}
         options = {**options, "sigma_data": config.sigma_data} if teaches != "velocity" else {}
@@ -254,7 +269,7 @@ class Evaluator:
             )
             return likelihood.bits_per_dim(found.value, x[0].size)
 
-        return jax.jit(bits, out_shardings=sharding.replicated(self.exp.mesh))
+        return jax.jit(bits, out_shardings=sharding.batch_sharding(self.exp.mesh))
 
     def samples(self, params, num: int, repeats: int, on_batch=None) -> Evaluation:
         """The metrics of `num` samples for each of `repeats` sampling seeds."""
@@ -305,7 +320,7 @@ class Evaluator:
                 generate.check_finite(finite, index[:keep], seed)
                 if np.isin(rows, index).any():
                     kept = np.isin(index, rows) & (np.arange(size) < keep)
-                    first.append(sharding.to_host(out.x)[kept])
+                    first.append(_chosen(out.x, kept))
                 told.append(jax.tree.map(lambda a, n=keep: a[:n], (out.nfe, out.info)))
                 counts.append(keep)
                 yield out.x, np.where(np.arange(size) < keep, index, -1)
@@ -328,6 +343,14 @@ class Evaluator:
             return Evaluation(held, [], [], {}, None)
         out = self.samples(params, section.num_samples, section.repeats, on_batch)
         return out._replace(results=held | out.results)
+
+
+def _chosen(x: jax.Array, kept: np.ndarray) -> np.ndarray:
+    """These rows of a split array [B, ...], on every process; no device gets them all."""
+    rows, values = sharding.own_rows(x)
+    parts = [sharding.from_each(part[kept[rows]]) for part in (rows, values)]
+    rows, values = map(np.concatenate, parts)
+    return values[np.argsort(rows)]
 
 
 def _means(told: list, counts: list[int]) -> dict[str, float]:

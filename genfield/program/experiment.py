@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -86,11 +87,12 @@ def prepare(
     known = None if weights is None else of_weights.known_of(weights, config, methods)
     if dataset is None:
         now = reads_data or weights is not None
-        dataset = open_data(config, workdir, methods, now, known)
+        dataset = open_data(config, workdir, mesh, methods, now, known)
     decoder = create_decoder(config, dataset, mesh, decoding)
     net = functools.partial(objective.create_net, config, dataset, methods=methods)
     apply, abstract_params = net()
-    apply = placement.on(mesh, apply)
+    summed = None if config.mesh.reduce_dtype == "compute" else jnp.dtype(config.mesh.reduce_dtype)
+    apply = placement.on(mesh, apply, summed)
     made = objective.create(config, dataset, apply, abstract_params, methods)
     if weights is not None:
         of_weights.check_data(weights, dataset)
@@ -147,7 +149,7 @@ def _training(
 
 
 def open_data(
-    config, workdir: Path, methods: Methods, now: bool, known: dict | None = None
+    config, workdir: Path, mesh: Mesh, methods: Methods, now: bool, known: dict | None = None
 ) -> Dataset:
     """The data of a config; unless `now`, by what the run recorded of them, where it did.
 
@@ -161,8 +163,7 @@ def open_data(
             config.data,
             batch_size=config.batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.local_rows(mesh, config.batch_size),
             log=logbook.say,
             table=methods[registry.DataSource],
         )

@@ -13,7 +13,7 @@ from genfield import rng
 from genfield.data import to_uint8, to_unit
 from genfield.data.pipeline import MAX_SHOWN
 from genfield.errors import UserError
-from genfield.machine import sharding
+from genfield.machine import processes, sharding
 from genfield.program.chunks import Chunks
 from genfield.program.decoder import check_decoded
 from genfield.program.experiment import Experiment
@@ -21,6 +21,8 @@ from genfield.program.sampler import Course
 from genfield.program.train_step import TrainState
 from genfield.sampling import Samples
 
+SPARE = 32  # one in so many samples may be drawn for nothing, to fill the last batch
+BATCHES = 16  # in so many at least are samples drawn that are kept batch by batch
 DRAWN = 0.999  # of a batch that waits to be decoded; the progress ends with the last image
 
 
@@ -58,11 +60,13 @@ def make_generator(
 
     Args:
       trace: as `sampling.sample` takes it.
-      gather: every device gets all of x; otherwise it stays split over the mesh.
+      gather: every device gets all of x; otherwise it stays split over the mesh, as images that
+        were decoded always do.
       levels: images as uint8, rounded as `sample.rounding` says, where the data are images or
         latents that are decoded.
       starts: samples for pairs: info["x0"] is where each started, before a sampler scales it; from
-        noises of their own, which no evaluation of what learns from these pairs starts from.
+        noises of their own, which no evaluation of what learns from these pairs starts from. Then
+        info stays split over the mesh.
     """
     data, mesh = exp.data, exp.mesh
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -85,9 +89,10 @@ def make_generator(
             out = out._replace(x=to_uint8(out.x, exp.config.sample.rounding))
         return out, finite
 
-    shown = _as_pixels(exp, gather) if levels and exp.decoder is not None else None
+    shown = _as_pixels(exp) if levels and exp.decoder is not None else None
     place = whole if gather and shown is None else split
-    samples = Samples(place, whole, None if trace is None else whole, whole)
+    info = split if starts else whole
+    samples = Samples(place, whole, None if trace is None else whole, info)
     stages = exp.sampler.pieces(trace) if isinstance(exp.sampler, Course) else None
     if stages is None:
         run = _in_one(exp, trace, start, end, (samples, whole))
@@ -100,31 +105,34 @@ def make_generator(
             keys = tuple(rng.split(rng.typed(seed)))
         else:
             keys = rng.stream(seed, start), rng.stream(seed, "sampler")
-        x = None
+        x = cond = None
         if data.starts is not None:  # of pairs with a source of their own
-            pairs = data.starts.gather(index % data.starts.size)
-            x, own = pairs["x0"], pairs.get("label") if data.num_classes else None
-            labels = own if labels is None else labels
-        if labels is None and data.num_classes:
-            labels = index % data.num_classes
-        labels = None if labels is None else np.asarray(labels, np.int32)
-        out, finite = run(params, keys, index.astype(np.int32), x, labels, on_part)
+            rows = index[sharding.local_rows(mesh, len(index))]
+            with processes.together():
+                pairs = data.starts.gather(rows % data.starts.size)
+            x = sharding.put_batch(pairs["x0"], mesh)
+            if data.num_classes and "label" in pairs:
+                cond = sharding.put_batch(pairs["label"].astype(np.int32), mesh)
+        if labels is not None:
+            cond = np.asarray(labels, np.int32)
+        elif cond is None and data.num_classes:
+            cond = (index % data.num_classes).astype(np.int32)
+        out, finite = run(params, keys, index.astype(np.int32), x, cond, on_part)
         return (out, finite) if shown is None else (shown(out, finite, on_part), finite)
 
     return generate
 
 
-def _as_pixels(exp: Experiment, gather: bool) -> Callable:
+def _as_pixels(exp: Experiment) -> Callable:
     """shown(samples, finite, on_part) -> the samples with images, uint8, in place of latents."""
     whole = sharding.replicated(exp.mesh)
-    bring = jax.jit(lambda x: x, out_shardings=whole) if gather else lambda x: x
     lost = jax.jit(lambda latents, images: latents & ~images, out_shardings=whole)
 
     def shown(out: Samples, finite, on_part: Callable | None) -> Samples:
         nearly = None if on_part is None else lambda note: on_part(DRAWN, note)
         images, fine = exp.decoder(out.x, on_part=nearly)
         check_decoded(np.asarray(lost(finite, fine)))
-        return out._replace(x=bring(images))
+        return out._replace(x=images)
 
     return shown
 
@@ -157,15 +165,25 @@ def batches(index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield np.pad(part, (0, size - len(part)), mode="edge"), len(part)
 
 
-def batch_size(exp: Experiment, num: int, *, fixed: bool = False) -> int:
+def batch_size(exp: Experiment, num: int, *, kept: bool = False) -> int:
     """How many samples to draw at a time, over all devices, for `num` of them.
 
-    `fixed`: the number a device depends on the config alone, so that every mesh runs the same
-    program; otherwise no device draws more than it must.
+    As many on a device as `sample.batch_size` says, where no more than 1 in SPARE of `num`, or one
+    a device, are then drawn for nothing; otherwise fewer, in batches as large as that allows.
+
+    kept: each batch is written when it is drawn. A kill costs the one that it meets, so a batch
+      holds at most 1 in BATCHES of `num`, or else `sample.shard_size`, and one a device at least.
     """
-    n = exp.mesh.size
-    most = num if fixed else math.ceil(num / n)
-    return n * min(exp.config.sample.batch_size, most)
+    n, section = exp.mesh.size, exp.config.sample
+    most = min(section.batch_size, math.ceil(num / n))
+    if kept:
+        most = max(1, min(most, max(section.shard_size, num // BATCHES) // n))
+    spare = lambda size: -num % (n * size)
+    size, count = most, math.ceil(num / (n * most))
+    while spare(size) > max(num // SPARE, n - 1):
+        size = math.ceil(num / (n * count))
+        count += 1
+    return n * size
 
 
 def inside(on_batch: Callable | None, done: int, count: int) -> Callable | None:

@@ -10,7 +10,7 @@ import numpy as np
 from genfield import rng
 from genfield.errors import UserError
 from genfield.figures import run as figures
-from genfield.machine import logbook, preemption, sharding
+from genfield.machine import logbook, peers, preemption, processes, sharding
 from genfield.machine.background import Background
 from genfield.machine.clock import STARVED, Clock
 from genfield.machine.logbook import say
@@ -71,7 +71,7 @@ class Loop:
         self.pending: deque[Sent] = deque()  # whose figures are not read yet
         self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
         self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
-        self.progress = None
+        self.progress, self.paces = None, peers.Paces()
         self.rate = optimizer.schedule(self.config.optimizer, self.config.train.steps)
         if self.step:
             say(f"resuming at step {self.step}")
@@ -207,11 +207,14 @@ class Loop:
         known = {"learning_rate": learning_rate, "examples_per_second": rate, **pace}
         self.metrics.write(step, "train", means | known)
         self.window, self.counted = {}, 0
+        if late := self.paces.tell(pace["step_seconds"], pace["device_seconds"]):
+            say(late)
 
     def _take_up(self) -> None:
         """Waits for the picture that is drawn beside the steps, and hands it to the loggers."""
-        with self.clock.within("pictures"):
-            self.aside.finish()
+        if self.aside.busy:  # on all processes, though the first alone draws
+            with self.clock.within("pictures"), processes.together():
+                self.aside.finish()
 
     def _evaluate(self) -> None:
         self._settle(0)
@@ -246,11 +249,12 @@ class Loop:
         except UserError as error:  # samples that diverged: no reason to end a training
             say(f"not measured at step {self.step}: {error}")
             return {}
-        if pictures is not None and jax.process_index() == 0:
+        if pictures is not None:
             step, path = self.step, self.exp.workdir / "samples" / f"step_{self.step}.png"
+            first = jax.process_index() == 0
             self.aside.start(
-                lambda: figures.image_grid(path, pictures),
-                lambda path: self.metrics.picture(step, "samples", path),
+                lambda: figures.image_grid(path, pictures) if first else None,
+                lambda path: self.metrics.picture(step, "samples", path) if first else None,
             )
         return out.results
 
@@ -297,8 +301,9 @@ class Loop:
 
         arrays = sharding.to_host(jax.jit(replay)(self.state.params, batch))
         path = exp.workdir / f"nonfinite_step_{step}.npz"
-        if jax.process_index() == 0:
-            np.savez(path, key=np.asarray(jax.random.key_data(key)), **arrays)
+        with processes.together():
+            if jax.process_index() == 0:
+                np.savez(path, key=np.asarray(jax.random.key_data(key)), **arrays)
         self._save()
         self.checkpoints.wait()
         raise UserError(

@@ -12,7 +12,7 @@ from genfield.data import recorded, sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import clock as clocks
-from genfield.machine import logbook, loggers, preemption, sharding, xla
+from genfield.machine import logbook, loggers, preemption, processes, sharding, xla
 from genfield.machine.clock import Clock
 from genfield.machine.logbook import say
 from genfield.metrics import images
@@ -105,13 +105,14 @@ def write_config(exp: Experiment) -> None:
     """
     path = exp.workdir / "config.json"
     new = config_io.to_dict(checks.absolute(exp.config, exp.methods))
-    if jax.process_index() == 0 and path.exists():
-        if config_io.to_dict(config_io.from_file(path)) != new:
-            logbook.keep_older(path)
-    logbook.write_json(path, new)
-    if exp.data.draw is None and exp.weights is None:
-        logbook.write_json(exp.workdir / recorded.FILE, recorded.facts(exp.data))
-    own_files.keep(exp.workdir, exp.methods)
+    with processes.together():
+        if jax.process_index() == 0 and path.exists():
+            if config_io.to_dict(config_io.from_file(path)) != new:
+                logbook.keep_older(path)
+        logbook.write_json(path, new)
+        if exp.data.draw is None and exp.weights is None:
+            logbook.write_json(exp.workdir / recorded.FILE, recorded.facts(exp.data))
+        own_files.keep(exp.workdir, exp.methods)
 
 
 def train(exp: Experiment, *, clock: Clock | None = None, **_) -> None:
@@ -124,6 +125,7 @@ def train(exp: Experiment, *, clock: Clock | None = None, **_) -> None:
     evaluator = Evaluator(exp)
     tell_heldout(exp)
     make_folder(exp.workdir)
+    processes.check_shared(exp.workdir)
     loop = Loop(exp, evaluator, clock)
     write_config(exp)
     loop.run()
@@ -173,12 +175,13 @@ def tell_heldout(exp: Experiment) -> None:
 
 def make_folder(folder) -> None:
     """Makes the workdir; raises UserError where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make --workdir {folder}: {error.strerror}; choose another folder"
-        ) from error
+    with processes.together():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make --workdir {folder}: {error.strerror}; choose another folder"
+            ) from error
 
 
 def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
@@ -212,7 +215,6 @@ def finish(
     progress = logbook.Progress("samples", section.num_samples * section.repeats, unit="samples")
     out = evaluator(params, preemption.told(progress), known)
     preemption.poll()
-    metrics.write(step, "sample", out.results)
     made = card.make(
         out,
         evaluator.judge,
@@ -221,7 +223,9 @@ def finish(
         sampling=card.of_sampling(exp, out),
         **card.of_origin(exp, step, params),
     )
-    card.write(exp.workdir, made)
+    with processes.together():
+        metrics.write(step, "sample", out.results)
+        card.write(exp.workdir, made)
     clock.to("pictures")
     drawn = pictures.draw(exp, params, step, out.images) if section.figures else []
     for path in drawn:
@@ -274,7 +278,8 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
             "--config.evaluate.metrics=\"('frechet','kid')\". Known: " + ", ".join(known)
         )
     mesh = sharding.make_mesh(config.mesh)
-    of = sets.open_images(samples, say, sets.reading_of(config.data))
+    with processes.together():
+        of = sets.open_images(samples, say, sets.reading_of(config.data))
     for metric in judged:
         if of.size < metric.least:
             raise UserError(
@@ -282,7 +287,8 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
                 f"{of.size}"
             )
     judge = images.create_judge(config.evaluate, mesh, judged)
-    opened = open_data_reference(config, judge, methods)
+    with processes.together():
+        opened = open_data_reference(config, judge, methods)
     make_folder(workdir)
     preemption.begin()
     preemption.nothing_to_save("stopped; the same command starts again")
@@ -294,7 +300,8 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
     out = Evaluation(results, [results], [], {}, None)
     facts = {"source": of.name, "identity": of.identity, "count": of.size, "dtype": "uint8"}
     made = card.make(out, judge, opened, config_io.to_dict(config), samples=facts)
-    card.write(workdir, made)
+    with processes.together():
+        card.write(workdir, made)
     say("\n" + closing.table(results, {}, config.evaluate, judged, judge))
     say(f"{card.headline(made)}\ncard: {workdir / card.FILE}")
 

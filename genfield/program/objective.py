@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from genfield import nets, paths, registry, rng
+from genfield import nets, paths, placement, registry, rng
 from genfield.data import Dataset, to_unit
 from genfield.data.augment import augment
 from genfield.errors import UserError
 from genfield.fields import ENERGIES, Field, Prediction
+from genfield.nets.attention import once
 from genfield.program import parts as config_parts
 from genfield.program.methods import has_clock, package
 from genfield.program.parts import Parts
@@ -83,8 +84,11 @@ def create(
     method = parts.method
     _check_data(config, data, method)
     output = output_of(config, data, apply, abstract_params, methods)
+    apply = placement.once(apply) if _gathers_once(config, method, output) else apply
     group = config_parts.coupled(config, parts)
     source = _make_source(data)
+    if not (method.second_order or output in ("potential", "energy")):
+        apply = once(apply)
     field = _make_field(config, apply, output, method, has_clock(config, methods))
 
     def roles(key):
@@ -102,6 +106,13 @@ def create(
         method=method,
         clock=has_clock(config, methods),
     )
+
+
+def _gathers_once(config, method: registry.Loss, output: str) -> bool:
+    """Whether a network's weights are gathered before it runs: where it is differentiated twice."""
+    if config.mesh.gather == "auto":
+        return method.second_order or output in ("potential", "energy")
+    return config.mesh.gather == "call"
 
 
 def create_net(config, data: Dataset, key=None, methods: Methods | None = None):
@@ -181,8 +192,8 @@ def _check_energy(config, output: str, method: registry.Loss, methods: Methods) 
     reason = config_parts.against_derivatives(config, methods)
     if reason:
         raise UserError(
-            f"config.energy differentiates the network twice, which {reason} cannot do: "
-            "set config.net.attention='xla'"
+            f"config.energy differentiates the network twice, which {reason} cannot have "
+            "done: set config.energy='none', or change config.net"
         )
 
 

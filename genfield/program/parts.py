@@ -180,7 +180,7 @@ def check_derivatives(config, method: registry.Loss, methods: Methods) -> None:
     if reason:
         raise UserError(
             f"{method.name} takes derivatives of the network inside the loss, which {reason} "
-            "cannot have differentiated: set config.net.attention='xla'"
+            "cannot have differentiated: change config.net"
         )
 
 

@@ -1,5 +1,6 @@
 """Which pictures a state gets: level sets, trajectories, curves, grids, series."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from genfield import rng
 from genfield.data.pixels import to_uint8
 from genfield.figures import run as figures
-from genfield.machine import logbook, preemption
+from genfield.machine import logbook, preemption, processes, sharding
 from genfield.program import evaluate as evaluation
 from genfield.program import generate
 from genfield.program.experiment import Experiment
@@ -21,55 +22,56 @@ SERIES = 8  # sequences in a picture
 def draw(exp: Experiment, params, step: int, samples=None) -> list:
     """Pictures of parameters: points get level sets and trajectories, images a grid.
 
-    `samples` are images that are there already.
+    All processes compute what is shown, and process 0 draws it. `samples` are images that are there
+    already.
     """
-    folder, seed = exp.workdir, exp.config.seed + exp.config.sample.seed
+    seed = exp.config.seed + exp.config.sample.seed
+    pictures = _pictures(exp, params, step, seed, samples)
+    with processes.together():
+        return [make() for make in pictures] if jax.process_index() == 0 else []
+
+
+def _pictures(exp: Experiment, params, step: int, seed: int, samples) -> list[Callable]:
+    """What makes each picture, of arrays that are there: no more is computed of parameters."""
+    folder, shape = exp.workdir, exp.data.shape
     poll = lambda done, note="": preemption.poll()
-
-    def curves() -> list:
-        if exp.weights is not None:  # trained elsewhere
-            return []
-        return [figures.curves(folder / "figures" / "loss.png", logbook.read_metrics(folder))]
-
-    if len(exp.data.shape) < 3 and exp.data.draw is None and exp.data.shape != (2,):
-        if len(exp.data.shape) != 2:
-            return curves()
+    grid = folder / "samples" / f"step_{step}.png"
+    curves = []
+    if exp.weights is None:  # else trained elsewhere
+        rows = lambda: logbook.read_metrics(folder)
+        curves = [lambda: figures.curves(folder / "figures" / "loss.png", rows())]
+    if len(shape) < 3 and exp.data.draw is None and shape != (2,):
+        if len(shape) != 2:
+            return curves
         samples = generate.make_drawer(exp)(params, SERIES, seed, poll).x
         real = exp.data.examples["train"].gather(np.arange(SERIES))["x1"]
-        return [figures.series(folder / "samples" / f"step_{step}.png", samples, real), *curves()]
-    if len(exp.data.shape) != 1:
+        return [lambda: figures.series(grid, samples, real), *curves]
+    if len(shape) != 1:
         if samples is None:
             count = evaluation.pictured(exp.config)
             samples = drawn(exp, generate.make_drawer(exp), params, count, seed, poll)
-        if jax.process_index() != 0:
-            return []
-        grid = figures.image_grid(folder / "samples" / f"step_{step}.png", samples)
-        return [grid, *curves()]
+        return [lambda: figures.image_grid(grid, samples), *curves]
     out = generate.make_drawer(exp, trace=1)(params, TRACED, seed, poll)
-    if jax.process_index() != 0:
-        return []
+    return [*curves, *(_of_points(exp, params, out) if shape == (2,) else [])]
+
+
+def _of_points(exp: Experiment, params, out) -> list[Callable]:
+    """Level sets of the field, and the ways of samples in the plane."""
     target = evaluation.target_points(exp, exp.config.seed + 1, 4_000)
-    method, clock = exp.objective.method, exp.objective.clock
-    name = method.name.replace("_", " ")
-    paths = curves()
-    if exp.data.shape == (2,):
-        field = jax.jit(exp.objective.field(params))
-        paths.append(
-            figures.level_sets(
-                folder / "figures" / "level_sets.png",
-                field,
-                out.x,
-                target,
-                source_points(exp),
-                descend=method.teaches == "gradient",
-                t=_time_of_picture(exp) if clock else None,
-                title=name,
-            )
-        )
-        if out.trace is not None:
-            path = folder / "figures" / "trajectories.png"
-            paths.append(figures.trajectories(path, out.trace, title=name))
-    return paths
+    method, folder = exp.objective.method, exp.workdir / "figures"
+    name, source = method.name.replace("_", " "), source_points(exp)
+    time = _time_of_picture(exp) if exp.objective.clock else None
+    whole = sharding.replicated(exp.mesh)
+    run = jax.jit(lambda params, *at: exp.objective.field(params)(*at), out_shardings=whole)
+    field = functools.partial(run, params)  # parameters that are split cannot be closed over
+    known = figures.on_grids(field, figures.extent_of(out.x, target, source), time)
+    descend = dict(descend=method.teaches == "gradient", t=time, title=name)
+    clouds = (known, out.x, target, source)
+    pictures = [lambda: figures.level_sets(folder / "level_sets.png", *clouds, **descend)]
+    if out.trace is not None:
+        path = folder / "trajectories.png"
+        pictures.append(lambda: figures.trajectories(path, out.trace, title=name))
+    return pictures
 
 
 def drawn(

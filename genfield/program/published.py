@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from genfield import registry
 from genfield.errors import UserError, local
 from genfield.features import weights
-from genfield.machine import checkpoint
+from genfield.machine import checkpoint, processes
 from genfield.machine.logbook import say
 from genfield.pretrained import exporting, loading
 from genfield.pretrained.family import Description, Family, Guidance
@@ -161,9 +161,11 @@ def mode(exp: Experiment, *, step: int | None, best: bool, out: str | None, kind
     """Writes a checkpoint of a run into a file, exports/step_N.safetensors unless told."""
     state, step = load_state(exp, step, best)
     params = generate.parameters(exp, state)
-    file = exporting.place(out or exp.workdir / "exports" / f"step_{step}.safetensors")
+    with processes.together():
+        file = exporting.place(out or exp.workdir / "exports" / f"step_{step}.safetensors")
     field = multihost_utils.process_allgather(params["field"], tiled=True)
-    if jax.process_index() == 0:
-        tell_left(params)
-        file, family = exporting.write(field, describe(exp), file, kind)
-        say(f"export: {file}  step {step}, {family.title}")
+    with processes.together():
+        if jax.process_index() == 0:
+            tell_left(params)
+            file, family = exporting.write(field, describe(exp), file, kind)
+            say(f"export: {file}  step {step}, {family.title}")

@@ -1,10 +1,11 @@
 """Samples on disk: written shard by shard, so that a kill costs one; then one file, or PNGs.
 
 `samples/NAME.json` says what was drawn; `samples/NAME_shards/` holds finished shards until all are
-there; then `samples/NAME.npz` has them in the ADM evaluator's format: `arr_0` uint8 [N, H, W, C]
-(float32 for what are no images) and `arr_1`, the labels, with `class_names`, where there are
-classes; and `nfe`. PNGs have their number and class for names. Pairs become a folder of .npy files
-instead, which can be read by memory map.
+there: 000003.npz is shard 3, and 000003_000003200.npz the part of it that one of several processes
+drew, from sample 3,200 on; its `index` says which. Then `samples/NAME.npz` has them in the ADM
+evaluator's format: `arr_0` uint8 [N, H, W, C] (float32 for what are no images) and `arr_1`, the
+labels, with `class_names`, where there are classes; and `nfe`. PNGs have their number and class for
+names. Pairs become a folder of .npy files instead, which can be read by memory map.
 """
 
 import json
@@ -25,9 +26,11 @@ from genfield.errors import UserError
 from genfield.machine import logbook
 from genfield.machine.tables import differences
 
+NAMED = re.compile(r"(\d{6,})(_\d{9,})?\.npz")  # the file of a shard, or of a part of one
+
 
 class Shards:
-    """The samples of one name; only process 0 writes.
+    """The samples of one name: every process writes what it drew, process 0 all else.
 
     Args:
       folder: `samples/` of a workdir. name: of the samples.
@@ -106,21 +109,39 @@ class Shards:
     def _tell(self) -> None:
         logbook.write_json(self.manifest, {"settings": self.settings, "finished": self.done})
 
-    def missing(self) -> np.ndarray:
-        """The sample indices whose shard is not finished; a damaged shard is drawn again."""
-        shard = np.arange(self.num) // self.size
-        files = [p for p in self.shards.glob("*.npz") if p.stem.isdigit()]
-        return np.flatnonzero(~np.isin(shard, [int(p.stem) for p in files if _whole(p)]))
+    def missing(self, check: bool = True) -> np.ndarray:
+        """The sample indices that are in no file; check: damaged ones are deleted: drawn again."""
+        there = np.zeros(self.num, bool)
+        for path, number in self._written():
+            if check and not _whole(path):
+                path.unlink()
+            elif path.stem.isdigit():
+                there[slice(*self.bounds(number))] = True
+            else:
+                with np.load(path) as file:
+                    there[file["index"]] = True
+        return np.flatnonzero(~there)
+
+    def _written(self) -> list[tuple[Path, int]]:
+        """The files of shards and of parts, and of which shard each is."""
+        found = [(path, NAMED.fullmatch(path.name)) for path in sorted(self.shards.glob("*.npz"))]
+        return [(path, int(name[1])) for path, name in found if name]
 
     def bounds(self, number: int) -> tuple[int, int]:
         """First and one past the last sample index of a shard."""
         return number * self.size, min((number + 1) * self.size, self.num)
 
     def write(self, number: int, arrays: dict[str, np.ndarray]) -> None:
-        """A finished shard: all of it or nothing."""
-        unfinished = self.shards / f"unfinished_{number}.npz"
+        """A shard, or a part of one, which has the numbers of its samples as "index".
+
+        All of the file or nothing.
+        """
+        name = f"{number:06}"
+        if "index" in arrays:
+            name += f"_{arrays['index'][0]:09}"
+        unfinished = self.shards / f"unfinished_{name}.npz"
         np.savez(unfinished, **arrays)
-        os.replace(unfinished, self.shards / f"{number:06}.npz")
+        os.replace(unfinished, self.shards / f"{name}.npz")
 
     def finish(self) -> list[Path]:
         """Joins the shards into the files asked for, and removes them."""
@@ -164,9 +185,18 @@ class Shards:
         there = {"npz": self.path, "png": self.images, "npy": self.images}
         return [there[name] for name in self.formats]
 
-    def _load(self, number: int):
-        with np.load(self.shards / f"{number:06}.npz") as file:
-            return {name: file[name] for name in file.files}
+    def _load(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of a shard, put together where several processes drew it."""
+        paths = [path for path, of in self._written() if of == number]
+        whole = [path for path in paths if path.stem.isdigit()]
+        parts = []
+        for path in whole or paths:
+            with np.load(path) as file:
+                parts.append({name: file[name] for name in file.files})
+        if whole:
+            return parts[0]
+        order = np.argsort(np.concatenate([part.pop("index") for part in parts]))
+        return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
     def _parts(self, name: str) -> Iterator[np.ndarray]:
         for number in range(-(-self.num // self.size)):

@@ -1,9 +1,14 @@
-"""What --mode=sample and --mode=pairs draw: shard by shard, so that a kill costs one."""
+"""What --mode=sample and --mode=pairs draw: shard by shard, so that a kill costs little.
+
+Each process writes what its own devices drew, into one workdir that all share: no sample is sent to
+another. Process 0 says what is missing, and joins the files at the end.
+"""
 
 import jax
 import numpy as np
 
-from genfield.machine import logbook, preemption, sharding
+from genfield.errors import UserError
+from genfield.machine import logbook, preemption, processes, sharding
 from genfield.machine.logbook import say
 from genfield.program import card, config_io, generate, sampler
 from genfield.program.decoder import told, watch
@@ -35,13 +40,10 @@ def draw(
     labels = generate.labels_of(exp, np.arange(num), num, chosen, seed)
     folder = exp.workdir / ("pairs" if paired else "samples")
     name = exp.config.sample.name or f"step_{step}"
-    files = Shards(folder, name, settings, formats, exp.data.class_names)
-    index = np.empty(0, int)
-    if jax.process_index() == 0 and not files.finished():  # its disk counts, on all processes
-        files.begin()
-        index = files.missing()
-    index = sharding.from_first(index)
-    if jax.process_index() == 0 and files.finished():
+    with processes.together():
+        files = Shards(folder, name, settings, formats, exp.data.class_names)
+    index = _begin(files)
+    if index is None:
         say(f"already drawn: {', '.join(map(str, files.files()))}")
         return labels, []
     if len(index) < num:
@@ -57,7 +59,38 @@ def draw(
         raise
     if decoding := taken():
         say(told(decoding))
-    return labels, files.finish() if jax.process_index() == 0 else []
+    return labels, _finish(files)
+
+
+def _begin(files: Shards) -> np.ndarray | None:
+    """The indices that are missing on the disk of process 0, on all; None: all is finished.
+
+    Raises:
+      UserError: a folder cannot be made, or is not one that all processes share.
+    """
+    done, index = False, np.empty(0, int)
+    with processes.together():
+        if jax.process_index() == 0:
+            done = files.finished()
+            if not done:
+                files.begin()
+                index = files.missing()
+    if sharding.from_first(np.array([done]))[0]:
+        return None
+    processes.check_shared(files.shards)
+    return sharding.from_first(index)
+
+
+def _finish(files: Shards) -> list:
+    """Joins what all processes wrote; the files, on process 0, for which the others wait."""
+    made = []
+    with processes.together():
+        if jax.process_index() == 0:
+            several = jax.process_count() > 1
+            if several and len(processes.waited(lambda: files.missing(False))):
+                raise UserError(f"{files.shards} lacks samples that were written: draw them again")
+            made = files.finish()
+    return made
 
 
 def settings_of(
@@ -106,46 +139,63 @@ def of_pairs(exp: Experiment) -> dict:
 def _draw_missing(
     exp: Experiment, params, seed: int, index: np.ndarray, files: Shards, labels, paired: bool
 ) -> None:
-    """Draws the samples of these indices; a shard is written when its last one is drawn.
+    """Draws the samples of these indices; each process writes what its own devices drew.
 
     Batches are those of all samples, whichever are missing: drawn again, a sample has the same
     place in the same batch, and so the same bits. paired: with the noise of each, and as floats.
     """
-    run = generate.make_generator(exp, levels=not paired, starts=paired)
-    size = generate.batch_size(exp, files.num, fixed=True)
+    run = generate.make_generator(exp, gather=False, levels=not paired, starts=paired)
+    size = generate.batch_size(exp, files.num, kept=True)
     unit = "images" if exp.pictures else "samples"
     progress = preemption.told(logbook.Progress("sample", len(index), unit=unit))
-    waiting, done = [], 0  # (index, arrays) of shards that are not whole
+    mine = index[np.isin(index % size, sharding.local_rows(exp.mesh, size))]
+    waiting, done = [], 0  # what is drawn of shards that are still to come
     for part, count in generate.batches(np.arange(files.num), size):
-        wanted = np.flatnonzero(np.isin(part[:count], index))
-        if not len(wanted):
+        wanted = np.isin(part, index) & (np.arange(size) < count)
+        if not wanted.any():
             continue
         asked = None if labels is None else labels[part]
-        within = generate.inside(progress, done, len(wanted))
+        within = generate.inside(progress, done, int(wanted.sum()))
         out, finite = run(params, seed, part, asked, within)
         generate.check_finite(finite, part[:count], seed)
-        names = ("x1", "labels") if paired else ("arr_0", "arr_1")
-        arrays = {names[0]: out.x, "nfe": out.nfe}
-        if paired:
-            arrays["x0"] = out.info["x0"]
-        if labels is not None:
-            arrays[names[1]] = asked.astype(int)
-        if jax.process_index() == 0:
-            drawn = {k: np.asarray(v)[wanted] for k, v in arrays.items()}
-            waiting = write_whole(files, [*waiting, {"index": part[wanted]} | drawn])
-        done += len(wanted)
+        awaited = mine if size < files.size else mine[np.isin(mine, part)]
+        with processes.together():
+            drawn = _own(out, part, asked, wanted, paired)
+            waiting = write_whole(files, [*waiting, drawn], awaited)
+        done += int(wanted.sum())
         progress(done)
 
 
-def write_whole(files: Shards, waiting: list[dict]) -> list[dict]:
-    """Writes the shards that are whole; what is left waits for the rest of its shard."""
+def _own(out, part: np.ndarray, asked, wanted: np.ndarray, paired: bool) -> dict[str, np.ndarray]:
+    """What this process's devices drew of the samples that are wanted, by name, and "index"."""
+    rows, x = sharding.own_rows(out.x)
+    keep = wanted[rows]
+    rows = rows[keep]
+    names = ("x1", "labels") if paired else ("arr_0", "arr_1")
+    arrays = {"index": part[rows], names[0]: x[keep], "nfe": np.asarray(out.nfe)[rows]}
+    if paired:
+        arrays["x0"] = sharding.own_rows(out.info["x0"])[1][keep]
+    if asked is not None:
+        arrays[names[1]] = asked[rows].astype(int)
+    return arrays
+
+
+def write_whole(files: Shards, waiting: list[dict], awaited: np.ndarray) -> list[dict]:
+    """Writes the shards of which all that this process awaits is there; the rest waits for more.
+
+    Args:
+      waiting: "index", ascending, and the arrays of these samples, part after part.
+      awaited: samples that this process draws, ascending.
+    """
     held = {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]}
     while len(held["index"]):
         number = int(held["index"][0]) // files.size
         first, last = files.bounds(number)
-        if len(held["index"]) < last - first:
+        share = int(np.diff(np.searchsorted(awaited, (first, last)))[0])
+        if np.searchsorted(held["index"], last) < share:
             break
-        cut = {name: values[: last - first] for name, values in held.items()}
-        files.write(number, {name: values for name, values in cut.items() if name != "index"})
-        held = {name: values[last - first :] for name, values in held.items()}
+        whole = ("index",) if share == last - first else ()
+        cut = {name: values[:share] for name, values in held.items() if name not in whole}
+        files.write(number, cut)
+        held = {name: values[share:] for name, values in held.items()}
     return [held]

@@ -263,6 +263,8 @@ class Network(Record):
         nothing.
       last_layer: path of the last layer's weights among its parameters; None: not told.
       stack: names of subtrees whose arrays have a layer axis first, which is never split.
+      blocks: names of subtrees that gather their own weights on a mesh as they run, by
+        `placement.gathered`. Those of the rest are gathered before the network runs.
       augmented: whether it can be told how images were augmented (field augmentation_size).
       fixed: of arrays among the parameters that training leaves as they are, by their paths:
         shape -> the values they start with. Checkpoints may lack them, and then have these.
@@ -273,6 +275,7 @@ class Network(Record):
     last_layer: tuple[str, ...] | None
     stack: tuple[str, ...]
     augmented: bool
+    blocks: tuple[str, ...] = ()
     fixed: Mapping[tuple[str, ...], Callable] = dataclasses.field(default_factory=dict)
 
     @property

@@ -157,7 +157,7 @@ def on_batches(exp: Experiment, call: Callable) -> Callable:
         parts, n = [], len(arrays[0])
         for rows, count in generate.batches(np.arange(n), generate.batch_size(exp, n)):
             batch = jax.tree.map(lambda a, rows=rows: a[rows], arrays)
-            placed = evaluation.put_global((rows.astype(np.int32), batch), exp.mesh)
+            placed = sharding.put_whole((rows.astype(np.int32), batch), exp.mesh)
             out = jax.device_get(run(params, *placed))
             parts.append(jax.tree.map(lambda a, count=count: a[:count], out))
             tick(count)

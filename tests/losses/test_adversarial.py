@@ -166,11 +166,13 @@ def test_diff_augment():
     np.testing.assert_allclose(whole[7:8], alone, atol=1e-6)
 
 
-def test_perceptual_distance_is_the_mean_square_of_features():
+def test_perceptual_distance_is_the_mean_square_of_features(monkeypatch):
     a, b = jax.random.uniform(jax.random.key(0), (2, 3, 16, 16, 3), minval=-1)
     names = ("relu1_2", "relu2_2")
+    network, asked = features.create("vgg16", seed=0), []  # of seconds, so made once
+    give = lambda name, **given: asked.append({"name": name} | given) or network
+    monkeypatch.setattr(features, "create", give)
     distance = perceptual("vgg16", names, size=32, pixel_weight=2.0, seed=0)
-    network = features.create("vgg16", seed=0)
     seen = [network.apply(network.params, levels(x, 32)) for x in (a, b)]
     expected = sum(np.square(np.asarray(seen[0][n] - seen[1][n])).mean((1, 2, 3)) for n in names)
     expected = expected + 2 * np.square(np.asarray(a - b)).mean((1, 2, 3))
@@ -181,6 +183,7 @@ def test_perceptual_distance_is_the_mean_square_of_features():
     grey = perceptual("vgg16", names, size=None, seed=0)
     once, thrice = grey(a[..., :1], b[..., :1]), grey(*(x[..., :1].repeat(3, -1) for x in (a, b)))
     np.testing.assert_allclose(once, thrice, rtol=1e-6)
+    assert asked == 3 * [{"name": "vgg16", "path": None, "sha256": None, "seed": 0}]
     with pytest.raises(UserError, match="unknown layer of vgg16 'relu9'"):
         perceptual("vgg16", ("relu9",), seed=0)
     with pytest.raises(UserError, match="unknown network of a perceptual distance"):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import chex
 import jax
 import numpy as np
 import pytest
-import tiny_statistics
 from programs import ROOT, TINY_DIGITS, arguments, losses, run
 
 from genfield.machine import checkpoint
@@ -88,42 +86,6 @@ def test_two_processes_write_the_images_of_one(two_processes, tmp_path):
     files = [dict(np.load(tmp_path / n / "samples" / "both.npz")) for n in ("one", "two")]
     assert files[0]["arr_0"].shape == (20, 8, 8, 1)
     jax.tree.map(np.testing.assert_array_equal, *files)
-
-
-STATISTICS = """
-import sys
-import jax
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-import tiny_statistics
-tiny_statistics.save(sys.argv[3], 8)
-"""
-
-
-def test_two_processes_add_up_the_statistics_of_one(tmp_path):
-    """One device, eight, and two processes of four: the same to 1e-9."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    env["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
-
-    def begin(rank: int) -> subprocess.Popen:
-        command = [sys.executable, "-c", STATISTICS, address, str(rank), str(tmp_path / "two.npz")]
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return subprocess.Popen(command, env=env, **pipes)
-
-    started = [begin(rank) for rank in (0, 1)]
-    for name, num in (("one", 1), ("eight", 8)):
-        tiny_statistics.save(tmp_path / f"{name}.npz", num)
-    for process in started:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    one, eight, two = (dict(np.load(tmp_path / f"{n}.npz")) for n in ("one", "eight", "two"))
-    for name, values in one.items():
-        for other in (eight, two):
-            scale = np.abs(values).max()
-            np.testing.assert_allclose(other[name], values, rtol=1e-9, atol=1e-12 * scale)
 
 
 def test_sigterm_stops_both_processes_at_one_step(tmp_path):

@@ -389,7 +389,7 @@ def test_parameters_can_be_split_over_devices(config, shape, num_classes):
         ({"name": "ddpmpp", "channel_multipliers": ()}, CIFAR, "at least one multiplier"),
         ({"name": "ddpmpp", "dropout": 1.0}, CIFAR, "dropout must be in"),
         ({"name": "ddpmpp", "augmentation_size": -1}, CIFAR, "augmentation_size must not be"),
-        ({"name": "ddpmpp", "attention": "cudnn"}, CIFAR, "unknown attention.*auto, xla"),
+        ({"name": "ddpmpp", "attention": "cudnn"}, CIFAR, "unknown attention.*auto, chunked, xla"),
         ({"name": "adm", "head_channels": 50}, CIFAR, "384 channels do not split into heads"),
         (FLUX | {"resampling": "convs"}, CIFAR, "unknown resampling.*did you mean 'conv'"),
     ],

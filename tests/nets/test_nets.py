@@ -521,7 +521,7 @@ def test_sharded_initialisation_equals_unsharded():
         (SIT | {"patch_size": 8}, IMAGE, "4x8 images are not divisible by 8"),
         (SIT | {"num_heads": 3}, IMAGE, "width 16 must be divisible by num_heads"),
         (SIT | {"size": "M"}, IMAGE, "unknown size 'M'.*Known: B, L, S, XL"),
-        (SIT | {"attention": "cudnn"}, IMAGE, "unknown attention.*auto, xla"),
+        (SIT | {"attention": "cudnn"}, IMAGE, "unknown attention.*auto, chunked, xla"),
     ],
 )
 def test_mistakes_in_a_config_are_named(config, shape, message):

@@ -200,7 +200,7 @@ def test_initial_values():
         ({"width": 9, "num_heads": 3}, SHAPE, "width 9 must be divisible"),
         ({"depth": 0}, SHAPE, "depth, num_heads and mlp_ratio must be at least 1"),
         ({"dropout": 1.0}, SHAPE, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"attention": "cudnn"}, SHAPE, "unknown attention 'cudnn'.*auto, xla"),
+        ({"attention": "cudnn"}, SHAPE, "unknown attention 'cudnn'.*auto, chunked, xla"),
         ({"dtype": "float16"}, SHAPE, "unknown dtype 'float16'"),
         ({"casual": True}, SHAPE, "unknown field 'casual'.*did you mean 'causal'"),
         ({"causal": 1}, SHAPE, "net.causal=1 must be True or False"),

@@ -38,10 +38,8 @@ def test_a_killed_process_goes_on_and_ctrl_c_is_obeyed(tmp_path):
     np.testing.assert_array_equal(found.labels, np.arange(6000) % 7)
 
 
-@pytest.mark.slow
-def test_slurm_s_processes_find_their_share(tmp_path):
-    """As Slurm says it to two processes, which JAX reads; each obeys Ctrl-C by itself."""
-    images = fill(tmp_path / "images", [f"{c}/{i}" for c in ("a", "b") for i in range(10)])
+def as_slurm(images, out, **options) -> list[tuple[int, str]]:
+    """Two processes, as Slurm tells JAX of them: exit codes, and what they said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,9 +55,24 @@ def test_slurm_s_processes_find_their_share(tmp_path):
             "SLURM_STEP_NUM_NODES": "1",
             "SLURM_STEP_TASKS_PER_NODE": "2",
         }
-        options = dict(pixels=True, size=SIZE, shard_size=5, distributed=True, env=env)
-        started.append(prepared.start(images, tmp_path / "out", **options))
-    for process in started:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+        options |= dict(pixels=True, size=SIZE, distributed=True, env=env)
+        started.append(prepared.start(images, out, **options))
+    told = [process.communicate(timeout=120)[0] for process in started]
+    return [(process.returncode, text) for process, text in zip(started, told, strict=True)]
+
+
+@pytest.mark.slow
+def test_slurm_s_processes_find_their_share(tmp_path):
+    images = fill(tmp_path / "images", [f"{c}/{i}" for c in ("a", "b") for i in range(10)])
+    for code, output in as_slurm(images, tmp_path / "out", shard_size=5):
+        assert code == 0, output
     assert shards.open_shards(tmp_path / "out").manifest["count"] == 20
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_leaves_the_others_at_work(tmp_path):
+    images = fill(tmp_path / "images", [f"{c}/{i}" for c in ("a", "b") for i in range(10)])
+    (images / "b" / "3.png").write_bytes(b"no image")
+    (code, output), (failed, said) = as_slurm(images, tmp_path / "out", shard_size=10)
+    assert failed == 2 and "b/3.png" in said
+    assert code == 0 and "1 of 2 shards are still to come" in output, output

@@ -112,7 +112,6 @@ MISTAKES = [
     (f"{MOONS}:ot", "seed=1", "takes no argument after a colon"),
     (f"{LINES}:sott", "seed=1", "'sott'", "did you mean 'sot'", "perceptual"),
     (f"{LINES}:l2,perceptual", "seed=1", "'l2,perceptual'", "names two of"),
-    (f"{LINES}:adversarial", "net.attention=auto", "fused attention", "net.attention='xla'"),
     (EDM, "loss.stable_target=True", "mix images", "config.augmentation=0"),
     # Types.
     (MOONS, "train.steps=abc", "train.steps=abc", "whole number"),

@@ -8,9 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 from programs import TINY_DIGITS
 
-from genfield import configuration, couplings, data
+from genfield import configuration, couplings, data, nets, placement, registry
 from genfield.errors import UserError
 from genfield.fields import Prediction
+from genfield.nets import attention
 from genfield.program import config_io, parts
 from genfield.program import objective as objectives
 from genfield.program.experiment import check_names
@@ -316,11 +317,51 @@ def test_what_does_not_go_with_noise_levels_is_said(change, words):
         make(config)
 
 
-def test_fused_attention_is_refused_under_flux_matching():
+def of_one_derivative(name, second_order):
+    """The methods, and a network of one's own with something in it that stands against a second."""
+    facts = dict(last_layer=None, stack=(), augmented=False)
+    own = registry.Network(
+        name=name, make=nets.Transformer, second_order=lambda bound: second_order, **facts
+    )
+    return package().with_own([own])
+
+
+def test_a_network_of_one_derivative_is_refused_under_flux_matching():
     config = levels()
-    config.net = ConfigDict({"name": "transformer", "attention": "auto"})
-    with pytest.raises(UserError, match="attention='xla'"):
-        check_names(config, package())
+    config.net = ConfigDict({"name": "own"})
+    with pytest.raises(UserError, match="which my kernel cannot have differentiated: change"):
+        check_names(config, of_one_derivative("own", "my kernel"))
+    parts.create(config, of_one_derivative("own", None))
+
+
+@pytest.mark.parametrize(
+    ("loss", "energy", "fused"),
+    [
+        ("flow_matching", "none", True),
+        ("equilibrium_matching", "none", True),
+        ("equilibrium_matching", "dot", False),
+        ("flux_matching", "none", False),
+    ],
+)
+def test_training_takes_kernels_of_one_derivative_where_the_loss_does(
+    loss, energy, fused, monkeypatch
+):
+    config = levels() if loss == "flux_matching" else points(loss)
+    config.data = ConfigDict({"name": "springs", "num_trajectories": 8, "length": 4})
+    config.net = ConfigDict({"name": "transformer", "width": 16, "depth": 1, "num_heads": 2})
+    config.net.update(dtype="bfloat16", attention="auto")
+    config.energy, config.batch_size = energy, 8
+    monkeypatch.setattr(placement, "platform", lambda: "gpu")
+    own = []  # gradients that the kernel took itself
+    kernel = jax.custom_vjp(lambda q, k, v: q + k + v)
+    kernel.defvjp(lambda *a: (kernel(*a), own.append(a)), lambda _, y: (y, y, y))
+    monkeypatch.setattr(attention, "cudnn", lambda q, k, v, causal: kernel(q, k, v))
+    dataset, objective, params = make(config)
+    batch = {"x1": jnp.zeros((8, *dataset.shape))}
+    for train in (False, True):
+        total = lambda params, train=train: objective(jax.random.key(0), params, batch, train)[0]
+        jax.eval_shape(jax.grad(lambda params, total=total: total(params).sum()), params)
+        assert bool(own) is (train and fused)
 
 
 def test_preconditioning_is_for_noise_levels_only():

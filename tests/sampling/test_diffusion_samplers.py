@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+from counting import called, calling_back, counting, executed
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genfield import fields, guidance, rng, sampling
@@ -84,23 +85,6 @@ def compiled(name):
     )
 
 
-def counting(field):
-    """The field, and a list that gets the rows of every call that is really executed."""
-    rows = []
-
-    def counted(x, t=None, cond=None):
-        jax.debug.callback(lambda: rows.append(len(x)))
-        return field(x, t, cond)
-
-    return counted, rows
-
-
-def rows_of(rows, out):
-    jax.block_until_ready(out)
-    jax.effects_barrier()
-    return rows
-
-
 # Noise levels.
 
 
@@ -168,11 +152,9 @@ def test_wrong_options_are_said():
 def test_evaluations_are_counted_exactly(name):
     case = CASES[name]
     field, rows = counting(case.field)
-    run = quick(
-        lambda x: sampling.sample(jax.random.key(1), field, x, case.sampler, num_steps=STEPS)
-    )
-    out = run(starts())
-    assert rows_of(rows, out) == [BATCH] * case.nfe
+    run = lambda x: sampling.sample(jax.random.key(1), field, x, case.sampler, num_steps=STEPS)
+    out = executed(run, starts())
+    assert rows == [BATCH] * case.nfe
     np.testing.assert_array_equal(out.nfe, np.full(BATCH, case.nfe))
     chex.assert_type(out.nfe, jnp.int32)
 
@@ -180,18 +162,14 @@ def test_evaluations_are_counted_exactly(name):
 def test_edm_takes_35_evaluations_on_cifar_and_guidance_doubles_them():
     field, rows = counting(GAUSSIAN["denoiser"])
     guided = guidance.classifier_free(field, 1.5, 0)
-    run = quick(
-        lambda x, cond: [
-            sampling.sample(
-                jax.random.key(0), f, x, diffusion.edm_heun(), num_steps=18, cond=cond
-            ).nfe
-            for f in (field, guided)
-        ]
-    )
-    plain, doubled = run(starts(), jnp.arange(BATCH))
+    run = lambda x, cond: [
+        sampling.sample(jax.random.key(0), f, x, diffusion.edm_heun(), num_steps=18, cond=cond).nfe
+        for f in (field, guided)
+    ]
+    plain, doubled = executed(run, starts(), jnp.arange(BATCH))
     np.testing.assert_array_equal(plain, np.full(BATCH, 35))
     np.testing.assert_array_equal(doubled, np.full(BATCH, 70))
-    assert sum(rows_of(rows, doubled)) == BATCH * (35 + 70)
+    assert sum(rows) == BATCH * (35 + 70)
 
 
 @table
@@ -465,15 +443,15 @@ def test_probability_flow_of_a_sample_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("reverse", [True, False])
 def test_adaptive_evaluations_are_counted_exactly(reverse):
-    field, rows = counting(gaussian_score)
+    field, rows = calling_back(gaussian_score)
     guided = guidance.classifier_free(field, 1.0, 0)
     run = quick(
         lambda x, cond: diffusion_flow.probability_flow(
             guided, x, cond=cond, rtol=1e-2, atol=1e-2, per_sample=False, reverse=reverse
         )
     )
-    out = run(starts(), jnp.arange(BATCH))
-    np.testing.assert_array_equal(out.nfe, np.full(BATCH, sum(rows_of(rows, out)) // BATCH))
+    out = called(run(starts(), jnp.arange(BATCH)))
+    np.testing.assert_array_equal(out.nfe, np.full(BATCH, sum(rows) // BATCH))
 
 
 def test_edm_and_the_probability_flow_arrive_together():
@@ -491,11 +469,12 @@ def test_churn_raises_the_noise_by_its_share_of_the_steps(churn, num_steps):
     seen = []
 
     def denoiser(x, t=None, cond=None):
-        jax.debug.callback(lambda level: seen.append(float(level)), t[0], ordered=True)
+        seen.append(float(t[0]))
         return 0 * x
 
     sampler = sampling.edm_euler(churn=churn)
-    sampling.sample(jax.random.key(0), denoiser, jnp.ones((2, 3)), sampler, num_steps=num_steps)
+    run = lambda x: sampling.sample(jax.random.key(0), denoiser, x, sampler, num_steps=num_steps)
+    executed(run, jnp.ones((2, 3)))
     factor = 1 + min(churn / num_steps, math.sqrt(2) - 1)
     levels = diffusion.noise_levels(num_steps)[:-1]
     np.testing.assert_allclose(seen, factor * levels, rtol=1e-5)

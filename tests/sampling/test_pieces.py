@@ -134,7 +134,8 @@ def test_the_probability_flow_may_be_cut_anywhere():
     same(cut(diffusion_flow.flow_pieces(**options), score, (2, 3))[0], whole)
 
 
-def test_too_few_steps_of_a_solver_end_with_an_error_not_with_a_loop():
+def test_too_few_steps_of_a_solver_end_with_an_error_not_with_a_loop(monkeypatch):
+    monkeypatch.setattr("equinox._errors.EQX_ON_ERROR", "raise")  # as it is but for the tests
     pieces = ode.ode_pieces(rtol=1e-6, atol=1e-6, max_steps=3)
     with pytest.raises(Exception, match=r"max_steps|maximum number of solver steps"):
         jax.block_until_ready(cut(pieces, field, (2,))[0])

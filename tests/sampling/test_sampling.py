@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from counting import called, calling_back, counting, executed
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genfield import fields, guidance, registry, sampling, scores
@@ -109,17 +110,6 @@ def compiled(name):
     return quick(run), traced
 
 
-def counting(field):
-    """The field, and a list that gets the rows of every call that is really executed."""
-    rows = []
-
-    def counted(x, t=None, cond=None):
-        jax.debug.callback(lambda: rows.append(len(x)))
-        return field(x, t, cond)
-
-    return counted, rows
-
-
 @table
 def test_shapes_dtypes_and_finite_values(name):
     out = compiled(name)[0](jax.random.key(1), starts())
@@ -140,9 +130,8 @@ def test_shapes_dtypes_and_finite_values(name):
 def test_evaluations_are_counted_exactly_and_jit_changes_nothing(name):
     case, key = CASES[name], jax.random.key(1)
     field, rows = counting(case.field)
-    out = sampling.sample(key, field, starts(), case.sampler, num_steps=STEPS)
-    jax.block_until_ready(out)
-    jax.effects_barrier()
+    run = lambda x: sampling.sample(key, field, x, case.sampler, num_steps=STEPS)
+    out = executed(run, starts())
     assert rows == [BATCH] * (case.calls * STEPS - case.saved)
     np.testing.assert_array_equal(out.nfe, np.full(BATCH, len(rows)))
     assert out.trace is None
@@ -153,11 +142,8 @@ def test_evaluations_are_counted_exactly_and_jit_changes_nothing(name):
 def test_hamiltonian_evaluations_follow_the_leapfrog_steps():
     field, rows = counting(bowl)
     sampler = sampling.hamiltonian(num_leapfrog=3)
-    out = quick(lambda x: sampling.sample(jax.random.key(1), field, x, sampler, num_steps=2))(
-        starts()
-    )
-    jax.block_until_ready(out)
-    jax.effects_barrier()
+    run = lambda x: sampling.sample(jax.random.key(1), field, x, sampler, num_steps=2)
+    out = executed(run, starts())
     assert rows == [BATCH] * 8
     np.testing.assert_array_equal(out.nfe, np.full(BATCH, 8))
 
@@ -167,14 +153,10 @@ def test_guidance_doubles_the_evaluations(name):
     case = CASES[name]
     field, rows = counting(case.field)
     guided = guidance.classifier_free(field, 2.0, 0)
-    run = quick(
-        lambda x, cond: sampling.sample(
-            jax.random.key(1), guided, x, case.sampler, num_steps=2, cond=cond
-        )
+    run = lambda x, cond: sampling.sample(
+        jax.random.key(1), guided, x, case.sampler, num_steps=2, cond=cond
     )
-    out = run(starts(), jnp.arange(BATCH))
-    jax.block_until_ready(out)
-    jax.effects_barrier()
+    out = executed(run, starts(), jnp.arange(BATCH))
     assert sum(rows) == 2 * BATCH * case.calls * 2
     np.testing.assert_array_equal(out.nfe, np.full(BATCH, 2 * case.calls * 2))
 
@@ -247,9 +229,8 @@ def test_chains_add_evaluations_join_traces_and_keep_information():
     """DM's 2-D sampler (appendix C.1): one sphere-tracing step, 16 HMC proposals, 97 calls."""
     field, rows = counting(bowl)
     stages = [(sampling.sphere_tracing(), 1), (sampling.hamiltonian(), 16)]
-    run = quick(lambda x: sampling.chain(jax.random.key(4), field, x, stages, trace=4))
-    out = jax.block_until_ready(run(starts()))
-    jax.effects_barrier()
+    run = lambda x: sampling.chain(jax.random.key(4), field, x, stages, trace=4)
+    out = executed(run, starts())
     assert rows == [BATCH] * 97
     np.testing.assert_array_equal(out.nfe, np.full(BATCH, 97))
     chex.assert_shape(out.trace, (1 + 1 + 4, BATCH, DIM))
@@ -477,13 +458,12 @@ def test_reverse_integration_returns(per_sample):
 @pytest.mark.parametrize("method", sampling.SOLVERS)
 @pytest.mark.parametrize("guided", [False, True])
 def test_adaptive_evaluations_are_counted_exactly(method, guided):
-    field, rows = counting(stream)
+    field, rows = calling_back(stream)
     cond = jnp.arange(BATCH) if guided else None
     if guided:
         field = guidance.classifier_free(field, 1.5, 0)
     run = quick(lambda x: sampling.solve_ode(field, x, cond=cond, method=method, per_sample=False))
-    out = jax.block_until_ready(run(30 * starts()))
-    jax.effects_barrier()
+    out = called(run(30 * starts()))
     np.testing.assert_array_equal(out.nfe, np.full(BATCH, sum(rows) // BATCH))
 
 
@@ -720,12 +700,11 @@ def test_refilling_gives_the_samples_of_the_masked_loop(name, slots):
 
 def batches_seen(execute):
     """How often the field is really called, by an execution of gradient descent on the bowl."""
-    field, rows = counting(bowl)
+    field, rows = calling_back(bowl)
     scales = jnp.geomspace(0.5, 1e4, 64)
     x = jnp.stack([scales, scales], axis=1)[jax.random.permutation(jax.random.key(0), 64)]
     sampler = sampling.stopping(sampling.gradient_descent(0.1), sampling.gradient_norm(0.3))
-    out = jax.jit(lambda x: execute(field, x, sampler))(x)
-    jax.effects_barrier()
+    out = called(jax.jit(lambda x: execute(field, x, sampler))(x))
     return len(rows), np.asarray(out.nfe)
 
 

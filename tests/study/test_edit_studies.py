@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from programs import MOONS, ROOT, TINY_DIGITS, run
 
 from genfield.data import to_uint8
 from genfield.program.open_run import open_run
@@ -13,40 +12,10 @@ from genfield.study import editing
 from genfield.study import subject as subjects
 from genfield.study.__main__ import main
 
-FLOW = ROOT / "configs" / "flow_matching_two_moons.py"
-MLP = "{'name':'mlp','width':16,'depth':1,'time_input':True}"
-FLOWING = {
-    "net": MLP,
-    "loss": "{'name':'flow_matching'}",
-    "sampler": "{'name':'heun','num_steps':4}",
-    "train.steps": 2,
-}
-
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setattr(subjects, "PER_DRAWN", 500)
-
-
-def trained(name, config, **kwargs):
-    @pytest.fixture(scope="module", name=name)
-    def fixture(tmp_path_factory):
-        workdir = tmp_path_factory.mktemp(name)
-        assert run(workdir, config, **kwargs) == 0
-        return workdir
-
-    return fixture
-
-
-digits = trained("digits", TINY_DIGITS, small=FLOWING)
-marching = trained(
-    "marching",
-    TINY_DIGITS,
-    small={"net": MLP.replace("'time_input':True", "'output':'scalar'"), "train.steps": 2},
-)
-moons = trained("moons", MOONS, train__steps=2)
-flow = trained("flow", FLOW, train__steps=2, sampler__num_steps=4)
-edm = trained("edm", ROOT / "configs" / "edm_two_moons.py", train__steps=2, net__width=8)
 
 
 @pytest.fixture
@@ -78,9 +47,9 @@ def refused(capsys, *argv):
 
 
 @pytest.mark.parametrize("part, rows, columns", [("left", 8, 4), ("center", 4, 4)])
-def test_inpainted_images_keep_what_is_known_to_the_bit(digits, findings, part, rows, columns):
+def test_inpainted_images_keep_what_is_known_to_the_bit(digit_flow, findings, part, rows, columns):
     arguments = ("--num=3", "--variations=2", f"--mask={part}", "--resample=2")
-    figures, arrays = findings("edit_inpaint", digits, *arguments)
+    figures, arrays = findings("edit_inpaint", digit_flow, *arguments)
     hidden = arrays["mask"]
     assert hidden.shape == (8, 8, 1) and hidden.sum() == rows * columns
     assert arrays["arr_0"].dtype == np.uint8 and len(arrays["arr_0"]) == 6
@@ -92,8 +61,8 @@ def test_inpainted_images_keep_what_is_known_to_the_bit(digits, findings, part, 
 
 
 @pytest.mark.parametrize("known", ["path", "still"])
-def test_inpainting_without_a_clock(marching, findings, known):
-    figures, arrays = findings("edit_inpaint", marching, "--num=2", f"--known={known}")
+def test_inpainting_without_a_clock(digits, findings, known):
+    figures, arrays = findings("edit_inpaint", digits, "--num=2", f"--known={known}")
     hidden = arrays["mask"]
     np.testing.assert_array_equal(arrays["arr_0"][:, ~hidden], arrays["inputs"][:, ~hidden])
     assert figures["rows"][0]["changed_known"] == 0 and figures["resample"] == 1
@@ -118,23 +87,23 @@ def test_inpainted_points_are_compared_with_the_conditional_law(moons, flow, edm
         assert slices[0]["true_std"] < 0.1
 
 
-def test_a_mask_and_images_of_ones_own(digits, findings, tmp_path):
+def test_a_mask_and_images_of_ones_own(digit_flow, findings, tmp_path):
     hidden = np.zeros((8, 8), np.uint8)
     hidden[2:4, 5] = 255
     Image.fromarray(hidden).save(tmp_path / "mask.png")
     levels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "own.npz", levels)
     given = (f"--mask={tmp_path / 'mask.png'}", f"--images={tmp_path / 'own.npz'}", "--labels=7")
-    _, arrays = findings("edit_inpaint", digits, "--num=3", "--variations=1", *given)
+    _, arrays = findings("edit_inpaint", digit_flow, "--num=3", "--variations=1", *given)
     np.testing.assert_array_equal(arrays["mask"][..., 0], hidden > 0)
     np.testing.assert_array_equal(arrays["inputs"], levels[:3])
     assert arrays["arr_1"].tolist() == [7, 7, 7]
 
 
-@pytest.mark.parametrize("run_", ["digits", "marching", "moons", "flow", "edm"])
+@pytest.mark.parametrize("run_", ["digit_flow", "digits", "moons", "flow", "edm"])
 def test_strength_0_is_the_input_and_1_plain_sampling(run_, request, findings):
     workdir = request.getfixturevalue(run_)
-    one = ("--num=4", *(("--labels=3",) if run_ in ("digits", "marching") else ()))
+    one = ("--num=4", *(("--labels=3",) if run_ in ("digit_flow", "digits") else ()))
     figures, arrays = findings("edit_vary", workdir, *one, "--strength=0,0.5,1")
     x = arrays["arr_0"].reshape(3, 4, *arrays["arr_0"].shape[1:]).astype(np.float32)
     np.testing.assert_array_equal(x[0], arrays["inputs"])
@@ -148,13 +117,13 @@ def test_strength_0_is_the_input_and_1_plain_sampling(run_, request, findings):
     np.testing.assert_allclose(ends, drawn, rtol=1e-4, atol=level)
     rows = figures["rows"]
     assert rows[0]["rmse"] == 0 and rows[0]["steps"] == 0
-    if run_ in ("flow", "digits"):
+    if run_ in ("flow", "digit_flow"):
         assert [row.get("time") for row in rows] == [None, 0.5, 0]
         assert [row["steps"] for row in rows] == [0, 2, 4]
 
 
-def test_interpolation_is_spherical_of_normal_noise_alone(digits, moons, findings):
-    figures, arrays = findings("edit_interpolate", digits, "--num=2", "--weights=3")
+def test_interpolation_is_spherical_of_normal_noise_alone(digit_flow, moons, findings):
+    figures, arrays = findings("edit_interpolate", digit_flow, "--num=2", "--weights=3")
     assert figures["line"] == "spherical" and len(arrays["arr_0"]) == 6
     assert 0.85 < figures["rows"][1]["noise_rms"] < 1.15
     assert arrays["arr_1"].tolist() == [0, 0, 0, 1, 1, 1]
@@ -164,8 +133,8 @@ def test_interpolation_is_spherical_of_normal_noise_alone(digits, moons, finding
     np.testing.assert_allclose(noise[:, 1], noise[:, ::2].mean(1), rtol=1e-5, atol=1e-6)
 
 
-def test_inversion_goes_back_to_what_it_came_from(digits, flow, edm, findings):
-    for workdir in (digits, flow, edm):
+def test_inversion_goes_back_to_what_it_came_from(digit_flow, flow, edm, findings):
+    for workdir in (digit_flow, flow, edm):
         figures, arrays = findings("edit_invert", workdir, "--num=4", "--num_steps=8,32")
         few, many = figures["rows"]
         assert many["rmse"] < few["rmse"] and many["rmse"] < 0.2
@@ -176,12 +145,12 @@ def test_inversion_goes_back_to_what_it_came_from(digits, flow, edm, findings):
     adaptive = "--config.sampler={'name':'probability_flow'}"
     [row] = findings("edit_invert", edm, "--num=4", adaptive)[0]["rows"]
     assert row["rmse"] < 1e-2
-    figures, _ = findings("edit_invert", digits, "--num=4", "--labels=3")
+    figures, _ = findings("edit_invert", digit_flow, "--num=4", "--labels=3")
     assert figures["labels_back"] == "given"
 
 
 def test_what_a_method_does_not_allow_is_one_line_that_says_why(
-    moons, flow, edm, digits, capsys, tmp_path
+    moons, flow, edm, digit_flow, capsys, tmp_path
 ):
     of = lambda workdir: f"--workdir={workdir}"
     line = refused(capsys, "edit_invert", of(moons))
@@ -193,15 +162,15 @@ def test_what_a_method_does_not_allow_is_one_line_that_says_why(
     assert "normal source" in refused(capsys, "edit_inpaint", of(flow), "--resample=3")
     assert "normal source" in refused(capsys, "edit_inpaint", of(moons), "--resample=3")
     assert "choose left or right" in refused(capsys, "edit_inpaint", of(flow), "--mask=top")
-    assert "none of left, right" in refused(capsys, "edit_inpaint", of(digits), "--mask=middle")
+    assert "none of left, right" in refused(capsys, "edit_inpaint", of(digit_flow), "--mask=middle")
     missing = f"--mask={tmp_path}/no.png"
-    assert "cannot be read" in refused(capsys, "edit_inpaint", of(digits), missing)
+    assert "cannot be read" in refused(capsys, "edit_inpaint", of(digit_flow), missing)
     np.save(tmp_path / "all.npy", np.ones((8, 8)))
     whole = f"--mask={tmp_path / 'all.npy'}"
-    assert "hides all" in refused(capsys, "edit_inpaint", of(digits), whole)
+    assert "hides all" in refused(capsys, "edit_inpaint", of(digit_flow), whole)
     assert "between 0 and 1" in refused(capsys, "edit_vary", of(flow), "--strength=1.5")
-    assert "--labels names 2" in refused(capsys, "edit_vary", of(digits), "--labels=1,2")
-    assert "class in --labels" in refused(capsys, "edit_vary", of(digits), "--labels=12")
+    assert "--labels names 2" in refused(capsys, "edit_vary", of(digit_flow), "--labels=1,2")
+    assert "class in --labels" in refused(capsys, "edit_vary", of(digit_flow), "--labels=12")
     assert "a run with classes" in refused(capsys, "edit_vary", of(flow), "--labels=1")
     assert "at least 2" in refused(capsys, "edit_interpolate", of(flow), "--weights=1")
     assert "Known: auto, linear" in refused(capsys, "edit_interpolate", of(flow), "--line=round")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny_network
 from PIL import Image
-from programs import MOONS, ROOT, TINY_DIGITS, run
 from sklearn.datasets import load_digits
 
 from genfield import features
@@ -21,7 +20,6 @@ from genfield.study import cli, noises, ood, straightness, sweep
 from genfield.study import subject as subjects
 from genfield.study.__main__ import main
 
-FLOW = ROOT / "configs" / "flow_matching_two_moons.py"
 DESCENT = "--config.sampler={'name':'gradient_descent','num_steps':3,'step_size':0.1}"
 
 
@@ -32,31 +30,6 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "default", lambda: "inception_v3")
     monkeypatch.setenv("GENFIELD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(subjects, "PER_DRAWN", 500)
-
-
-def trained(name, config, **kwargs):
-    @pytest.fixture(scope="module", name=name)
-    def fixture(tmp_path_factory):
-        workdir = tmp_path_factory.mktemp(name)
-        assert run(workdir, config, **kwargs) == 0
-        return workdir
-
-    return fixture
-
-
-FEW = {"train.steps": 2}
-digits = trained("digits", TINY_DIGITS, small=FEW)
-transformer = trained("transformer", f"{TINY_DIGITS}:sit", small={})
-moons = trained("moons", MOONS, train__steps=4)
-flow = trained("flow", FLOW, train__steps=2)
-edm = trained("edm", ROOT / "configs" / "edm_two_moons.py", train__steps=2, net__width=8)
-FLOWING = FEW | {
-    "net": "{'name':'mlp','width':16,'depth':1,'time_input':True}",
-    "loss": "{'name':'flow_matching'}",
-    "sampler": "{'name':'euler','num_steps':2}",
-}
-digit_flow = trained("digit_flow", TINY_DIGITS, small=FLOWING)
-some = trained("some", TINY_DIGITS, small=FEW, data__classes="(4,3,2,1,0)")
 
 
 @pytest.fixture
@@ -445,7 +418,7 @@ def test_the_same_command_finds_the_same(digits, findings):
 
 def test_a_run_is_opened_from_its_workdir_alone(moons, tmp_path):
     exp, params, step = open_run(moons)
-    assert step == 4 and exp.workdir == moons
+    assert step == 2 and exp.workdir == moons
     assert exp.objective.field(params)(np.zeros((8, 2), np.float32)).distance.shape == (8,)
     with pytest.raises(UserError, match="holds no checkpoints"):
         open_run(tmp_path / "nowhere")
