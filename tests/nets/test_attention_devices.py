@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from genfield.plan import chips, environment
+from genfield.machine import chips
+from genfield.plan import environment
 
 ROOT = Path(__file__).parent.parent.parent
 KERNELS = {"v5e:2x2": "splash_mha", "h100:2": "__cudnn$fmha"}
 COMPILE = """
 import json, sys
 from pathlib import Path
-from genfield.plan import chips, collectives, devices, hlo, programs, shapes
+from genfield.machine import chips
+from genfield.plan import collectives, devices, hlo, programs, shapes
 from genfield.program import config_io, experiment
 from genfield.program.methods import package
 
