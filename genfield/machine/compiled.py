@@ -20,9 +20,9 @@ def keep(asked: str | None) -> Path | None:
     """Turns JAX's compilation cache on, and returns its folder; None where it is off.
 
     JAX_COMPILATION_CACHE_DIR, or whoever told JAX of a folder before, wins. Programs for a CPU
-    hold instructions that another may lack, and JAX does not promise to tell CPUs apart: so each kind
-    of CPU has a folder of its own within the one that is asked for. A folder that cannot be written is
-    told in a line, and programs are compiled as without.
+    hold instructions that another may lack, and JAX does not promise to tell CPUs apart: so each
+    kind of CPU has a folder of its own within the one that is asked for. A folder that cannot be
+    written is told in a line, and programs are compiled as without.
 
     Args:
       asked: `config.compilation_cache`: a folder; None: one in the user's cache; "": none.
