@@ -16,6 +16,7 @@ def get_config(variant: str = "1k"):
     config = matched(shared.images(every=10_000, size=64), match_size)
     config.net = dict(name="unet", channels=192, channel_multipliers=(1, 2, 3, 4), num_res_blocks=3)
     config.net.update(attention_levels=(4, 8), dropout=0.1, dtype="bfloat16")
+    config.net.update(remat="full", attention="auto")
     config.optimizer.learning_rate = 1e-4
     config.sampler.num_steps = 5
     config.train.steps = 1_000_000  # 200 epochs of 1,281,167 images

@@ -17,7 +17,7 @@ def get_config(variant: str = "deterministic"):
     fid = shared.variant(way, FID)
     config = edm_cifar10.get_config()
     config.data.update(size=64, labels=True)
-    config.net = dict(name="adm", dropout=0.1, dtype="bfloat16")
+    config.net = dict(name="adm", dropout=0.1, dtype="bfloat16", remat="full", attention="auto")
     config.augmentation = 0.0
     config.sampler.num_steps = 40  # 79 evaluations
     if way == "stochastic":

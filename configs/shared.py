@@ -83,7 +83,8 @@ def reduced(config: ConfigDict, size: str) -> ConfigDict:
 def imagenet256(name: str) -> ConfigDict:
     """Latents of ImageNet 256x256 with classes, and SiT with its training (Ma et al., 2024).
 
-    As EqM and DM list it (Table 7 of either), but for the average, which is ours. The data are a
+    As EqM and DM list it (Table 7 of either), but for the average, which is ours, and bfloat16 and
+    recomputing, with which XL/2 fits an H100 or sixteen v5e (docs/attention.md). The data are a
     folder that `python -m genfield.prepare` wrote. Other sizes: data.shape and data.num_classes, as
     the folder has them; net.depth, net.width and net.num_heads for a smaller network.
     """
@@ -92,7 +93,7 @@ def imagenet256(name: str) -> ConfigDict:
     config.data = dict(name="latents", path=config_dict.placeholder(str))
     config.data.update(shape=(32, 32, 4), num_classes=1000)
     config.net = dict(name="sit", size=size, patch_size=patch, dtype="bfloat16", attention="auto")
-    config.net.remat = "dots"
+    config.net.remat = "full"
     config.label_dropout = 0.1
     config.batch_size = 256
     config.optimizer.update(name="adamw", learning_rate=1e-4)
@@ -114,7 +115,7 @@ def published(config: ConfigDict, **paper: float) -> ConfigDict:
     config.evaluate.paper = paper
     config.sample.rounding = "shift"
     if config.data.name == "latents":
-        config.autoencoder = "sd-vae-ft-ema"
+        config.autoencoder, config.net.dtype = "sd-vae-ft-ema", "float32"
     if config.data.get("labels") or config.data.name == "latents":
         config.evaluate.labels = "random"
     return config
@@ -171,7 +172,7 @@ TINY = {
     "unet": ONE_LEVEL | dict(channels=8, attention_levels=()),
     "ddpmpp": ONE_LEVEL | dict(channels=8, attention_resolutions=()),
     "adm": ONE_LEVEL | dict(channels=16, attention_levels=(1,), head_channels=8, dtype="float32"),
-    "sit": dict(depth=2, width=32, num_heads=2, patch_size=4),
+    "sit": dict(depth=2, width=32, num_heads=2, patch_size=4, dtype="float32"),
     "mlp": dict(width=16, depth=2),
     "transformer": dict(width=16, depth=2, num_heads=2),
     "springs": dict(num_trajectories=32, length=6),

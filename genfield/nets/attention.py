@@ -23,7 +23,7 @@ from genfield.errors import UserError
 ATTENTIONS = {
     "xla": "logits of all pairs of tokens at once",
     "chunked": "in blocks, with memory linear in the tokens",
-    "auto": "a fused kernel where one can run, else chunked",  # docs/performance.md says why
+    "auto": "a fused kernel where one can run, else chunked",  # docs/attention.md says why
 }
 QUERIES, KEYS = 256, 512  # of a block, at most
 CUDNN_HEAD = 128  # channels of a head that cuDNN takes on every GPU since Ampere

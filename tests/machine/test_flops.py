@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from genfield.machine import flops
+from genfield.nets import attention
 
 
 def counted(function, *shapes, **dtypes) -> dict:
@@ -87,3 +88,15 @@ def test_what_each_device_does_counts_for_all():
         out_specs=PartitionSpec("a"),
     )
     assert counted(spread, (16, 8), (8, 8)) == {"float32": 2 * 16 * 8 * 8}
+
+
+def test_kernels_of_attention_count_as_the_products_they_make(monkeypatch):
+    """Forward two; backward cuDNN's five, and the seven of splash attention's two kernels."""
+    version = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+    monkeypatch.setattr(version, lambda: 90800)  # which looks for the library
+    shape = (2, 256, 3, 64)
+    product = 2 * (2 * 3) * 256 * 256 * 64
+    for kernel, products, rows in ((attention.cudnn, 7, 0), (attention.splash, 9, 1)):
+        value = lambda *a, kernel=kernel: kernel(*a).astype(jnp.float32).sum()
+        found = counted(jax.grad(value, (0, 1, 2)), shape, shape, shape, dtype=jnp.bfloat16)
+        assert sum(found.values()) == products * product + rows * 2 * (2 * 3) * 256 * 64
