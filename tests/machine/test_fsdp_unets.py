@@ -206,7 +206,7 @@ def pair():
 def test_networks_of_ones_own_are_gathered_too(make, tmp_path):
     facts = dict(second_order=lambda bound: None, last_layer=None, stack=(), augmented=False)
     methods = package().with_own([registry.Network(name="own", make=make, **facts)])
-    config = config_of("mlp", "energy", (1, 8))
+    config = config_of("mlp", "flow", (1, 8))
     config.net = dict(name="own")
     exp = prepared(config, tmp_path, methods)
     check_bound(exp, compiled(exp))
