@@ -50,19 +50,19 @@ def on(mesh: Mesh, function: Callable, reduce_dtype=None) -> Callable:
 
     @functools.wraps(function)
     def call(*arguments, **keywords):
-        with _inside(Place(mesh, reduce_dtype, _ONCE.get())):
+        with _told(_PLACE, Place(mesh, reduce_dtype, _ONCE.get())):
             return function(*arguments, **keywords)
 
     return call
 
 
 @contextlib.contextmanager
-def _inside(place: Place | None) -> Iterator[None]:
-    token = _PLACE.set(place)
+def _told(variable: contextvars.ContextVar, value) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _PLACE.reset(token)
+        variable.reset(token)
 
 
 def platform() -> str:
@@ -163,11 +163,8 @@ def once(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*arguments, **keywords):
-        token = _ONCE.set(True)
-        try:
+        with _told(_ONCE, True):
             return function(*arguments, **keywords)
-        finally:
-            _ONCE.reset(token)
 
     return call
 
@@ -281,7 +278,7 @@ def apart(
         whole = _gathering(found, stacks, blocks, dtype, place)
 
         def local(params, *examples):
-            with _inside(place._replace(stacks=held)):
+            with _told(_PLACE, place._replace(stacks=held)):
                 return network(whole(params, held), *examples)
 
         batch = PartitionSpec(("data", MAJOR, MINOR))
@@ -321,7 +318,7 @@ def together(
         held = {} if place.once else _of_layers(found, {*stacks} & {*blocks})
         still = () if place.once else blocks
         whole = _gathering(found, stacks, blocks, dtype, place)
-        with _inside(place._replace(stacks=held)):
+        with _told(_PLACE, place._replace(stacks=held)):
             return network(whole(params, still), by_batch(examples[0]), *examples[1:])
 
     return call

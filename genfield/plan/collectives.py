@@ -53,11 +53,9 @@ def find(program: Program, devices: int) -> list[Collective]:
                 continue
             body = program.computations[where]
             found = _of(kind, one, body, region.times, devices)
-            channel = re.search(r"channel_id=(\d+)", one.rest)
-            # The stages of an asynchronous one, which are called, share a channel. Others may have
-            # the same one by chance: those of a program for each device by itself all do on CPUs.
-            staged = channel and where != region.name
-            seen.setdefault(channel[1] if staged else one.name, found)
+            chain = re.search(r'chain_id="(\w+)"', one.rest)
+            # Stages of an asynchronous one make a chain; others may share a channel.
+            seen.setdefault(f"chain {chain[1]}" if chain else one.name, found)
         out += [found for found in seen.values() if found.groups.shape[1] > 1]
     return out
 
