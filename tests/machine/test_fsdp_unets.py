@@ -76,8 +76,8 @@ def config_of(net: str, loss: str, mesh: tuple[int, int], **fields) -> ConfigDic
     return config
 
 
-def prepared(config, tmp_path, methods=None) -> experiment.Experiment:
-    data = shapes.dataset(config, package(), SHAPE, CLASSES)
+def prepared(config, tmp_path, methods=None, shape=SHAPE) -> experiment.Experiment:
+    data = shapes.dataset(config, package(), shape, CLASSES)
     devices = jax.devices()[: config.mesh.data * config.mesh.fsdp]
     return experiment.prepare(config, tmp_path, methods, dataset=data, devices=devices)
 
