@@ -206,8 +206,8 @@ MUTANTS = [
     ),
     Mutant(
         "stack_is_split",
-        "if size % fsdp == 0 and not (stacked and i == 0)]",
-        "if size % fsdp == 0]",
+        "free = range(1 if stacked else 0, len(shape))",
+        "free = range(len(shape))",
         "sharding",
     ),
 ]

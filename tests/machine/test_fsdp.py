@@ -33,12 +33,12 @@ def prepared(tmp_path, mesh, net="sit", loss="equilibrium", **fields):
     """On a mesh; of fields those with a dot are the config's, the others the network's."""
     config = config_of_loss("unet", loss, mesh)
     own = {name: value for name, value in fields.items() if "." not in name}
-    config.net = dict(NETS[net], **own)
+    config.net, config.data.shape = dict(NETS[net], **own), SHAPES[net]
     if loss == "distance":
         config.net.distance_head = "cifar"
     flags = [f"--config.{name}={value}" for name, value in fields.items() if "." in name]
     config = config_io.override(config, flags)
-    return prepared_of(config, tmp_path, shape=SHAPES[net])
+    return prepared_of(config, tmp_path)
 
 
 def check_layers(exp, program) -> None:
@@ -123,20 +123,25 @@ def test_gradients_are_summed_in_float32_where_asked(tmp_path):
     assert "shard_map" not in text
     assert sums(prepared(tmp_path, (8, 1), **half, **asked)) == {"f32"}
     exp = prepared(tmp_path, (8, 1), "transformer", dropout=0.1, **half, **asked)
-    with pytest.raises(
-        UserError, match="mesh.reduce_dtype=float32 is for networks without dropout"
-    ):
+    with pytest.raises(UserError, match="reduce_dtype=float32 is for networks without dropout"):
         programs.train(exp)
 
 
-def test_when_weights_are_gathered_can_be_said(tmp_path):
-    """Once a call where a loss differentiates twice, else as layers run."""
-    gathers = lambda exp: str(programs.train(exp).traced.jaxpr).count("all_gather[")
-    once = gathers(prepared(tmp_path, (1, 8), loss="energy"))
-    assert once == gathers(prepared(tmp_path, (1, 8), loss="energy", **{"mesh.gather": "call"}))
-    assert once < gathers(prepared(tmp_path, (1, 8), loss="energy", **{"mesh.gather": "layer"}))
-    assert gathers(prepared(tmp_path, (1, 8), **{"mesh.gather": "call"})) <= once
-    assert gathers(prepared(tmp_path, (1, 8))) > once
+@pytest.mark.parametrize(
+    ("loss", "gather", "at_once"),
+    [
+        ("equilibrium", "auto", False),
+        ("equilibrium", "call", True),
+        ("energy", "auto", True),
+        ("energy", "layer", False),
+    ],
+)
+def test_weights_are_gathered_as_layers_run_or_at_once(loss, gather, at_once, tmp_path):
+    """At once where a loss differentiates twice, or where it is said."""
+    exp = prepared(tmp_path, (1, 8), loss=loss, **{"mesh.gather": gather})
+    text = str(programs.train(exp).traced.jaxpr)
+    found = {whole: f"{whole} = all_gather[" in text for whole in ("f32[64,192]", "f32[2,64,192]")}
+    assert found == {"f32[64,192]": not at_once, "f32[2,64,192]": at_once}
 
 
 @pytest.mark.parametrize("fsdp", [16, 256, 1024])

@@ -58,7 +58,7 @@ LOSSES = {
 }
 
 
-def config_of(net: str, loss: str, mesh: tuple[int, int], **fields) -> ConfigDict:
+def config_of(net: str, loss: str, mesh, gather="auto", **fields) -> ConfigDict:
     config = base()
     config.batch_size = BATCH
     config.data = dict(name="latents", path="nowhere", shape=SHAPE, num_classes=CLASSES)
@@ -66,7 +66,7 @@ def config_of(net: str, loss: str, mesh: tuple[int, int], **fields) -> ConfigDic
     for name, value in LOSSES[loss].items():
         config[name] = value
     config.ema.rate = 0.9
-    config.mesh.update(data=mesh[0], fsdp=mesh[1])
+    config.mesh.update(data=mesh[0], fsdp=mesh[1], gather=gather)
     if loss == "distance":
         config.net.update(dict(output="scalar") if net == "mlp" else dict(distance_head="cifar"))
     if loss == "edm" and "augmentation_size" in NETS[net]:
@@ -76,8 +76,8 @@ def config_of(net: str, loss: str, mesh: tuple[int, int], **fields) -> ConfigDic
     return config
 
 
-def prepared(config, tmp_path, methods=None, shape=SHAPE) -> experiment.Experiment:
-    data = shapes.dataset(config, package(), shape, CLASSES)
+def prepared(config, tmp_path, methods=None) -> experiment.Experiment:
+    data = shapes.dataset(config, package(), None, CLASSES)
     devices = jax.devices()[: config.mesh.data * config.mesh.fsdp]
     return experiment.prepare(config, tmp_path, methods, dataset=data, devices=devices)
 
@@ -113,7 +113,7 @@ def trained(exp, step) -> np.ndarray:
 
 
 def check(net: str, loss: str, mesh: tuple[int, int], tmp_path, **fields) -> None:
-    """The bound on both ways of the mesh that is asked for, and one device's results."""
+    """The bound, and one device's losses and norms of gradients."""
     exp = prepared(config_of(net, loss, mesh, **fields), tmp_path)
     program = compiled(exp)
     check_bound(exp, program)
@@ -155,11 +155,19 @@ def test_losses_with_second_derivatives_gather_once(net, loss, dropout, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recomputing_and_short_numbers_send_no_more(remat, dtype, tmp_path):
-    exp = prepared(config_of("ncsnpp", "flow", (1, 8), remat=remat, dtype=dtype), tmp_path)
-    check_bound(exp, compiled(exp))
+def test_blocks_gather_as_they_run_where_asked(remat, dtype, tmp_path):
+    """Once forward and once backward."""
+    fields = dict(gather="layer", remat=remat, dtype=dtype)
+    exp = prepared(config_of("ncsnpp", "flow", (1, 8), **fields), tmp_path)
+    program = compiled(exp)
+    check_bound(exp, program)
+    found = collectives.find(hlo.parse(program.as_text()), exp.mesh.size)
+    gathers = [a.dims for one in found if one.kind == "all-gather" for a in one.arrays]
+    params = exp.abstract.params["field"]
+    kernel = params["middle1"]["block"]["conv1"]["kernel"].shape
+    assert gathers.count(kernel) == 2 * sum(a.shape == kernel for a in jax.tree.leaves(params))
 
 
 @pytest.mark.slow
