@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from programs import ROOT
 
-from genfield import registry
+from genfield import nets, registry
 from genfield.configuration import base
 from genfield.machine import sharding
 from genfield.plan import collectives, hlo, programs, shapes
@@ -188,6 +188,15 @@ def test_it_holds_on_accelerators(topology, compiler, fsdp, loss, tmp_path):
     sent = sum(kind["bytes"] for kind in found["train"]["collectives"].values())
     assert 4 * found["parameters"] < sent <= 3 * 4 * found["parameters"]
     assert not any("global batch" in line for line in found["train"]["warnings"])
+
+
+@pytest.mark.parametrize("net", ["adm", "ncsnpp"])
+def test_blocks_are_subtrees_of_the_parameters(net):
+    _, params = nets.create(NETS[net], None, shape=SHAPE)
+    blocks = {*nets.known()[net].blocks}
+    assert blocks <= {*params}
+    rest = sum(leaf.size for name in {*params} - blocks for leaf in jax.tree.leaves(params[name]))
+    assert rest < 0.2 * nets.count_parameters(params)
 
 
 class Wide(nnx.Module):
