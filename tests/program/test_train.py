@@ -39,7 +39,7 @@ def tiny_images(method: str, unet: bool = False):
 
 def prepare(config, tmp_path, mesh=(1, 1)):
     """The experiment on the first devices."""
-    config.mesh = ConfigDict(dict(zip(("data", "fsdp"), mesh, strict=True)))
+    config.mesh.update(data=mesh[0], fsdp=mesh[1])
     with devices(mesh[0] * mesh[1]):
         return experiment.prepare(config, tmp_path)
 
