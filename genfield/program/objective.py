@@ -84,7 +84,8 @@ def create(
     method = parts.method
     _check_data(config, data, method)
     output = output_of(config, data, apply, abstract_params, methods)
-    apply = placement.once(apply) if _gathers_once(config, method, output) else apply
+    if _gathers_once(config, method, output, methods):
+        apply = placement.once(apply)
     group = config_parts.coupled(config, parts)
     source = _make_source(data)
     if not (method.second_order or output in ("potential", "energy")):
@@ -108,11 +109,16 @@ def create(
     )
 
 
-def _gathers_once(config, method: registry.Loss, output: str) -> bool:
-    """Whether a network's weights are gathered before it runs: where it is differentiated twice."""
-    if config.mesh.gather == "auto":
-        return method.second_order or output in ("potential", "energy")
-    return config.mesh.gather == "call"
+def _gathers_once(config, method: registry.Loss, output: str, methods: Methods) -> bool:
+    """Whether a network's weights are gathered before it runs, and kept until it was gone back.
+
+    Where it is differentiated twice, and where its layers are in no loop: then all of its weights
+    are few beside its activations, and to gather them anew is a third of what is sent.
+    """
+    if config.mesh.gather != "auto":
+        return config.mesh.gather == "call"
+    looped = methods[registry.Network][config.net.name].stack
+    return not looped or method.second_order or output in ("potential", "energy")
 
 
 def create_net(config, data: Dataset, key=None, methods: Methods | None = None):

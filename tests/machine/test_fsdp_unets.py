@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from programs import ROOT
 
-from genfield import registry
+from genfield import nets, registry
 from genfield.configuration import base
 from genfield.machine import sharding
 from genfield.plan import collectives, hlo, programs, shapes
@@ -58,7 +58,7 @@ LOSSES = {
 }
 
 
-def config_of(net: str, loss: str, mesh: tuple[int, int], **fields) -> ConfigDict:
+def config_of(net: str, loss: str, mesh, gather="auto", **fields) -> ConfigDict:
     config = base()
     config.batch_size = BATCH
     config.data = dict(name="latents", path="nowhere", shape=SHAPE, num_classes=CLASSES)
@@ -66,7 +66,7 @@ def config_of(net: str, loss: str, mesh: tuple[int, int], **fields) -> ConfigDic
     for name, value in LOSSES[loss].items():
         config[name] = value
     config.ema.rate = 0.9
-    config.mesh.update(data=mesh[0], fsdp=mesh[1])
+    config.mesh.update(data=mesh[0], fsdp=mesh[1], gather=gather)
     if loss == "distance":
         config.net.update(dict(output="scalar") if net == "mlp" else dict(distance_head="cifar"))
     if loss == "edm" and "augmentation_size" in NETS[net]:
@@ -113,7 +113,7 @@ def trained(exp, step) -> np.ndarray:
 
 
 def check(net: str, loss: str, mesh: tuple[int, int], tmp_path, **fields) -> None:
-    """The bound on both ways of the mesh that is asked for, and one device's results."""
+    """The bound, and one device's losses and norms of gradients."""
     exp = prepared(config_of(net, loss, mesh, **fields), tmp_path)
     program = compiled(exp)
     check_bound(exp, program)
@@ -155,11 +155,19 @@ def test_losses_with_second_derivatives_gather_once(net, loss, dropout, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recomputing_and_short_numbers_send_no_more(remat, dtype, tmp_path):
-    exp = prepared(config_of("ncsnpp", "flow", (1, 8), remat=remat, dtype=dtype), tmp_path)
-    check_bound(exp, compiled(exp))
+def test_blocks_gather_as_they_run_where_asked(remat, dtype, tmp_path):
+    """Once forward and once backward."""
+    fields = dict(gather="layer", remat=remat, dtype=dtype)
+    exp = prepared(config_of("ncsnpp", "flow", (1, 8), **fields), tmp_path)
+    program = compiled(exp)
+    check_bound(exp, program)
+    found = collectives.find(hlo.parse(program.as_text()), exp.mesh.size)
+    gathers = [a.dims for one in found if one.kind == "all-gather" for a in one.arrays]
+    params = exp.abstract.params["field"]
+    kernel = params["middle1"]["block"]["conv1"]["kernel"].shape
+    assert gathers.count(kernel) == 2 * sum(a.shape == kernel for a in jax.tree.leaves(params))
 
 
 @pytest.mark.slow
@@ -180,6 +188,16 @@ def test_it_holds_on_accelerators(topology, compiler, fsdp, loss, tmp_path):
     sent = sum(kind["bytes"] for kind in found["train"]["collectives"].values())
     assert 4 * found["parameters"] < sent <= 3 * 4 * found["parameters"]
     assert not any("global batch" in line for line in found["train"]["warnings"])
+
+
+@pytest.mark.parametrize("net", ["adm", "ncsnpp"])
+def test_blocks_are_subtrees_of_the_parameters(net):
+    config = NETS[net] | dict(num_res_blocks=1)  # none would leave "down" empty
+    _, params = nets.create(config, None, shape=SHAPE)
+    blocks = {*nets.known()[net].blocks}
+    assert blocks <= {*params}
+    rest = sum(leaf.size for name in {*params} - blocks for leaf in jax.tree.leaves(params[name]))
+    assert rest < 0.2 * nets.count_parameters(params)
 
 
 class Wide(nnx.Module):
@@ -206,7 +224,7 @@ def pair():
 def test_networks_of_ones_own_are_gathered_too(make, tmp_path):
     facts = dict(second_order=lambda bound: None, last_layer=None, stack=(), augmented=False)
     methods = package().with_own([registry.Network(name="own", make=make, **facts)])
-    config = config_of("mlp", "energy", (1, 8))
+    config = config_of("mlp", "flow", (1, 8))
     config.net = dict(name="own")
     exp = prepared(config, tmp_path, methods)
     check_bound(exp, compiled(exp))
