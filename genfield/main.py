@@ -18,6 +18,7 @@ if __name__ == "__main__":
     xla.apply()  # before JAX starts
 
 from genfield.errors import UserError, local, tell
+from genfield.machine import logbook
 from genfield.program import command
 
 
@@ -38,10 +39,13 @@ def run(argv: list[str]) -> None:
         _start(values)
     config, methods, weights = command.load_config(values, overrides, workdir)
     what = values.samples or config.loss.name
-    if not values.process_id:
-        tell(f"genfield: {values.mode} {what} in {workdir}")
+    head = f"genfield: {values.mode} {what} in {workdir}"
+    if not values.process_id and not values.distributed:
+        tell(head)
     if weights is None:
         _start(values)
+    if values.distributed:  # only now it is known which process this is
+        logbook.say(head)
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import registry
     from genfield.machine import compiled, loggers, processes

@@ -17,7 +17,8 @@ show() { # a command as one could type it
 }
 
 srun_line() { # --distributed: JAX reads the coordinator and the ranks from Slurm's environment
-  run=(srun --kill-on-bad-exit=0 --wait=0 "${PYTHON:-python3}" -m genfield.main --distributed "$@")
+  # All end together; a process that hangs is killed two minutes after the others have ended.
+  run=(srun --kill-on-bad-exit=0 --wait=120 "${PYTHON:-python3}" -m genfield.main --distributed "$@")
 }
 
 inside() { # in the job: run, and decide by the exit code whether to queue again

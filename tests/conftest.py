@@ -37,7 +37,7 @@ CORE = ("couplings", "losses", "sampling", "test_fields.py", "test_core_imports.
 PROCESSES = (
     "test_guard.py",
     "test_launchers.py",
-    "test_processes.py",
+    "test_jobs.py",
     "test_signals.py",
     "test_distributed.py",
     "test_rows.py",

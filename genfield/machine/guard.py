@@ -28,6 +28,7 @@ OMEN = re.compile(
     rb"[EF]\d{4} \S+ +\d+ \S+\]|W\d{4} \S+ +\d+ (?:preemption_sync|coordination)|"
     rb"Traceback \(most recent|Exception in thread"
 )
+FATAL = re.compile(rb"^F\d{4} ", re.MULTILINE)  # of these the last: it may write for long, and ends
 SILENT = re.compile(rb"\(stopped sending heartbeats\):\s+((?:\S*\d+\s)+)")
 LEADER = re.compile(rb"Failed to send RPC|CoordinationService/Heartbeat|Deadline Exceeded")
 REGISTER = b"CoordinationService/RegisterTask"
@@ -129,7 +130,7 @@ class Guard:
         if self.since is None:
             _write(self.partial)
             self.partial = b""
-        elif self.clock() - self.since > HOLD:
+        elif self.clock() - self.since > HOLD and not FATAL.search(self.held):
             self.release()
 
     def release(self) -> None:

@@ -1,5 +1,6 @@
 """Stand-ins for schedulers: an srun, and the hosts of TPU slices, as processes of this machine."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -117,3 +118,11 @@ def strike(tmp_path: Path, number: int, what: signal.Signals) -> int:
     process = below(tmp_path, number)
     os.kill(process, what)
     return process
+
+
+def kill(tmp_path: Path) -> None:
+    """Ends what is left of a test's processes, each with the one below it."""
+    for file in tmp_path.glob("*.pid"):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if str(tmp_path) in Path(f"/proc/{file.read_text()}/cmdline").read_text():
+                os.kill(int(file.read_text()), signal.SIGKILL)
