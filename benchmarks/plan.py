@@ -3,26 +3,16 @@
     python benchmarks/plan.py [--names sit_s2 unet_cifar10 mlp] [--rounds 5]
 
 On a CPU the rates of the roofline are measured on the spot; of an accelerator they are those of
-`genfield.plan.chips`, by the name of the device.
+`genfield.machine.chips`, by the name of the device.
 """
 
 import argparse
 import json
-import sys
-import tempfile
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from genfield.errors import UserError  # noqa: E402
-from genfield.plan import analyse, chips, devices, plan, programs, shapes  # noqa: E402
-from genfield.program import config_io  # noqa: E402
-from genfield.program.methods import package  # noqa: E402
+import predicted
+import side_by_side
 
 CASES = {  # config, overrides, shape of an example where the config has none
     "sit_s2": (
@@ -37,48 +27,16 @@ CASES = {  # config, overrides, shape of an example where the config has none
     ),
     "mlp": ("flow_matching_two_moons.py", ["--config.net.width=512"], None),
 }
-NAMES = {"v5 lite": "v5e", "v5": "v5p", "v6 lite": "v6e", "v4": "v4"}
 
 
-def target() -> analyse.Target:
-    """The first device here, as a machine of one chip."""
-    device = jax.devices()[0]
-    kind = device.device_kind.lower()
-    known = {**{key: key for key in chips.CHIPS}, **NAMES, "cpu": "cpu"}
-    name = next((known[key] for key in known if key in kind), None)
-    if name is None:
-        raise UserError(f"the figures of {device.device_kind} are not in genfield.plan.chips")
-    axes = chips.CHIPS[name].axes if name in chips.CHIPS else 0
-    machine = chips.parse(f"{name}:{'x'.join(['1'] * max(axes, 1))}")
-    return analyse.Target(machine, devices.chip_of(machine), [device])
-
-
-def measure(name: str, on: analyse.Target, rounds: int) -> dict:
+def measure(name: str, on, rounds: int) -> dict:
     """Predicted and measured seconds of a train step, and the roofline's parts."""
     file, overrides, shape = CASES[name]
-    config, methods = config_io.read(str(ROOT / "configs" / file))
-    config = config_io.override(config, overrides)
-    with tempfile.TemporaryDirectory() as folder:
-        config.mesh.update(data=1, fsdp=1)
-        options = argparse.Namespace(config=f"{folder}/none.py", shape=shape, classes=None)
-        exp = plan.prepare(config, methods or package(), on, options)
-    traced = programs.train(exp)
-    found = analyse.program(exp, traced, on, None)
-    compiled = traced.traced.lower().compile()
-    random = np.random.default_rng(0)
-
-    def drawn(a):
-        if a.dtype == np.float32:
-            return random.normal(size=a.shape).astype(np.float32)
-        return random.integers(0, 2, a.shape).astype(a.dtype)
-
-    state, seconds = exp.init(), []
-    batch = {key: drawn(a) for key, a in shapes.batch(exp).items() if key != "step"}
-    for i in range(rounds + 2):
-        begun = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(state, {"step": np.int32(i)} | batch))
-        seconds.append(time.perf_counter() - begun)
-    return found["seconds"] | {"measured": float(np.median(seconds[2:])), "flops": found["flops"]}
+    ready = predicted.train_step(predicted.prepare(file, overrides, on, shape), on)
+    ready.run(2)
+    seconds = [side_by_side.timed(lambda: ready.run(1) or 1)[0] for _ in range(rounds)]
+    found = ready.predicted
+    return found["seconds"] | {"measured": float(np.median(seconds)), "flops": found["flops"]}
 
 
 def main() -> None:
@@ -87,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    on, results = target(), {}
+    on, results = predicted.target(), {}
     rate = on.chip.flops["float32"] / 1e9
     print(
         f"{on.machine.name}: {rate:,.0f} GFLOP/s, {on.chip.bandwidth / 1e9:,.1f} GB/s", flush=True

@@ -62,6 +62,8 @@ def check_devices() -> list[tuple[bool | None, str]]:
     import jax
     import jax.numpy as jnp
 
+    from genfield.machine import compiled
+
     try:
         devices = jax.devices()
         value = float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((64, 64))))
@@ -75,13 +77,7 @@ def check_devices() -> list[tuple[bool | None, str]]:
     if jax.default_backend() == "gpu":
         stats = devices[0].memory_stats() or {}
         rows.append((True, f"memory: {stats.get('bytes_limit', 0) / 2**30:.1f} GiB a device"))
-    cache = jax.config.jax_compilation_cache_dir
-    note = (
-        f"compilation cache: {cache}"
-        if cache
-        else ("compilation cache: off; set JAX_COMPILATION_CACHE_DIR to start faster the next time")
-    )
-    return [*rows, (True if cache else None, note)]
+    return [*rows, (True, f"compiled programs: {compiled.keep(None) or 'not kept'}")]
 
 
 def main() -> int:

@@ -1,17 +1,21 @@
 """The program: python -m genfield.main --config=configs/… --workdir=… [--mode=…] [--config.a.b=…]
 
-Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving.
+Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving; 75 a
+process or its host died, and the same command goes on from the last checkpoint.
 """
 
 import functools
 import os
 import sys
+import time
 
-from genfield.machine import preemption
+from genfield.machine import guard, preemption, xla
 
 if __name__ == "__main__":
+    guard.stand()  # of several processes the parent stays here
     preemption.install()  # before the slow imports: a signal never goes unheard
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
+    xla.apply()  # before JAX starts
 
 from genfield.errors import UserError, local, tell
 from genfield.program import command
@@ -19,6 +23,7 @@ from genfield.program import command
 
 def run(argv: list[str]) -> None:
     """Runs a command line to its end."""
+    begun = time.perf_counter()
     values, overrides = command.parse(argv)
     if values.help:
         tell(f"{__doc__}\n{values.get_help(include_special_flags=False)}")
@@ -39,10 +44,12 @@ def run(argv: list[str]) -> None:
         _start(values)
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import registry
-    from genfield.machine import loggers, processes
+    from genfield.machine import compiled, loggers, processes
+    from genfield.machine.clock import Clock
     from genfield.program import experiment, modes, published
     from genfield.program.methods import package
 
+    compiled.keep(config.compilation_cache)
     if values.mode in ("train", "evaluate") and values.samples is None:
         with processes.together():
             loggers.check(config.train.loggers, (methods or package())[registry.Logger])
@@ -61,7 +68,7 @@ def run(argv: list[str]) -> None:
     if values.mode != "train":
         preemption.nothing_to_save("stopped; the same command goes on, or starts again")
     run_mode = {
-        "train": modes.train,
+        "train": functools.partial(modes.train, clock=Clock(begun=begun)),
         "evaluate": modes.evaluate,
         "sample": modes.sample,
         "pairs": modes.pairs,

@@ -33,6 +33,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 TESTS = Path(__file__).parent
 CORE = ("couplings", "losses", "sampling", "test_fields.py", "test_core_imports.py")
 PROCESSES = (
+    "test_guard.py",
+    "test_launchers.py",
+    "test_processes.py",
     "test_signals.py",
     "test_distributed.py",
     "test_rows.py",

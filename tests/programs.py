@@ -33,6 +33,10 @@ SMALL = {  # a run of seconds, whatever the config
 }
 
 
+OF_THE_CLOCK = ("examples_per_second", "step_seconds", "data_seconds", "dispatch_seconds")
+OF_THE_CLOCK += ("device_seconds", "mfu")
+
+
 def arguments(workdir, config=MOONS, *extra: str, small: dict = SMALL, **overrides) -> list[str]:
     """A command line; overrides are config fields with dots written as double underscores."""
     fields = small | {k.replace("__", "."): v for k, v in overrides.items()}
@@ -71,5 +75,6 @@ def losses(workdir) -> dict[tuple[int, str], dict]:
     """The lines of metrics.jsonl by (step, split), without what depends on the clock."""
     rows = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        row.pop("examples_per_second", None)
+        for name in OF_THE_CLOCK:
+            row.pop(name, None)
     return {(row.pop("step"), row.pop("split")): row for row in rows}

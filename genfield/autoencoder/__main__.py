@@ -6,11 +6,12 @@ Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal,
 import os
 import sys
 
-from genfield.machine import preemption
+from genfield.machine import preemption, xla
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
+    xla.apply()  # before JAX starts
 
 from genfield.autoencoder import cli
 from genfield.program import command

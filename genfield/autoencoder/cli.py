@@ -100,7 +100,9 @@ def run(argv: list[str]) -> None:
     tell(f"genfield: autoencoder of {options.images} in {options.out}")
     # Only now, with the simple mistakes told at once, the slow imports.
     from genfield.autoencoder import train
+    from genfield.machine import compiled
     from genfield.program import command
 
     command.check_devices()
+    compiled.keep(None)
     train.run(options)

@@ -14,7 +14,7 @@ import sys
 
 from genfield import errors
 from genfield.errors import UserError, local, tell
-from genfield.plan import chips
+from genfield.machine import chips
 
 
 def sides(text: str) -> tuple[int, ...]:

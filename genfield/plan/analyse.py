@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from genfield.machine import flops
 from genfield.machine.checkpoint import named_leaves
+from genfield.machine.chips import GIB, Chip, Machine, at_peak
 from genfield.placement import SMALLEST_SHARDED
-from genfield.plan import collectives, flops, hlo
-from genfield.plan.chips import GIB, Chip, Machine
+from genfield.plan import collectives, hlo
 from genfield.plan.programs import Traced
 from genfield.program.experiment import Experiment
 
@@ -87,8 +88,7 @@ def _refused(error: Exception, limit: float) -> dict:
 def _seconds(counted: dict[str, float], traffic: float, found: list, target: Target) -> dict:
     """The roofline: what computing, memory and links each take alone, and the longest of them."""
     machine, chip = target.machine, target.chip
-    rate = lambda dtype: chip.flops.get(dtype, chip.flops["float32"])
-    compute = sum(n / rate(dtype) for dtype, n in counted.items()) / machine.count
+    compute = at_peak(counted, chip.flops) / machine.count
     links = 0.0
     for one in found:
         far = one.crosses(machine.domain)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from genfield.errors import UserError
-from genfield.plan.chips import CHIPS, CPU, Chip, Machine
+from genfield.machine.chips import CHIPS, CPU, Chip, Machine
 
 # An H100 SXM as XLA's compiler is told of it. Others differ in these fields.
 GPU = """gpu_device_info {{

@@ -2,7 +2,7 @@
 
 import os
 
-from genfield.plan.chips import CHIPS, CPU, Machine
+from genfield.machine.chips import CHIPS, CPU, Machine
 
 
 def of(machine: Machine) -> dict[str, str]:

@@ -4,10 +4,11 @@ import argparse
 from pathlib import Path
 
 from genfield.errors import tell
+from genfield.machine import chips, flops
 from genfield.nets import count_parameters
-from genfield.plan import analyse, chips, devices, flops, programs, report, shapes, suggest
+from genfield.plan import analyse, devices, programs, report, shapes, suggest
 from genfield.plan.analyse import Target
-from genfield.program import experiment
+from genfield.program import experiment, speed
 from genfield.program.experiment import Experiment
 from genfield.program.methods import package
 from genfield.registry import Methods
@@ -64,11 +65,10 @@ def prepare(config, methods: Methods, target: Target, options: argparse.Namespac
 
 def _model_flops(config, methods: Methods, target: Target, options) -> float | None:
     """FLOPs of a train step that recomputes nothing; None where it is that already."""
-    if config.net.get("remat") in (None, False, "none"):
+    plain = speed.without_remat(config)
+    if plain is None:
         return None
-    config = config.copy_and_resolve_references()
-    config.net.remat = False if isinstance(config.net.remat, bool) else "none"
-    exp = prepare(config, methods, target, options)
+    exp = prepare(plain, methods, target, options)
     counted = flops.count(programs.train(exp).traced.jaxpr)
     return sum(n for dtype, n in counted.items() if dtype != flops.UNKNOWN)
 

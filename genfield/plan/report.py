@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from genfield.machine import logbook
+from genfield.machine.chips import GIB
 from genfield.machine.tables import columns
-from genfield.plan.chips import GIB
 
 TITLES = {"train": "train step", "sample": "sampler step", "decode": "decoding"}
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from genfield import registry
-from genfield.plan.chips import Machine
+from genfield.machine.chips import Machine
 from genfield.program import config_io
 from genfield.registry import Methods, bound
 

@@ -6,11 +6,12 @@ The same command goes on where it was stopped. docs/imagenet.md says what is wri
 import os
 import sys
 
-from genfield.machine import preemption
+from genfield.machine import peers, preemption, xla
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
     os.environ.setdefault("MPLBACKEND", "Agg")
+    xla.apply()  # before JAX starts
 
 from genfield.program import command
 
@@ -23,8 +24,10 @@ def run(argv: list[str]) -> None:
     if options.distributed:
         options = joined(options)
     command.check_devices()
+    from genfield.machine import compiled
     from genfield.prepare.run import prepare
 
+    compiled.keep(None)
     preemption.begin()
     preemption.nothing_to_save("stopped; the same command goes on", alone=True)
     prepare(options)
@@ -38,7 +41,7 @@ def joined(options):
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # each obeys signals by itself
-    command.join()
+    peers.find()
     number, count = jax.process_index(), jax.process_count()
     jax.distributed.shutdown()
     return options._replace(process_id=number, num_processes=count)

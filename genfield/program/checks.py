@@ -26,7 +26,7 @@ from genfield.program.defaults import (
 from genfield.program.methods import package
 from genfield.registry import Methods, check_range, check_type, choose
 
-REFERENCES = ("evaluate.reference", "evaluate.features_path", "autoencoder")
+REFERENCES = ("evaluate.reference", "evaluate.features_path", "autoencoder", "compilation_cache")
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
 
 
@@ -108,7 +108,19 @@ def check_numbers(config: ConfigDict) -> None:
         choose("config.sample.formats", name, FORMATS)
     if not config.sample.formats:
         raise UserError(f"config.sample.formats is empty: name some of {', '.join(FORMATS)}")
+    _check_profile(config)
     _check_batch(config)
+
+
+def _check_profile(config: ConfigDict) -> None:
+    """Raises UserError unless the steps to trace are two that a training takes, in their order."""
+    steps, last = config.profile, config.train.steps
+    whole = len(steps) == 2 and all(type(step) is int for step in steps)
+    if steps and not (whole and 1 <= steps[0] <= steps[1] <= last):
+        raise UserError(
+            f"config.profile {tuple(steps)!r} must be two numbers of steps, the first and the last "
+            f"that are traced, from 1 to config.train.steps ({last}): as (20,24)"
+        )
 
 
 def _check_batch(config: ConfigDict) -> None:

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import re
-import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from genfield import errors
 from genfield.errors import UserError
-from genfield.machine import preemption
+from genfield.machine import peers, preemption
 from genfield.program import checks, config_io, defaults, own_files
 from genfield.registry import Methods, choose
 
@@ -47,6 +46,13 @@ def parse(argv: list[str]):
     flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
     flags.DEFINE_bool(
         "distributed", False, "Find the other processes (Slurm, TPU pods).", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "dead_after",
+        peers.LIMIT,
+        "Seconds without a sign of life after which one of several processes counts as dead.",
+        lower_bound=10,
+        flag_values=values,
     )
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate or sample.", flag_values=values)
     flags.DEFINE_bool("best", False, "Evaluate or sample the best one.", flag_values=values)
@@ -192,24 +198,10 @@ def start_distributed(values) -> None:
             raise UserError(
                 f"--process_id {values.process_id} must be one of 0 to --num_processes - 1"
             )
-    join(
-        *[] if values.distributed else (values.coordinator, values.num_processes, values.process_id)
-    )
+    found = values.distributed
+    address = () if found else (values.coordinator, values.num_processes, values.process_id)
+    peers.join(*address, limit=values.dead_after)
     preemption.install_distributed()
-
-
-def join(*address) -> None:
-    """Joins the other processes, at an address or where JAX finds them.
-
-    Raises:
-      UserError: they cannot be found.
-    """
-    import jax
-
-    try:
-        jax.distributed.initialize(*address)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"cannot join the other processes: {error}") from error
 
 
 def check_devices() -> None:
@@ -271,12 +263,13 @@ def leave(argv: list[str], command: Callable) -> None:
     warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
     try:
         code = main(argv, command)
-    except Exception:
+    except Exception as error:
+        if peers.several():
+            peers.wait_for_the_dead(error)
         errors.tell(traceback.format_exc(), error=True)
         code = 1
     for error in (False, True):
         errors.tell("", end="", error=error)  # flushed, where there is anybody to read it
-    jax = sys.modules.get("jax")
-    if code in (0, preemption.EXIT_CODE) and jax is not None and jax.process_count() > 1:
-        jax.distributed.shutdown()  # together with the others; after an error at once
+    if peers.several():
+        peers.leave(code)
     os._exit(code)  # threads of a peer that died may never end

@@ -14,6 +14,7 @@ from genfield.registry import FRACTION, NOT_NEGATIVE, POSITIVE, OneOf, Range
 OPEN = ("data", "net", "time", "coupling", "rematching", "loss", "sampler")
 # Fields that may differ when a run is continued: how long, how often, where; never what is learned.
 MAY_CHANGE = ("train", "checkpoint", "sampler", "sample", "evaluate", "mesh")
+MAY_CHANGE += ("profile", "compilation_cache")
 MAY_CHANGE += ("autoencoder", "autoencoder_sha256", "autoencoder_dtype")
 GUIDANCE = ("auto", "direction", "displacement")
 ROUNDINGS = ("nearest", "truncate", "shift")
@@ -65,6 +66,8 @@ TOP = dict(
     augmentation=fraction(0.0),  # probability of each of EDM's, of which the network is told
     augmentation_center=one_of("middle", CENTERS),  # of turning; edm: as its networks were told
     label_dropout=fraction(0.0),  # share of the labels replaced by the null class
+    profile=(),  # (first, last) of the steps, from 1, that the profiler traces; (): none
+    compilation_cache=Unset(str),  # folder of compiled programs; None: one in the user's cache
     autoencoder=Unset(str),  # weights that turn latents into pixels wherever these are needed
     autoencoder_sha256=Unset(str),  # of the file
     autoencoder_dtype=one_of("float32", ("float32", "bfloat16")),  # of its layers
@@ -105,6 +108,7 @@ SECTIONS = dict(
         eval_batches=positive(4),  # of held-out examples
         eval_samples=not_negative(0),  # drawn and measured at each evaluation, with a picture
         loggers=("auto",),  # beside metrics.jsonl; auto: tensorboard where it is installed
+        peak_flops=not_negative(0.0),  # FLOP/s of a device, for the MFU; 0: the chip's, if known
         project=Unset(str),  # of loggers that have one; wandb: WANDB_PROJECT, else genfield
     ),
     checkpoint=dict(

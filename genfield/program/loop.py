@@ -1,8 +1,8 @@
 """The training loop: restore, step, log, evaluate, save, stop when told to."""
 
-import time
+import contextlib
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,8 +10,11 @@ import numpy as np
 from genfield import rng
 from genfield.errors import UserError
 from genfield.figures import run as figures
-from genfield.machine import logbook, preemption, processes, sharding
+from genfield.machine import logbook, peers, preemption, processes, sharding
+from genfield.machine.background import Background
+from genfield.machine.clock import STARVED, Clock
 from genfield.machine.logbook import say
+from genfield.machine.trace import Trace
 from genfield.program import (
     config_io,
     evaluate,
@@ -19,6 +22,7 @@ from genfield.program import (
     generate,
     match_sets,
     optimizer,
+    speed,
     train_step,
 )
 from genfield.program import pictures as grids
@@ -28,15 +32,31 @@ from genfield.program.open_run import held, open_checkpoints, restore
 LAG = 2  # steps dispatched before a step's figures are read: the device never waits for them
 
 
+class Sent(NamedTuple):
+    """A step that the device was given: its number from 0, what it gives and what it was fed.
+
+    rate: its learning rate, where a line tells it.
+    """
+
+    step: int
+    metrics: dict
+    batch: dict
+    rate: Any
+
+
 class Loop:
     """One training run in one process; what it changes is here, the rest is in `Experiment`."""
 
-    def __init__(self, exp: Experiment, evaluator: evaluate.Evaluator):
+    def __init__(self, exp: Experiment, evaluator: evaluate.Evaluator, clock: Clock | None = None):
+        """clock: began with the program, where it did."""
         self.exp, self.config, self.evaluator = exp, exp.config, evaluator
+        self.clock, self.pace = clock or Clock(), None
+        self.trace, self.aside = Trace(self.config.profile, exp.workdir), Background()
         self.best_key = evaluator.best_key()
         self.checkpoints = open_checkpoints(exp, self.best_key)
         found = restore(exp, self.checkpoints)
-        self.state, meta = found if found else (exp.init(), {})
+        with self.clock.within("compiling"):
+            self.state, meta = found if found else (exp.init(), {})
         self.step = meta.get("step", 0)
         if self.step > self.config.train.steps:
             raise UserError(
@@ -45,23 +65,28 @@ class Loop:
             )
         self.window = meta.get("window", {})  # sums of the figures since the last line
         self.counted = meta.get("counted", 0)
-        self.spent = meta.get("wall_time_s", 0.0)
-        self.begun = time.monotonic()
+        older = {"earlier_version": meta["wall_time_s"]} if "wall_time_s" in meta else {}
+        self.clock.earlier(meta.get("clock", older))
         self.metrics = experiment.open_metrics(exp, self.step)
-        self.pending: deque[tuple[int, Any, Any]] = deque()  # (step, metrics, batch), unread
+        self.pending: deque[Sent] = deque()  # whose figures are not read yet
         self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
         self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
-        self.progress = None
+        self.progress, self.paces = None, peers.Paces()
         self.rate = optimizer.schedule(self.config.optimizer, self.config.train.steps)
         if self.step:
             say(f"resuming at step {self.step}")
             self._tell_schedule()
+        if self.config.profile and self.config.profile[1] <= self.step < self.config.train.steps:
+            say(f"profile: steps {self.config.profile} are behind; none is traced")
 
     def run(self) -> None:
         """Trains to `train.steps`; raises preemption.Preempted after saving."""
         try:
             self._train()
         except BaseException:
+            with contextlib.suppress(Exception):  # of what runs beside; what ended it stands
+                self.aside.finish()
+                self.trace.stop()
             self.metrics.close()  # what was logged is sent, whatever ended the training
             raise
 
@@ -69,6 +94,7 @@ class Loop:
         config, steps = self.config, self.config.train.steps
         if self.step < steps:
             say("compiling the train step …")
+            self.clock.to("loop")
         step = experiment.jit_train_step(self.exp)
         self.progress = logbook.Progress("step", steps, self.step, config.batch_size)
         batches = match_sets.batches(self.exp, self.step)
@@ -79,11 +105,7 @@ class Loop:
         while self.step < steps:
             if preemption.reached():
                 self._stop()
-            batch = {"step": np.int32(self.step)} | self._next(batches)
-            self.state, metrics = step(self.state, batch)
-            self.pending.append((self.step, metrics, batch))
-            self.step += 1
-            self._settle(LAG)
+            self._advance(step, batches)
             if every and self.step % every == 0 and self.step < steps:
                 self._evaluate()
             if self.step % config.checkpoint.every == 0 and self.step < steps:
@@ -92,7 +114,39 @@ class Loop:
         if self.last_eval[0] != self.step:
             self._evaluate()
         self._save()
-        self.checkpoints.wait()
+        with self.clock.within("checkpoint"):
+            self.checkpoints.wait()
+
+    def _advance(self, step, batches) -> None:
+        """Hands a step to the device, and reads the figures of the one that is LAG before it."""
+        if self.trace.begins(self.step + 1):
+            self._trace(self.trace.start)
+        self.clock.to("data")
+        batch = {"step": np.int32(self.step)} | self._next(batches)
+        busy = self.pending and not self.pending[-1].metrics["loss"].is_ready()
+        self.clock.to("dispatch", None if busy else STARVED)
+        if self.pace is None:
+            self.clock.to("compiling")
+            peak = speed.peak_seconds(self.exp, step, self.state, batch)
+            self.pace = speed.Pace(self.clock, peak)
+        with self.trace.step(self.step + 1):
+            self.state, metrics = step(self.state, batch)
+        self.clock.to("loop")
+        told = (self.step + 1) % self.config.train.log_every == 0
+        # Computed behind the step, and read with its figures: nothing waits for it.
+        rate = self.rate(self.step) if told else None
+        self.pending.append(Sent(self.step, metrics, batch, rate))
+        self.step += 1
+        self._settle(LAG)
+        if self.trace.ends(self.step):
+            self._trace(self.trace.stop)
+
+    def _trace(self, change) -> None:
+        """Starts or ends the profiler's trace, with no step on the device."""
+        self._settle(0)
+        with self.clock.within("profile"):
+            change()
+        self.clock.annotates = self.trace.on
 
     def _tell_schedule(self) -> None:
         """Says where another number of steps reshapes the schedule from here on."""
@@ -127,29 +181,45 @@ class Loop:
     def _settle(self, leave: int) -> None:
         """Reads the figures of all but the last `leave` steps."""
         while len(self.pending) > leave:
-            step, metrics, batch = self.pending.popleft()
-            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            sent = self.pending.popleft()
+            self.clock.to("device")
+            values = {k: float(v) for k, v in jax.device_get(sent.metrics).items()}
+            self.clock.to("loop")
             try:
-                train_step.check_finite(step, values)
+                train_step.check_finite(sent.step, values)
             except FloatingPointError as error:
-                self._dump(step, batch, error)
+                self._dump(sent.step, sent.batch, error)
             del values["finite"]
             for name, value in values.items():
                 self.window[name] = self.window.get(name, 0.0) + value
             self.counted += 1
-            if (step + 1) % self.config.train.log_every == 0:
-                self._log(step + 1)
-            self.progress.update(step + 1, f"loss {values['loss']:.4g}")
+            self.pace.done += 1
+            if sent.rate is not None:
+                self._log(sent.step + 1, float(sent.rate))
+            self.progress.update(sent.step + 1, f"loss {values['loss']:.4g}{self.pace.note}")
 
-    def _log(self, step: int) -> None:
+    def _log(self, step: int, learning_rate: float) -> None:
+        self._take_up()
         means = {name: total / self.counted for name, total in self.window.items()}
-        rate = self.progress.rate(step)
-        known = {"learning_rate": float(self.rate(step - 1)), "examples_per_second": round(rate, 1)}
+        rate, pace = round(self.progress.rate(step), 1), self.pace.line()
+        known = {"learning_rate": learning_rate, "examples_per_second": rate, **pace}
         self.metrics.write(step, "train", means | known)
         self.window, self.counted = {}, 0
+        if late := self.paces.tell(pace["step_seconds"], pace["device_seconds"]):
+            say(late)
+
+    def _take_up(self) -> None:
+        """Waits for the picture that is drawn beside the steps, and hands it to the loggers."""
+        with self.clock.within("pictures"):
+            self.aside.finish()
 
     def _evaluate(self) -> None:
         self._settle(0)
+        self._take_up()
+        with self.clock.within("evaluation"):
+            self._evaluated()
+
+    def _evaluated(self) -> None:
         params, num = generate.parameters(self.exp, self.state), self.config.train.eval_samples
         held = self.evaluator.heldout(params)
         drawn = self._measure(params, num) if num else {}
@@ -176,19 +246,26 @@ class Loop:
         except UserError as error:  # samples that diverged: no reason to end a training
             say(f"not measured at step {self.step}: {error}")
             return {}
-        with processes.together():
-            if pictures is not None and jax.process_index() == 0:
-                path = self.exp.workdir / "samples" / f"step_{self.step}.png"
-                self.metrics.picture(self.step, "samples", figures.image_grid(path, pictures))
+        if pictures is not None and jax.process_index() == 0:
+            step, path = self.step, self.exp.workdir / "samples" / f"step_{self.step}.png"
+            self.aside.start(
+                lambda: figures.image_grid(path, pictures),
+                lambda path: self.metrics.picture(step, "samples", path),
+            )
         return out.results
 
     def _save(self) -> None:
         self._settle(0)
+        self._take_up()
+        with self.clock.within("checkpoint"):
+            self._saved()
+
+    def _saved(self) -> None:
         meta = {
             "data": self.exp.data.state(self.step),
             "window": self.window,
             "counted": self.counted,
-            "wall_time_s": self.wall_time(),
+            "clock": self.clock.read(),
             "evaluated": self.last_eval[0],
         }
         metrics = None
@@ -201,7 +278,7 @@ class Loop:
 
     def wall_time(self) -> float:
         """Seconds spent on this run so far, earlier starts included."""
-        return self.spent + time.monotonic() - self.begun
+        return sum(self.clock.read().values())
 
     def _dump(self, step: int, batch: dict, error: FloatingPointError):
         """Writes what reproduces a non-finite step, and raises.

@@ -11,7 +11,9 @@ from genfield import data, registry, rng
 from genfield.data import recorded, sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
-from genfield.machine import logbook, loggers, preemption, processes, sharding
+from genfield.machine import clock as clocks
+from genfield.machine import logbook, loggers, preemption, processes, sharding, xla
+from genfield.machine.clock import Clock
 from genfield.machine.logbook import say
 from genfield.metrics import images
 from genfield.program import (
@@ -113,36 +115,46 @@ def write_config(exp: Experiment) -> None:
         own_files.keep(exp.workdir, exp.methods)
 
 
-def train(exp: Experiment, **_) -> None:
-    """Trains (or goes on), evaluates, draws the pictures, prints the table."""
+def train(exp: Experiment, *, clock: Clock | None = None, **_) -> None:
+    """Trains (or goes on), evaluates, draws the pictures, prints the table.
+
+    clock: began with the program, where it did.
+    """
     if closing.finished(exp):
         return
     evaluator = Evaluator(exp)
     tell_heldout(exp)
     make_folder(exp.workdir)
     processes.check_shared(exp.workdir)
-    loop = Loop(exp, evaluator)
+    loop = Loop(exp, evaluator, clock)
     write_config(exp)
     loop.run()
     rate = loop.progress.rate(loop.step)
     known = loop.last_eval[1]
-    out, made, drawn = finish(exp, evaluator, loop.state, loop.step, loop.metrics, known)
+    out, made, drawn = finish(
+        exp, evaluator, loop.state, loop.step, loop.metrics, known, loop.clock
+    )
+    spent = clocks.told(loop.clock.read())
     decoding = {} if out.decoding is None else {"decoding": out.decoding}
     summary = decoding | {
         "metrics": out.results,
         "steps": loop.step,
         "wall_time_s": round(loop.wall_time(), 2),
+        **spent,
         "examples_per_second": round(rate, 1),
+        **({} if loop.pace is None else loop.pace.whole()),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "versions": logbook.versions(),
+        "xla_flags": xla.told(),
+        "compilation_cache": jax.config.jax_compilation_cache_dir,
         "seed": exp.config.seed,
     }
     logbook.write_json(exp.workdir / "summary.json", summary)
     loop.close()
     closing.report(exp, evaluator, out, made, drawn)
-    say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}")
+    say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}, {clocks.line(spent)}")
 
 
 def begin_on_weights(exp: Experiment) -> None:
@@ -191,9 +203,12 @@ def finish(
     step: int,
     metrics: logbook.Metrics,
     known=None,
+    clock: Clock | None = None,
 ) -> tuple[Evaluation, dict, list]:
     """Metrics, card and pictures of a state; `known` as the evaluator takes it."""
     started, section = time.monotonic(), exp.config.evaluate
+    clock = clock or Clock()
+    clock.to("evaluation")
     preemption.nothing_to_save("stopped; the same command evaluates again")
     say("evaluating …")
     params = generate.parameters(exp, state)
@@ -211,6 +226,7 @@ def finish(
     with processes.together():
         metrics.write(step, "sample", out.results)
         card.write(exp.workdir, made)
+    clock.to("pictures")
     drawn = pictures.draw(exp, params, step, out.images) if section.figures else []
     for path in drawn:
         metrics.picture(step, loggers.picture_name(path), path)

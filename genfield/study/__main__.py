@@ -3,11 +3,12 @@
 import os
 import sys
 
-from genfield.machine import preemption
+from genfield.machine import preemption, xla
 
 if __name__ == "__main__":
     preemption.install()  # before the slow imports: a signal never goes unheard
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
+    xla.apply()  # before JAX starts
 
 from genfield.program import command
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from genfield import registry, study
 from genfield.errors import UserError, local, tell
-from genfield.machine import logbook, preemption
+from genfield.machine import compiled, logbook, preemption
 from genfield.machine.logbook import say
 from genfield.machine.tables import columns
 from genfield.program import card, command, config_io, experiment, generate, modes
@@ -160,6 +160,7 @@ def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     command.check_flags(values, workdir)
     command.check_devices()
     config, methods, weights = command.load_config(values, overrides, workdir)
+    compiled.keep(config.compilation_cache)
     tell(f"genfield: study {name} of {config.loss.name} in {workdir}")
     if STUDIES[name].straight and loss_of(config, methods).at_levels:
         raise UserError(f"{name} is for fields on straight paths, not {config.loss.name}")

@@ -13,7 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RUNS = HERE / "runs"
 KEPT = ("config.json", "checkpoints", "metrics.jsonl", "summary.json", "card.json")
-VOLATILE = ("examples_per_second",)
+VOLATILE = ("examples_per_second", "step_seconds", "data_seconds", "dispatch_seconds")
+VOLATILE += ("device_seconds", "mfu")
 MOONS = {
     "batch_size": 16,
     "net.width": 8,

@@ -9,12 +9,11 @@ import pytest
 from programs import MOONS, ROOT
 
 from genfield.errors import UserError
+from genfield.machine import chips, flops
 from genfield.plan import (
     analyse,
-    chips,
     devices,
     environment,
-    flops,
     plan,
     programs,
     shapes,

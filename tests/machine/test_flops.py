@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from genfield.plan import flops
+from genfield.machine import flops
 
 
 def counted(function, *shapes, **dtypes) -> dict:

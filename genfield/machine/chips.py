@@ -1,12 +1,14 @@
 """Peak figures of chips, and the machines that are made of them.
 
-Sources: for v5e, v5p and v6e Google's pages, docs.cloud.google.com/tpu/docs/v5e … v6e (peak
-compute, HBM, bidirectional inter-chip bandwidth, of which a half goes one way); what programs may
-use of a v5e's memory is what XLA's compiler for it says. The H100's figures are its compiler's
-description and NVIDIA's data sheet of the SXM module (dense, TF32 for float32). Not looked up again
-for this table, so to be checked before one relies on them: v4, A100, H200, B200, the memory that
-programs may use but for v5e's, networks between slices and nodes (v4's is not published: the lowest
-stands).
+Sources: for v4, v5e, v5p and v6e Google's pages, docs.cloud.google.com/tpu/docs/v4 … v6e (peak
+compute, memory and its bandwidth, inter-chip bandwidth of v5e to v6e, data-centre network of a pod
+over its chips; v5e's and v6e's memory bandwidth to three digits, 800 and 1600 GB/s there). v4's
+links are six of 50 GB/s one way, as NVIDIA's are halves of what its data sheets add up over both
+ways: A100 80GB SXM 600, H100 and H200 SXM 900, HGX B200 1800 GB/s. Their peaks are dense, with TF32
+for float32. What programs may use of a v5e's memory is what XLA's compiler for it says. Not
+published, so our guesses: that share of the others' memory, v4's network (the lowest of the others
+stands), and the network between GPU nodes, which is the buyer's: one 400 Gbit/s adapter a GPU, 200
+for the A100.
 """
 
 import math
@@ -53,7 +55,6 @@ def _gpu(peak, memory, bandwidth, links, network) -> Chip:
 
 
 CHIPS = {
-    # v4's network is not published: the least of the others.
     "v4": _tpu(275e12, 30.75, 1200e9, 300e9, 3.125e9, axes=3, wraps=4),
     "v5e": _tpu(197e12, 15.75, 819e9, 200e9, 3.125e9, axes=2, wraps=16),
     "v5p": _tpu(459e12, 95.74, 2765e9, 600e9, 6.25e9, axes=3, wraps=4),
@@ -64,6 +65,28 @@ CHIPS = {
     "b200": _gpu(2250e12, 178.0, 8000e9, 900e9, 50e9),
 }
 CPU = "cpu"  # measured on the spot
+# What JAX calls their devices. Boards with another peak (H100 PCIe and NVL, H200 NVL, GH200, parts
+# of a GPU) are none of them.
+DEVICES = {
+    r"TPU v4": "v4",
+    r"TPU v5( lite|e)": "v5e",
+    r"TPU v5p?": "v5p",
+    r"TPU v6( lite|e)": "v6e",
+    r"NVIDIA A100(-SXM4-\d+GB|-PCIE-\d+GB| 80GB PCIe)": "a100",
+    r"NVIDIA H100 80GB HBM3": "h100",
+    r"NVIDIA H200": "h200",
+    r"NVIDIA B200": "b200",
+}
+
+
+def at_peak(counted: dict[str, float], peak: dict[str, float]) -> float:
+    """Seconds of FLOPs at the peak, both by dtype; one without a peak goes by float32's."""
+    return sum(count / peak.get(dtype, peak["float32"]) for dtype, count in counted.items())
+
+
+def of_device(kind: str) -> str | None:
+    """The name in CHIPS of what JAX calls a device; None where its figures are not known."""
+    return next((name for known, name in DEVICES.items() if re.fullmatch(known, kind)), None)
 
 
 class Machine(NamedTuple):

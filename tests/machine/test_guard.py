@@ -1,0 +1,170 @@
+"""The guard above a process, with processes that end in every way; who is dead, in words."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from programs import ROOT
+
+from genfield.machine import guard
+
+# As JAX's coordination service ends a process whose peer has died.
+FATAL = (
+    "F1128 17:26:57.209184   11844 client.h:80] Terminating process because the JAX distributed "
+    "service detected fatal errors. absl::Status: "
+)
+UNHEALTHY = "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):\n"
+POLLED = (
+    "E1128 17:26:57.208016   11833 coordination_service.cc:1549] [1124] Use error polling to "
+    f"propagate the following error to all tasks: {UNHEALTHY}1\nThe tasks have crashed.\n"
+)
+SILENT = (
+    f"{POLLED}{FATAL}{UNHEALTHY}/job:jax_worker/replica:0/task:1\n2\nThe tasks have crashed.\n"
+    "*** Check failure stack trace: ***\n    @     0x7f40  absl::LogMessage::Flush()\n"
+)
+CLOSED = (
+    f"{FATAL}UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was "
+    "preempted\nAdditional GRPC error information: Socket closed\n"
+)
+TIME = f"{FATAL}DEADLINE_EXCEEDED: Deadline Exceeded\n\nRPC: /xla.coordination.CoordinationService/"
+HOSTS = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        (POLLED, "process 1 on b gave no sign of life"),
+        (SILENT, "process 1 on b, process 2 on c gave no sign of life"),
+        (CLOSED, "process 0 on a cannot be reached"),
+        (TIME + "Heartbeat", "process 0 on a cannot be reached"),
+        (TIME + "RegisterTask", "not all processes have come"),
+    ],
+)
+def test_the_dead_are_named_by_what_jax_says(text, named):
+    assert guard.blame(text.encode(), HOSTS).startswith(named)
+
+
+def test_other_words_blame_nobody():
+    assert guard.blame(b"E1128 17:26:57.2 1 gpu.cc:1] out of memory", HOSTS) is None
+    assert "process 1 gave" in guard.blame(POLLED.encode(), [])  # no host known
+
+
+BELOW = """
+import os, signal, subprocess, sys, time
+from genfield.machine import guard
+guard.inform(index=3, hosts=["a", "b", "c", "d"])
+err = lambda text: os.write(2, text.encode())
+"""
+
+
+def guarded(tmp_path, code: str) -> subprocess.Popen:
+    """A guard above a process that runs the code."""
+    (tmp_path / "below.py").write_text(BELOW + code)
+    above = "import os, time; from genfield.machine.guard import Guard; os._exit("
+    above += f"Guard(time.monotonic).run([{sys.executable!r}, {str(tmp_path / 'below.py')!r}]))"
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env.pop(guard.CHANNEL, None)
+    return subprocess.Popen([sys.executable, "-c", above], env=env, **pipes)
+
+
+def ended(tmp_path, code: str) -> tuple[int, str, str]:
+    """The exit code of a guard, and all that it and its process printed."""
+    process = guarded(tmp_path, code)
+    out, errors = process.communicate(timeout=60)
+    return process.returncode, out, errors
+
+
+def test_a_process_that_jax_aborts_becomes_one_line_and_a_code(tmp_path):
+    thread = "Traceback (most recent call last):\n  File\nTimeoutError: barrier\n"
+    code, out, errors = ended(
+        tmp_path,
+        f"print('step 1', flush=True); err('warning\\n'); err({thread + SILENT!r})\nos.abort()",
+    )
+    assert code == guard.EXIT_CODE == 75 and out == "step 1\n"
+    assert errors == (
+        "warning\ngenfield: error: process 1 on b, process 2 on c gave no sign of life and counts "
+        "as dead; exit code 75: the same command goes on from the last checkpoint\n"
+    )
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 143])
+def test_an_end_of_its_own_is_passed_on_with_all_its_words(code, tmp_path):
+    words = f"half a line\nTraceback (most recent call last):\nE1128 17:26:57.2 1 x.cc:1] b\n{code}"
+    assert ended(tmp_path, f"err({words!r}); os._exit({code})") == (code, "", words)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_process_that_dies_alone_is_named_by_its_own_guard(number, tmp_path):
+    words = "E1128 17:26:57.2 1 gpu.cc:1] why\n"
+    code, _, errors = ended(tmp_path, f"err({words!r}); os.kill(os.getpid(), {int(number)})")
+    assert code == guard.EXIT_CODE
+    assert errors.startswith(f"{words}genfield: error: process 3 on d was ended by {number.name}")
+    assert len(errors.splitlines()) == 2
+
+
+def test_where_another_left_by_its_own_error_its_code_is_the_code(tmp_path):
+    code, _, errors = ended(
+        tmp_path, f"guard.inform(left=[2, 'c', 2]); err({CLOSED!r}); os.abort()"
+    )
+    line = "genfield: error: process 2 on c ended with exit code 2: its own lines say why\n"
+    assert (code, errors) == (2, line)
+
+
+def test_a_child_that_keeps_the_pipes_keeps_nobody_waiting(tmp_path):
+    """As the service of a logger does, which outlives its run."""
+    begun = time.monotonic()
+    code, _, errors = ended(
+        tmp_path,
+        "subprocess.Popen(['sleep', '20'], stdout=subprocess.DEVNULL)\nerr('last'); os._exit(5)",
+    )
+    assert (code, errors) == (5, "last") and time.monotonic() - begun < 15
+
+
+def test_what_is_no_omen_of_an_abort_is_let_go(tmp_path):
+    """A traceback of a process that lives on is only late."""
+    now = [0.0]
+    above = guard.Guard(lambda: now[0])
+    read, write = os.pipe()
+    keep = os.dup(2)
+    os.dup2(write, 2)
+    try:
+        above.take(b"Traceback (most recent call last):\nValueError: a thread's")
+        above.rest()
+        now[0] = guard.HOLD + 1
+        os.set_blocking(read, False)
+        with pytest.raises(BlockingIOError):
+            os.read(read, 100)
+        above.rest()
+        above.take(b" own\nnext\n")
+    finally:
+        os.dup2(keep, 2)
+    expected = b"Traceback (most recent call last):\nValueError: a thread's own\nnext\n"
+    assert os.read(read, 1000) == expected
+    for fd in (read, write, keep):
+        os.close(fd)
+
+
+def test_signals_reach_the_process_and_it_dies_with_its_guard(tmp_path):
+    waits = "signal.signal(signal.SIGTERM, lambda *_: os._exit(143))\nerr('r'); time.sleep(60)"
+    process = guarded(tmp_path, waits)
+    assert process.stderr.read(1) == "r"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    if sys.platform != "linux":
+        return
+    process = guarded(tmp_path, "guard.stand()\nprint(os.getpid(), flush=True); time.sleep(60)")
+    below = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        try:
+            os.kill(below, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(below, signal.SIGKILL)
+    raise AssertionError("a process outlived its guard")
