@@ -6,7 +6,6 @@ So whatever can fail on one of them alone stands in `together`, and nothing coll
 
 import contextlib
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from genfield.errors import UserError, mendable
-from genfield.machine import sharding
+from genfield.machine import peers, sharding
 
 LONGEST = 600  # bytes of what a process tells the others
 SHOWN = 3  # processes that are named in one line
@@ -55,7 +54,7 @@ def common(problem: str | None) -> str | None:
     if jax.process_count() == 1 or sharding.agreed(problem is None):
         return problem
     found = "" if problem is None else problem or "failed"
-    told = _exchanged(f"{jax.process_index()}|{socket.gethostname()}|{found}")
+    told = _exchanged(f"{jax.process_index()}|{peers.host()}|{found}")
     failed = [(number, host, text) for number, host, text in told if text]
     texts = {text for *_, text in failed}
     if len(failed) == len(told) and len(texts) == 1:  # the same mistake everywhere
