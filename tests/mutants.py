@@ -44,8 +44,8 @@ MUTANTS = [
     ),
     Mutant(
         "denoising_weight",
-        "jnp.square(sigma * sigma_data)",
-        "(sigma * sigma_data)",
+        "jnp.square(sigma * data),",
+        "(sigma * data),",
         "flux_levels",
     ),
     Mutant(
@@ -102,7 +102,7 @@ MUTANTS = [
     ),
     Mutant("hamiltonian_mass", "squared_norm(q) / (2 * mass)", "squared_norm(q) / 2", "sampling"),
     Mutant("stopping_forgets", "done=state.done | stop", "done=stop", "sampling"),
-    Mutant("refill_late", "(k + 1 >= num_steps)", "(k >= num_steps)", "sampling"),
+    Mutant("refill_late", "(at.k + 1 >= num_steps)", "(at.k >= num_steps)", "sampling"),
     # Couplings, paths, fields
     Mutant(
         "greedy_takes_twice",
@@ -200,7 +200,7 @@ MUTANTS = [
     ),
     Mutant(
         "points_median",
-        "middle = np.median if self.of_samples and not self.exp.data.pixels else np.mean",
+        "middle = np.median if self.of_samples and not self.exp.pictures else np.mean",
         "middle = np.mean",
         "evaluate",
     ),

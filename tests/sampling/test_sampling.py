@@ -227,10 +227,10 @@ def test_step_counts_must_be_positive(num_steps, trace):
 
 def test_chains_add_evaluations_join_traces_and_keep_information():
     """DM's 2-D sampler (appendix C.1): one sphere-tracing step, 16 HMC proposals, 97 calls."""
-    field, rows = counting(bowl)
+    field, rows = calling_back(bowl)
     stages = [(sampling.sphere_tracing(), 1), (sampling.hamiltonian(), 16)]
-    run = lambda x: sampling.chain(jax.random.key(4), field, x, stages, trace=4)
-    out = executed(run, starts())
+    run = quick(lambda x: sampling.chain(jax.random.key(4), field, x, stages, trace=4))
+    out = called(run(starts()))
     assert rows == [BATCH] * 97
     np.testing.assert_array_equal(out.nfe, np.full(BATCH, 97))
     chex.assert_shape(out.trace, (1 + 1 + 4, BATCH, DIM))
