@@ -18,6 +18,7 @@ import steps
 from genfield import couplings
 from genfield.distances import squared_distances
 from genfield.features import autoencoder_kl
+from genfield.nets import attention as nets_attention
 from genfield.machine import flops
 from genfield.program import config_io, generate
 
@@ -120,9 +121,40 @@ def decoding(shrink: bool) -> Iterator[dict]:
         yield row | {"dtype": dtype, "batch": batch, "images/s": batch / seconds, "GiB": _memory()}
 
 
+def _directional(attend):
+    """Of Flux Matching's and EqM-E's kind: the gradient of a directional derivative."""
+
+    def value(q, k, v):
+        tangents = tuple(map(jnp.ones_like, (q, k, v)))
+        return jax.jvp(attend, (q, k, v), tangents)[1].astype(jnp.float32).sum()
+
+    return jax.grad(value, (0, 1, 2))
+
+
 def attention(shrink: bool) -> Iterator[dict]:
     """Forward, gradient and the gradient of a directional derivative of each kernel there is."""
-    raise NotImplementedError
+    kernels = {"xla": functools.partial(nets_attention.attend, kind="xla")}
+    kernels["chunked"] = nets_attention.chunked
+    fused = {"gpu": nets_attention.cudnn, "tpu": nets_attention.splash}
+    if platform := fused.get(jax.devices()[0].platform):
+        kernels[platform.__name__] = platform
+    for tokens in (64,) if shrink else (256, 1024, 4096):
+        shape = (1, tokens, 2, 8) if shrink else (2**16 // tokens, tokens, 16, 72)
+        inputs = [jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(3)]
+        for name, kernel in kernels.items():
+            total = lambda q, k, v, f=kernel: f(q, k, v).astype(jnp.float32).sum()
+            row = _started("16 heads of 72, bfloat16") | {"tokens": tokens, "batch": shape[0]}
+            row["kernel"] = name
+            derived = {"forward s": kernel, "gradient s": jax.grad(total, (0, 1, 2))}
+            if kernel not in fused.values():  # those have no other derivative
+                derived["of a directional s"] = _directional(kernel)
+            for what, function in derived.items():
+                compiled = jax.jit(function).lower(*inputs).compile()
+                memory = compiled.memory_analysis().temp_size_in_bytes
+                run = functools.partial(compiled, *inputs)
+                row[what] = _median(lambda run=run: jax.block_until_ready(run()))
+                row[what.replace(" s", " MiB")] = memory / 2**20
+            yield row
 
 
 def _trunk(base, method: str, shrink: bool):
