@@ -18,8 +18,8 @@ import steps
 from genfield import couplings
 from genfield.distances import squared_distances
 from genfield.features import autoencoder_kl
-from genfield.nets import attention as nets_attention
 from genfield.machine import flops
+from genfield.nets import attention as nets_attention
 from genfield.program import config_io, generate
 
 ROUNDS = 5

@@ -105,14 +105,7 @@ def make_generator(
             keys = tuple(rng.split(rng.typed(seed)))
         else:
             keys = rng.stream(seed, start), rng.stream(seed, "sampler")
-        x = cond = None
-        if data.starts is not None:  # of pairs with a source of their own
-            rows = index[sharding.local_rows(mesh, len(index))]
-            with processes.together():
-                pairs = data.starts.gather(rows % data.starts.size)
-            x = sharding.put_batch(pairs["x0"], mesh)
-            if data.num_classes and "label" in pairs:
-                cond = sharding.put_batch(pairs["label"].astype(np.int32), mesh)
+        x, cond = _given(exp, index)
         if labels is not None:
             cond = np.asarray(labels, np.int32)
         elif cond is None and data.num_classes:
@@ -121,6 +114,18 @@ def make_generator(
         return (out, finite) if shown is None else (shown(out, finite, on_part), finite)
 
     return generate
+
+
+def _given(exp: Experiment, index: np.ndarray) -> tuple:
+    """Where these samples start, and their labels, of pairs with a source of their own; or None."""
+    starts, mesh = exp.data.starts, exp.mesh
+    if starts is None:
+        return None, None
+    rows = index[sharding.local_rows(mesh, len(index))]
+    with processes.together():
+        pairs = starts.gather(rows % starts.size)
+    x, labelled = sharding.put_batch(pairs["x0"], mesh), exp.data.num_classes and "label" in pairs
+    return x, sharding.put_batch(pairs["label"].astype(np.int32), mesh) if labelled else None
 
 
 def _as_pixels(exp: Experiment) -> Callable:
