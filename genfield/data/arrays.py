@@ -14,10 +14,10 @@ from genfield.registry import Place
 
 
 class Arrays:
-    """Examples in memory, or on disk by memory map."""
+    """Examples in memory, or on disk by memory map; floats times `scale`."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], where: Path):
-        self.arrays, self.where = arrays, where
+    def __init__(self, arrays: dict[str, np.ndarray], where: Path, scale: float):
+        self.arrays, self.where, self.scale = arrays, where, scale
         self.shape, self.labels = arrays["x1"].shape[1:], arrays.get("label")
 
     def __len__(self) -> int:
@@ -25,7 +25,11 @@ class Arrays:
 
     def gather(self, rows: np.ndarray) -> dict:
         """{"x1": [n, *shape], …}."""
-        return {key: values[rows] for key, values in self.arrays.items()}
+        found = {key: values[rows] for key, values in self.arrays.items()}
+        for key in ("x0", "x1"):
+            if key in found and self.scale != 1 and found[key].dtype != np.uint8:
+                found[key] = found[key] * np.float32(self.scale)
+        return found
 
 
 def arrays(
@@ -36,8 +40,9 @@ def arrays(
     Args:
       path: an .npy file, [N, *shape], read by memory map; or an .npz file with `x1` (or its only
         array of examples), perhaps `x0` of the same shape (a source of one's own, paired with
-        `x1`), perhaps `labels` or `label` [N]. uint8 of shape [H, W, C] are images; floats are used
-        as they are, times `scale`.
+        `x1`), perhaps `labels` or `label` [N]; of those beyond 1 GiB that are not compressed, read
+        by memory map too. uint8 of shape [H, W, C] are images; floats are used as they are, times
+        `scale`.
       labels: class conditioning.
     Raises:
       UserError: no such file, arrays that do not belong together, entries that are not finite.
@@ -52,10 +57,8 @@ def arrays(
         raise UserError(f"no labels in {place}: set data.labels=False")
     if not labels:
         found.pop("label", None)
-    for key in ("x0", "x1"):
-        if key in found and scale != 1 and found[key].dtype != np.uint8:
-            found[key] = found[key] * np.float32(scale)
-    return own("arrays", Arrays(found, place), feed, short_hash(scale, files_hash({"x1": place})))
+    mark = short_hash(scale, files_hash({"x1": place}))
+    return own("arrays", Arrays(found, place, scale), feed, mark)
 
 
 def _read(place: Path) -> dict[str, np.ndarray]:
@@ -65,7 +68,7 @@ def _read(place: Path) -> dict[str, np.ndarray]:
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"cannot read {place}: {str(error).splitlines()[0]}") from error
     else:
-        stored = read_npz(place, f"{place} is not a readable .npz file")
+        stored = read_npz(place, f"{place} is not a readable .npz file", mapped=True)
         found = {key: stored[key] for key in ("x0", "x1") if key in stored}
         for key in ("label", "labels"):
             if key in stored:

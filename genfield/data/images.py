@@ -67,7 +67,8 @@ def images(
         `heldout_fraction` of a fixed permutation of the training images is held out instead; of 0
         nothing is.
       in_memory: True decodes all images at the start, False decodes each when it is needed,
-        "auto" decides by `memory_limit_gb`. An .npz file is always read into memory.
+        "auto" decides by `memory_limit_gb`. Arrays of an .npz or of a cache are in memory if they
+        are compressed or no larger than 1 GiB; others may stay on disk, by memory map.
       memory_limit_gb: of pixels; also of the files of a compressed tar or of parquet, which cannot
         be read in place.
       max_images: keep at most so many of each split, by a fixed permutation; `classes` are chosen

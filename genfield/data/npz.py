@@ -56,32 +56,35 @@ def npz_splits(
         where they are wanted.
     """
     wanted = lambda name: _is_images(name) or _is_labels(name) or name == CLASS_NAMES
-    # Sets that are measured are read once, in their order: the disk will do.
-    complaint, mapped = f"{path} is not a readable .npz file", asked.layout == "flat"
-    stored = read_npz(path, complaint, wanted, mapped=mapped)
+    stored = read_npz(path, f"{path} is not a readable .npz file", wanted, mapped=True)
     splits = _split_keys(path, stored, None if asked.layout == "flat" else asked.split)
     if asked.layout != "flat":
         known = {asked.split, heldout(splits, asked.split, asked.heldout_split)}
         splits = {name: keys for name, keys in splits.items() if name in known}
     read, names, used, told = {}, set(), set(), []
     for name, (image_key, label_key) in splits.items():
-        arrays = {"x1": _images(f"{image_key} in {path}", stored[image_key], reading)}
+        images, what = stored[image_key], f"{image_key} in {path}"
+        on_disk = isinstance(images, np.memmap)
+        if on_disk:
+            check_images(images, what)
+        arrays = {"x1": images if on_disk else _read(what, images, reading)}
         used.add(image_key)
-        if stored[image_key].dtype.kind == "f":
+        if images.dtype.kind == "f":
             told.append(f"images: {image_key} are floats, rounded to 256 levels")
         if asked.labels:
-            arrays["label"] = _labels(path, label_key, stored, len(arrays["x1"]))
+            arrays["label"] = _labels(path, label_key, stored, len(images))
             names |= set(range(int(arrays["label"].max()) + 1))
             used |= {label_key, CLASS_NAMES}
-        read[name] = arrays
+        read[name] = from_arrays(arrays)
+        if on_disk:
+            read[name] = _on_demand(what, read[name], reading)
     if asked.layout == "flat":
-        parts = [read[name] for name in sorted(read)]
-        read = {asked.split: _joined(path, parts)}
+        read = {asked.split: _joined(path, [read[name] for name in sorted(read)])}
     rest = [key for key in stored if key not in used]
     if rest:
         arrays = f"array{'s' * (len(rest) != 1)}"
         told.append(f"images: left out {len(rest)} {arrays}: {', '.join(rest)}")
-    examples = {name: partial(from_arrays, arrays) for name, arrays in read.items()}
+    examples = {name: partial(read.get, name) for name in read}
     return examples, _class_names(path, stored, len(names)), told
 
 
@@ -119,12 +122,24 @@ def _is_labels(name: str) -> bool:
     return name in LABEL_KEYS or name.endswith("_labels") or name.startswith("y_")
 
 
-def _joined(path: Path, parts: list[dict]) -> dict:
-    shapes = {part["x1"].shape[1:] for part in parts}
+def _joined(path: Path, parts: list[Examples]) -> Examples:
+    """One after the other, each where it is: in memory or on the disk."""
+    shapes = {part.gather(np.arange(1))["x1"].shape[1:] for part in parts}
     if len(shapes) > 1:
         told = " and ".join(map(str, sorted(shapes)))
         raise UserError(f"{path} holds images of several shapes, {told}: resize them first")
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    starts = np.cumsum([0, *(part.size for part in parts)])
+
+    def gather(rows: np.ndarray) -> dict:
+        which, out = np.searchsorted(starts, rows, "right") - 1, {}
+        for number in np.unique(which):
+            chosen = which == number
+            for key, values in parts[number].gather(rows[chosen] - starts[number]).items():
+                shape = (len(rows), *values.shape[1:])
+                out.setdefault(key, np.empty(shape, values.dtype))[chosen] = values
+        return out
+
+    return parts[0] if len(parts) == 1 else Examples(int(starts[-1]), gather)
 
 
 def _class_names(path: Path, stored: dict, count: int) -> tuple[str, ...]:
@@ -148,7 +163,7 @@ def cached(
       UserError: the file is damaged, or its folder cannot be made.
     """
     if file.exists():
-        arrays = read_npz(file, f"the cache {file} is damaged: delete it")
+        arrays = read_npz(file, f"the cache {file} is damaged: delete it", mapped=True)
         train, heldout = (
             {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)}
             for part in ("train_", "heldout_")
@@ -181,7 +196,8 @@ def read_npz(
 ) -> dict[str, np.ndarray]:
     """The arrays of an .npz file whose names are wanted; None stands for the others.
 
-    mapped: those beyond MAPPED bytes that are not compressed stay on the disk, by memory map.
+    mapped: those beyond MAPPED bytes that are not compressed stay on the disk, by memory map: all
+      processes of a machine share what is read of them.
     Raises:
       UserError: no .npz file, or a damaged one; says `complaint`.
     """
@@ -219,40 +235,53 @@ def _mapped(path: Path, file, name: str) -> np.ndarray:
         return np.memmap(path, dtype, "r", stream.tell(), shape, order)
 
 
-def to_levels(images: np.ndarray, what: str) -> np.ndarray:
-    """Images as uint8 [N, H, W, 1, 3 or 4]; `what` names them in messages.
-
-    Raises:
-      UserError: other shapes or dtypes, none at all, NaN, floats outside [0, 1].
-    """
-    images = images[..., None] if images.ndim == 3 else images
+def check_images(images: np.ndarray, what: str) -> None:
+    """Raises UserError for other images than `npz_splits` takes; `what` names them in messages."""
     floats = images.dtype.kind == "f"
     known = floats or images.dtype == np.uint8
-    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape[1:3] or not known:
+    shape = (*images.shape, 1) if images.ndim == 3 else images.shape
+    if len(shape) != 4 or shape[-1] not in (1, 3, 4) or 0 in shape[1:3] or not known:
         raise UserError(
-            f"{what} is {images.dtype} {list(images.shape)}: expected uint8, or floats in [0, 1], "
+            f"{what} is {images.dtype} {list(shape)}: expected uint8, or floats in [0, 1], "
             "of shape [N, H, W] or [N, H, W, 1, 3 or 4]"
         )
     if not len(images):
         raise UserError(f"{what} is empty")
-    if not floats:
-        return images
-    for start in range(0, len(images), 1024):
+    for start in range(0, len(images) if floats else 0, 1024):
         part = images[start : start + 1024]
         for name, bad in (
             ("NaN", np.isnan(part)),
             ("values outside [0, 1]", abs(part - 0.5) > 0.5),
         ):
             if bad.any():
-                first = start + int(bad.any((1, 2, 3)).argmax())
+                first = start + int(bad.reshape(len(bad), -1).any(1).argmax())
                 raise UserError(
                     f"{what} ({images.dtype}) has {name}, first in image {first}: "
                     "expected uint8, or floats in [0, 1]"
                 )
+
+
+def to_levels(images: np.ndarray, what: str) -> np.ndarray:
+    """Images as uint8 [N, H, W, 1, 3 or 4]; raises UserError as `check_images` does."""
+    check_images(images, what)
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype.kind != "f":
+        return images
     return np.round(images * np.float32(255)).astype(np.uint8)
 
 
-def _images(what: str, images: np.ndarray, reading: Reading) -> np.ndarray:
+def _on_demand(what: str, examples: Examples, reading: Reading) -> Examples:
+    """Images on the disk, which become as they are to be when something reads them."""
+
+    def gather(rows: np.ndarray) -> dict:
+        batch = examples.gather(rows)
+        return batch | {"x1": _read(what, batch["x1"], reading)}
+
+    return examples._replace(gather=gather)
+
+
+def _read(what: str, images: np.ndarray, reading: Reading) -> np.ndarray:
+    """Images of a file as they are to be: their size and their channels."""
     images = to_levels(images, what)
     height, width = images.shape[1:3]
     size = (reading.size or height, reading.size or width)

@@ -123,9 +123,10 @@ class Feed(NamedTuple):
 
 
 def from_arrays(arrays: dict) -> Examples:
-    """Examples from arrays that share their first axis."""
+    """Examples from arrays that share their first axis; those mapped from the disk stay there."""
     gather = lambda rows: {k: v[rows] for k, v in arrays.items()}
-    return Examples(len(arrays["x1"]), gather, arrays, arrays.get("label"))
+    mapped = any(isinstance(values, np.memmap) for values in arrays.values())
+    return Examples(len(arrays["x1"]), gather, None if mapped else arrays, arrays.get("label"))
 
 
 def subset(examples: Examples, rows: np.ndarray) -> Examples:
