@@ -194,8 +194,8 @@ MUTANTS = [
     ),
     Mutant(
         "generate_label",
-        "labels = index % data.num_classes\n",
-        "labels = np.arange(len(index)) % data.num_classes\n",
+        "cond = (index % data.num_classes)",
+        "cond = (np.arange(len(index)) % data.num_classes)",
         "generate",
     ),
     Mutant(
