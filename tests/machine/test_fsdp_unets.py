@@ -90,7 +90,8 @@ def compiled(exp):
 def check_bound(exp, program) -> None:
     found = collectives.find(hlo.parse(program.as_text()), exp.mesh.size)
     bound = 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(exp.abstract.params))
-    assert bound / 3 < sum(one.bytes * one.times for one in found) <= bound
+    numbers = 4 * 16  # the loss, its terms, norms
+    assert bound / 3 < sum(one.bytes * one.times for one in found) <= bound + numbers
     whole = [one for one in found if any(BATCH in array.dims for array in one.arrays)]
     assert not whole, [(one.kind, one.label) for one in whole]
 
