@@ -77,7 +77,8 @@ def config_of(net: str, loss: str, mesh, gather="auto", **fields) -> ConfigDict:
 
 
 def prepared(config, tmp_path, methods=None) -> experiment.Experiment:
-    data = shapes.dataset(config, package(), None, CLASSES)
+    shape = config.data.get("shape", SHAPE)  # pairs are of what their folder holds
+    data = shapes.dataset(config, package(), shape, CLASSES)
     devices = jax.devices()[: config.mesh.data * config.mesh.fsdp]
     return experiment.prepare(config, tmp_path, methods, dataset=data, devices=devices)
 
