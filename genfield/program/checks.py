@@ -62,7 +62,10 @@ def check_fields(config: ConfigDict) -> None:
             check_type(f"{section}.{field}", value[field], optional)
         lost = [field for field in default if field not in value] if section not in OPEN else []
         if lost:
-            raise UserError(f"config.{section} lacks the field {lost[0]!r}")
+            raise UserError(
+                f"config.{section} lacks the field {lost[0]!r}: set its fields by "
+                f"config.{section}.update(…), which keeps the others"
+            )
 
 
 def check_places(config: ConfigDict) -> None:

@@ -56,6 +56,7 @@ def read(name: str) -> Loaded:
             f"get_config() of {path} returns {type(config).__name__}, not a ConfigDict: "
             "start it from genfield.configuration.base()"
         )
+    _complete(config)
     return Loaded(config, own_files.methods_in(path, module, modules))
 
 
@@ -169,6 +170,19 @@ def _keep_meaning(stored: dict) -> None:
     """Names of an older version that mean something else now get the name of what they meant."""
     if "autoencoder" not in stored and stored.get("energy") == "squared_norm":
         stored["energy"] = "negative_squared_norm"  # the sign was turned when that field came
+
+
+def _complete(config: ConfigDict) -> None:
+    """Gives sections that a file sets as a whole the defaults of the fields that it leaves out."""
+    for name, default in base().items():
+        section = config.get(name)
+        if name in OPEN or not (
+            isinstance(default, ConfigDict) and isinstance(section, ConfigDict)
+        ):
+            continue
+        for field in default:
+            if field not in section:
+                section[field] = default.get_ref(field)
 
 
 def _fill(config: ConfigDict, default: ConfigDict) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from genfield import configuration
 from genfield.errors import UserError
 from genfield.program import config_io, own_files
 
@@ -130,3 +131,13 @@ def test_a_file_without_get_config_is_no_config_file(tmp_path):
         config_io.load(str(folder / "shared.py"))
     with pytest.raises(UserError, match=r"unknown config file .* Known: page\.py$"):
         config_io.load(str(folder / "sharing.py"))
+
+
+def test_a_section_that_is_set_as_a_whole_has_the_defaults_of_the_rest(tmp_path):
+    """So a file that names all of today's fields goes on when a field is added."""
+    start = "    config = configuration.base()\n    config.mesh = dict(data=2, fsdp=1)\n"
+    page = f"from genfield import configuration\ndef get_config():\n{start}    return config\n"
+    config = config_io.load(str(write(tmp_path, page=page) / "page.py"))
+    base = configuration.base()
+    assert config.mesh.data == 2 and config.mesh.gather == base.mesh.gather
+    assert set(config.mesh) == set(base.mesh)
