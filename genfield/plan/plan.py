@@ -65,7 +65,7 @@ def prepare(config, methods: Methods, target: Target, options: argparse.Namespac
 
 def _model_flops(config, methods: Methods, target: Target, options) -> float | None:
     """FLOPs of a train step that recomputes nothing; None where it is that already."""
-    plain = speed.without_remat(config)
+    plain = speed.without_remat(config, methods)
     if plain is None:
         return None
     exp = prepare(plain, methods, target, options)

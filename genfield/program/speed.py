@@ -6,11 +6,14 @@ could compute in the time that it took. What rematerialisation computes again is
 
 import jax
 
+from genfield import registry
 from genfield.machine import chips, flops
 from genfield.machine.clock import STARVED, STEPS, Clock
+from genfield.nets import layers
 from genfield.program import experiment
 from genfield.program.experiment import Experiment
 from genfield.program.train_step import TrainState
+from genfield.registry import Methods
 
 NOTABLE = 0.05  # of the time, from which on the progress tells that the device waits for data
 
@@ -72,7 +75,7 @@ def peak_seconds(exp: Experiment, step, state: TrainState, batch: dict) -> float
     peak = peak_of(exp)
     if peak is None:
         return None
-    plain = without_remat(exp.config)
+    plain = without_remat(exp.config, exp.methods)
     traced = step.trace(state, batch) if plain is None else _trace(exp, plain, batch)
     counted = flops.count(traced.jaxpr)
     counted.pop(flops.UNKNOWN, None)
@@ -87,9 +90,16 @@ def peak_of(exp: Experiment) -> dict[str, float] | None:
     return None if name is None else chips.CHIPS[name].flops
 
 
-def without_remat(config):
-    """The same config, of which a step computes nothing twice; None where it is that already."""
-    if config.net.get("remat") in (None, False, "none"):
+def without_remat(config, methods: Methods):
+    """The same config, of which a step computes nothing twice; None where it is that already.
+
+    A network of one's own, whose `remat` is no `layers.Remat`, stays as it is.
+    """
+    record = methods[registry.Network][config.net.name]
+    field = registry.parameters(record.target).get("remat")
+    if field is None or field.annotation != layers.Remat:
+        return None
+    if layers.remat_of(config.net.get("remat", field.default)) == "none":
         return None
     config = config.copy_and_resolve_references()
     config.net.remat = False if isinstance(config.net.remat, bool) else "none"

@@ -86,6 +86,34 @@ def test_a_run_opens_elsewhere_and_without_the_file(trained, tmp_path, monkeypat
     assert main(["genfield", f"--workdir={moved}", "--config.train.steps=6"]) == 0
 
 
+OTHER_REMAT = """
+from own_network import FACTS, Residual, configuration, registry
+
+
+class Other(Residual):
+    def __init__(self, *, remat=4, shape, num_classes, rngs):
+        super().__init__(width=8, depth=remat, shape=shape, num_classes=num_classes, rngs=rngs)
+
+
+METHODS = (registry.Network(name="other", make=Other, **FACTS),)
+
+
+def get_config():
+    config = configuration.base()
+    config.data, config.net = dict(name="two_moons"), dict(name="other", remat=3)
+    return config
+"""
+
+
+def test_a_field_called_remat_may_mean_what_it_likes(tmp_path):
+    """The FLOPs of a step are then counted as they are."""
+    shutil.copy(EXAMPLES / "own_network.py", tmp_path)
+    (tmp_path / "other.py").write_text(OTHER_REMAT)
+    assert run(tmp_path / "run", tmp_path / "other.py", train__peak_flops=1e11) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["mfu"] > 0
+
+
 def test_a_file_that_changed_is_told_and_the_copy_is_used(trained, tmp_path, capsys):
     moved = shutil.copytree(trained, tmp_path / "moved")
     origin = tmp_path / "own_network.py"
