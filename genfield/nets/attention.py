@@ -30,10 +30,10 @@ CUDNN_HEAD = 128  # channels of a head that cuDNN takes on every GPU since Amper
 LANES = 128  # of a TPU: blocks of splash attention are multiples
 SPLASH_BLOCKS = (512, 256, 128)
 
-_ONCE: contextvars.ContextVar[bool] = contextvars.ContextVar("once", default=False)
+_FIRST: contextvars.ContextVar[bool] = contextvars.ContextVar("first_order", default=False)
 
 
-def once(apply: Callable) -> Callable:
+def first_order(apply: Callable) -> Callable:
     """A network's `apply` that training differentiates once, in reverse mode, and never otherwise.
 
     So kernels that have no other derivative keep their own.
@@ -41,11 +41,11 @@ def once(apply: Callable) -> Callable:
 
     @functools.wraps(apply)
     def call(params, x, t=None, cond=None, *, key=None, train=False):
-        token = _ONCE.set(train)
+        token = _FIRST.set(train)
         try:
             return apply(params, x, t, cond, key=key, train=train)
         finally:
-            _ONCE.reset(token)
+            _FIRST.reset(token)
 
     return call
 
@@ -62,7 +62,7 @@ def attend(query: Array, key: Array, value: Array, kind: str, causal: bool = Fal
     kernel = _fused(query) if kind == "auto" else None
     if kernel is None:
         return plain(query, key, value, causal)
-    if _ONCE.get():
+    if _FIRST.get():
         return kernel(query, key, value, causal)
 
     @jax.custom_jvp

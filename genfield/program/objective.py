@@ -12,7 +12,7 @@ from genfield.data import Dataset, to_unit
 from genfield.data.augment import augment
 from genfield.errors import UserError
 from genfield.fields import ENERGIES, Field, Prediction
-from genfield.nets.attention import once
+from genfield.nets.attention import first_order
 from genfield.program import parts as config_parts
 from genfield.program.methods import has_clock, package
 from genfield.program.parts import Parts
@@ -89,7 +89,7 @@ def create(
     group = config_parts.coupled(config, parts)
     source = _make_source(data)
     if not (method.second_order or output in ("potential", "energy")):
-        apply = once(apply)
+        apply = first_order(apply)
     field = _make_field(config, apply, output, method, has_clock(config, methods))
 
     def roles(key):

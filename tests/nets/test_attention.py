@@ -134,12 +134,12 @@ def test_a_kernel_has_all_derivatives_unless_one_is_all_that_is_asked_for(a_gpu)
     network = lambda params, *a, **_: attention.attend(*params, "auto")
     value = lambda apply, train: lambda *a: jnp.sum(apply(a, None, train=train) ** 2)
     gradient = lambda apply, train: jax.grad(value(apply, train), (0, 1, 2))
-    plain = jax.grad(lambda *a: jnp.sum(attention.attend(*a, "xla") ** 2), (0, 1, 2))
-    for apply, train in ((network, True), (attention.once(network), False)):
+    plain = jax.grad(lambda *a: jnp.sum(attention.chunked(*a) ** 2), (0, 1, 2))
+    for apply, train in ((network, True), (attention.first_order(network), False)):
         for found, expected in zip(gradient(apply, train)(*inputs), plain(*inputs), strict=True):
             np.testing.assert_array_equal(found, expected)
         jax.jvp(gradient(apply, train), inputs, inputs)  # which the kernel could not
-    assert all((a == 7).all() for a in gradient(attention.once(network), True)(*inputs))
+    assert all((a == 7).all() for a in gradient(attention.first_order(network), True)(*inputs))
 
 
 def test_the_mesh_and_the_queries_choose_the_kernel(monkeypatch):
