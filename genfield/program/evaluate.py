@@ -158,7 +158,9 @@ def target_points(exp: Experiment, seed: int, num: int) -> np.ndarray:
     """Fresh points of the data, or up to `num` training examples where there are no fresh ones."""
     if exp.data.draw is None:
         train = exp.data.examples["train"]
-        return to_unit(train.gather(np.arange(min(num, train.size)))["x1"])
+        with processes.together():
+            points = train.gather(np.arange(min(num, train.size)))["x1"]
+        return to_unit(points)
     draw = jax.jit(exp.data.draw, static_argnums=1)
     return np.asarray(draw(rng.stream(seed, "target"), num))
 

@@ -236,7 +236,11 @@ class Loop:
 
     def _measure(self, params, num: int) -> dict[str, float]:
         """The figures of a few samples, and a picture of them; a signal meanwhile is obeyed."""
-        poll = lambda done, note="": preemption.poll()
+
+        def poll(done, note="") -> None:
+            logbook.alive()  # it shows no progress of its own, and may take long
+            preemption.poll()
+
         try:
             out = self.evaluator.samples(params, num, 1, poll)
             pictures = out.images

@@ -44,7 +44,8 @@ def _pictures(exp: Experiment, params, step: int, seed: int, samples) -> list[Ca
         if len(shape) != 2:
             return curves
         samples = generate.make_drawer(exp)(params, SERIES, seed, poll).x
-        real = exp.data.examples["train"].gather(np.arange(SERIES))["x1"]
+        with processes.together():
+            real = exp.data.examples["train"].gather(np.arange(SERIES))["x1"]
         return [lambda: figures.series(grid, samples, real), *curves]
     if len(shape) != 1:
         if samples is None:
