@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from genfield import registry
 from genfield.errors import UserError, local
 from genfield.features import weights
-from genfield.machine import checkpoint, processes
+from genfield.machine import checkpoint, processes, sharding
 from genfield.machine.logbook import say
 from genfield.pretrained import exporting, loading
 from genfield.pretrained.family import Description, Family, Guidance
@@ -163,7 +162,7 @@ def mode(exp: Experiment, *, step: int | None, best: bool, out: str | None, kind
     params = generate.parameters(exp, state)
     with processes.together():
         file = exporting.place(out or exp.workdir / "exports" / f"step_{step}.safetensors")
-    field = multihost_utils.process_allgather(params["field"], tiled=True)
+    field = sharding.to_host(params["field"])
     with processes.together():
         if jax.process_index() == 0:
             tell_left(params)
