@@ -147,7 +147,7 @@ class Loop:
         self._settle(0)
         with self.clock.within("profile"):
             change()
-        self.clock.annotates = self.trace.on
+        self.clock.annotates = self.trace.runs
 
     def _tell_schedule(self) -> None:
         """Says where another number of steps reshapes the schedule from here on."""

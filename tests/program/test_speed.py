@@ -181,7 +181,26 @@ def test_a_profiler_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
     assert trace.begins(3) and not trace.begins(2)
     trace.start()
     assert capsys.readouterr().out.endswith("are not traced: no permission to count\n")
-    assert not trace.on and not trace.begins(4)
+    assert not trace.runs and not trace.begins(4)
+    assert trace.ends(4)
+    trace.stop()
+    assert capsys.readouterr().out == "" and not trace.begins(4)
+
+
+def test_all_processes_wait_for_the_device_where_the_first_traces(tmp_path, monkeypatch):
+    """What they do together keeps its place among the steps: else they would wait for ever."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax.profiler, "start_trace", None)  # which only the first one calls
+    monkeypatch.setattr(jax.profiler, "stop_trace", None)
+    trace, waits = Trace((3, 4), tmp_path), []
+    for step in range(1, 7):
+        if trace.begins(step):
+            waits.append(step)
+            trace.start()
+        if trace.ends(step):
+            waits.append(step)
+            trace.stop()
+    assert waits == [3, 4]
 
 
 def tiny(remat: str) -> ConfigDict:
