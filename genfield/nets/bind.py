@@ -140,7 +140,8 @@ def _of_module(construct: Callable, record: registry.Network) -> Built:
             network.train() if draws else network.eval()
             return network(x, t, cond, **extra)
 
-        return placement.together(whole, record.stack)(params, x, t, cond, extra)
+        call = placement.together(whole, record.stack, record.blocks)
+        return call(params, x, t, cond, extra)
 
     abstract = nnx.to_pure_dict(params)
     return Built(init, run, abstract, bool(jax.tree.leaves(streams)), 0)
