@@ -62,7 +62,7 @@ on_all_hosts() {
 
 ask() {
   do_or_show "${queue[@]}" create "$name" "--zone=$zone" "--accelerator-type=$type" \
-    "--runtime-version=$version" "${nodes[@]}" "${spot[@]}" || exit
+    "--runtime-version=$version" "${nodes[@]}" ${spot[@]+"${spot[@]}"} || exit
 }
 
 if [ -n "$dry" ]; then
