@@ -156,13 +156,13 @@ def from_first(values: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(padded))
 
 
-def from_each(values: np.ndarray) -> list[np.ndarray]:
-    """[n, ...] of each process, its own n, on every process, in the order of the processes.
+def from_all(values: np.ndarray) -> np.ndarray:
+    """[n, ...] of each process, its own n -> [sum n, ...] on every process, in their order.
 
     On the way a device holds its share of what its process gets, and not all of it.
     """
     if jax.process_count() == 1:
-        return [values]
+        return values
     from jax.experimental import multihost_utils
 
     lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(values))))
@@ -171,7 +171,8 @@ def from_each(values: np.ndarray) -> list[np.ndarray]:
     own = _in_blocks(padded.reshape(-1).view(np.uint8), jax.local_device_count())
     found = _moved(own[None], ("process", "device"), (None, "device"))
     parts = found.reshape(len(lengths), -1)[:, : padded.nbytes].copy().view(values.dtype)
-    return [part.reshape(padded.shape)[:n] for part, n in zip(parts, lengths, strict=True)]
+    parts = parts.reshape(len(lengths), *padded.shape)
+    return np.concatenate([part[:n] for part, n in zip(parts, lengths, strict=True)])
 
 
 def added(values: np.ndarray) -> np.ndarray:

@@ -158,7 +158,7 @@ class Content:
     def hash(self) -> str:
         """Sixteen hex digits, the same on every process."""
         mine = np.array([self.total % 2**64], np.uint64).view(np.uint8)
-        total = sum(int(part) for part in _gathered(mine[None]).view(np.uint64).ravel())
+        total = sum(int(part) for part in sharding.from_all(mine[None]).view(np.uint64).ravel())
         return f"{total % 2**64:016x}"
 
 
@@ -241,13 +241,15 @@ def statistics(
     errors.tell()
     gaussians = {}
     for name, sums in moments.items():
+        total = _merged(sums.total())
         try:
-            total = _merged(sums.total())
             gaussians[name] = total.mean, frechet.covariance(total)
         except ValueError as error:
             raise UserError(f"{count} images: {error}") from error
-    order = np.argsort(_gathered(np.concatenate(rows_kept).astype(np.int32)))
-    features = {name: _gathered(np.concatenate(parts))[order] for name, parts in kept.items()}
+    order = np.argsort(sharding.from_all(np.concatenate(rows_kept).astype(np.int32)))
+    features = {
+        name: sharding.from_all(np.concatenate(parts))[order] for name, parts in kept.items()
+    }
     return Statistics(count, gaussians, features)
 
 
@@ -281,11 +283,6 @@ class _Sums:
         if self.parts:
             self._flush()
         return self.moments
-
-
-def _gathered(values: np.ndarray) -> np.ndarray:
-    """[n, ...] of each process, its own n, as one [sum n, ...] on every process."""
-    return np.concatenate(sharding.from_each(values))
 
 
 def _merged(moments: frechet.Moments) -> frechet.Moments:

@@ -247,7 +247,7 @@ class Evaluator:
             bits.append(values[own < keep])
             progress.update(index[keep - 1] + 1)
             preemption.poll()
-        of_all = lambda parts: np.concatenate(sharding.from_each(np.concatenate(parts)))
+        of_all = lambda parts: sharding.from_all(np.concatenate(parts))
         bits = of_all(bits)[np.argsort(of_all(numbers))]
         found = {"bits_per_dim": float(np.mean(bits))}
         if len(bits) > 1:  # one image tells no spread
@@ -350,8 +350,7 @@ class Evaluator:
 def _chosen(x: jax.Array, kept: np.ndarray) -> np.ndarray:
     """These rows of a split array [B, ...], on every process; no device gets them all."""
     rows, values = sharding.own_rows(x)
-    parts = [sharding.from_each(part[kept[rows]]) for part in (rows, values)]
-    rows, values = map(np.concatenate, parts)
+    rows, values = (sharding.from_all(part[kept[rows]]) for part in (rows, values))
     return values[np.argsort(rows)]
 
 
