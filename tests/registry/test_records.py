@@ -55,7 +55,7 @@ def test_every_entry_has_every_fact(kind):
     """No field of a record has a default but those that files of one's own may be older than."""
     assert METHODS[kind]
     given = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    assert given <= {"larger", "pieces", "times", "scored"}
+    assert given <= {"larger", "pieces", "times", "scored", "blocks"}
     with pytest.raises(TypeError):
         kind(name="lacking")
 
