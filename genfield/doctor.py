@@ -77,7 +77,8 @@ def check_devices() -> list[tuple[bool | None, str]]:
     if jax.default_backend() == "gpu":
         stats = devices[0].memory_stats() or {}
         rows.append((True, f"memory: {stats.get('bytes_limit', 0) / 2**30:.1f} GiB a device"))
-    return [*rows, (True, f"compiled programs: {compiled.keep(None) or 'not kept'}")]
+    kept = compiled.keep(None)
+    return [*rows, (True if kept else None, f"compiled programs: {kept or 'not kept'}")]
 
 
 def main() -> int:

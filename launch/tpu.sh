@@ -52,8 +52,15 @@ do_or_show() {
   fi
 }
 
+# Nothing where there is no such resource; UNKNOWN where gcloud cannot tell, as without network.
 state() {
-  "${queue[@]}" describe "$name" "--zone=$zone" '--format=value(state.state)' 2>/dev/null
+  local out
+  if out=$("${queue[@]}" describe "$name" "--zone=$zone" '--format=value(state.state)' 2>&1); then
+    echo "${out##*$'\n'}"
+  elif [[ $out != *NOT_FOUND* ]]; then
+    echo "$out" >&2
+    echo UNKNOWN
+  fi
 }
 
 on_all_hosts() {

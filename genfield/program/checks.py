@@ -1,6 +1,7 @@
 """What can be said of a configuration before anything is built: fields, types, numbers, fit."""
 
 import functools
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -150,12 +151,13 @@ def check_same_run(config: ConfigDict, workdir: Path, methods: Methods | None = 
     path = workdir / "config.json"
     if not path.exists():
         return
-    old, new = (config_io.to_dict(c) for c in (config_io.from_file(path), config))
+    known = methods or package()
+    old, new = (_bound(config_io.to_dict(c), known) for c in (config_io.from_file(path), config))
     found = differences(old, new, missing=None, items=False)
     changed = sorted((name for name, *_ in found), key=lambda name: name.split("."))
     changed = [name for name in changed if name.split(".")[0] not in MAY_CHANGE]
-    moved = {*FILE_PLACES, *file_places(config, methods or package())}
-    moved |= {*_marked("net", (methods or package())[registry.Network], config.net, registry.Free)}
+    moved = {*FILE_PLACES, *file_places(config, known)}
+    moved |= {*_marked("net", known[registry.Network], config.net, registry.Free)}
     changed = [name for name in changed if name not in moved]
     if changed:
         shown = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
@@ -163,6 +165,25 @@ def check_same_run(config: ConfigDict, workdir: Path, methods: Methods | None = 
             f"{workdir} holds a different run: it differs in {shown}. "
             f"Choose another --workdir, or set these fields as {path} has them"
         )
+
+
+METHODS_OF = {  # sections that name a method, and its arguments
+    "net": registry.Network,
+    "data": registry.DataSource,
+    "time": registry.TimeLaw,
+    "loss": registry.Loss,
+    "coupling": registry.Coupling,
+    "rematching": registry.Rematching,
+}
+
+
+def _bound(config: dict, methods: Methods) -> dict:
+    """A config that says what its methods take by default, which it may leave out."""
+    for section, kind in METHODS_OF.items():
+        if entry := methods[kind].get(config[section].get("name")):
+            said = {"name": entry.name} | registry.bound(entry, config[section])
+            config[section] = json.loads(json.dumps(said, default=repr))
+    return config
 
 
 def file_places(config: ConfigDict, methods: Methods) -> Iterator[str]:

@@ -27,7 +27,7 @@ def test_a_part_is_measured_in_its_own_process_and_written(tmp_path):
     assert code == 0 and parts["decoding"]["wrong"] == ""
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
     assert all(row["images/s"] > 0 for row in rows)
-    assert "images/s" in text.splitlines()[-4]
+    assert any(line.startswith("|") and "images/s" in line for line in text.splitlines())
 
 
 @pytest.mark.slow

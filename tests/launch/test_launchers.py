@@ -206,12 +206,22 @@ def test_a_host_starts_again_while_processes_die(codes, last, runs, tmp_path):
 
 
 def test_a_slice_that_is_taken_away_is_asked_for_again(tmp_path):
-    """By a stand-in for gcloud: none, waiting, active, gone in the middle of the run, active."""
-    states = ["", "ACCEPTED", "ACTIVE", "SUSPENDED", "SUSPENDED", "", "ACTIVE"]
+    """By a stand-in for gcloud: none, waiting, active, gone in the middle of the run, active.
+
+    What gcloud cannot tell, as without network, is waited for.
+    """
+    states = ["NOT_FOUND", "offline", "ACCEPTED", "ACTIVE", "SUSPENDED", "SUSPENDED"]
+    states += ["NOT_FOUND", "offline", "ACTIVE"]
     (tmp_path / "states").write_text("\n".join(states) + "\n")
     code = f"""
     case "$4 $*" in
-      describe*) head -n 1 "{tmp_path}/states"; sed -i 1d "{tmp_path}/states" ;;
+      describe*)
+        now=$(head -n 1 "{tmp_path}/states")
+        sed -i 1d "{tmp_path}/states"
+        case "$now" in
+          NOT_FOUND | offline) echo "ERROR: (gcloud) $now: no such thing" >&2; exit 1 ;;
+          *) echo "$now" ;;
+        esac ;;
       ssh*genfield.main*) exit $((2 - $(grep -c genfield.main "{tmp_path}/bin/calls"))) ;;
     esac"""
     stand_in(tmp_path / "bin", "gcloud", code)

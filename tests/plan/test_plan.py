@@ -81,6 +81,7 @@ def test_options_come_with_their_figures_where_it_does_not_fit(tmp_path, capsys,
 def test_what_would_take_less():
     sixteen = chips.parse("v5e:4x4")
     config = config_io.load(f"{LATENTS}:XL/2")
+    config.net.update(dtype="float32", remat="none")
     found = list(suggest.options(config, sixteen, package()))
     cheaper = ["--config.net.dtype=bfloat16", "--config.net.remat=full", "--config.mesh.fsdp=16"]
     assert found[:3] == [(flag,) for flag in cheaper] and found[-1] == tuple(cheaper)
