@@ -58,7 +58,9 @@ def stepping(config) -> Row:
 def latents() -> str:
     import rounds
 
-    return str(rounds.write_latents(WHERE / "latents", 256))
+    folder = rounds.write_latents(WHERE / "latents", 1000)
+    np.save(folder / "labels.npy", np.arange(1000))  # all of them, as the peer has
+    return str(folder)
 
 
 def images() -> str:
@@ -79,7 +81,7 @@ def sit() -> Row:
 
 
 def sit_loop() -> Row:
-    """The training loop: feeding, figures by step, a checkpoint after each piece; not compiling."""
+    """The training loop: feeding, figures by step, a checkpoint; neither compiling nor evaluating."""
     config = equilibrium()
     config.train.update(log_every=10, loggers=(), steps=1, eval_every=0)
     config.checkpoint.every = 10**9
@@ -90,7 +92,8 @@ def sit_loop() -> Row:
     def run(n):
         config.train.steps = running.step + n
         config.checkpoint.every = config.train.steps
-        idle = lambda: running.clock.read().get("compiling", 0.0)
+        spent = lambda part: running.clock.read().get(part, 0.0)
+        idle = lambda: spent("compiling") + spent("evaluation")
         before, begun = idle(), time.perf_counter()
         running.run()
         return time.perf_counter() - begun - (idle() - before)
