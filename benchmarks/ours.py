@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from genfield import couplings, features, sampling  # noqa: E402
-from genfield.machine import compiled, xla  # noqa: E402
+from genfield.machine import allocator, compiled, xla  # noqa: E402
 from genfield.program import config_io, evaluate, experiment, loop  # noqa: E402
 
 FOLDER = tempfile.TemporaryDirectory()
@@ -81,7 +81,7 @@ def sit() -> Row:
 
 
 def sit_loop() -> Row:
-    """The training loop: feeding, figures by step, a checkpoint; neither compiling nor evaluating."""
+    """The training loop: feeding, figures, a checkpoint; neither compiling nor evaluating."""
     config = equilibrium()
     config.train.update(log_every=10, loggers=(), steps=1, eval_every=0)
     config.checkpoint.every = 10**9
@@ -215,5 +215,6 @@ ROWS = {
 
 if __name__ == "__main__":
     xla.apply()
+    allocator.keep(xla.platform())
     compiled.keep(None)
     serve(ROWS[sys.argv[1]])
