@@ -210,6 +210,7 @@ ROWS = {
     "dopri5, per sample": lambda: dopri5(True),
     "greedy": lambda: matching(couplings.greedy, 1000),
     "exact": lambda: matching(couplings.exact_assignment, 2000),
+    "exact, POT's solver": lambda: matching(couplings.exact_assignment, 2000, backend="pot"),
     "inception": inception,
 }
 

@@ -58,7 +58,13 @@ CASES = {
     **case("sample", "SiT-S/2, 250 steps of descent, batch 2", 1),
     **case("dopri5", "Dopri5, 1,024 points, MLP", 10, (), ("dopri5, per sample",)),
     **case("greedy", "1,000 pairs of 3,072: greedy beside SciPy's assignment", 5),
-    **case("exact", "2,000 pairs of 3,072: exact assignment beside POT's", 2),
+    **case(
+        "exact",
+        "2,000 pairs of 3,072: exact assignment beside POT's",
+        2,
+        (),
+        ("exact, POT's solver",),
+    ),
     **case("inception", "Inception-v3 features, 16 images", 2),
 }
 
