@@ -103,21 +103,29 @@ class Side:
         return each | {"peak": max(one["peak"] for one in self.asked)}
 
 
+def there(side: Side) -> bool:
+    """Whether it is; where it is not, a line says how to get it."""
+    if "missing" in side.first:
+        print(f"{side.name} is not there: {side.first['missing']} (--help says how to get it)")
+        side.close()
+    return "missing" not in side.first
+
+
 def sides(one: Case, args) -> list[Side]:
-    """All candidates of a row that are there; of the others a line says how to get them."""
+    """All candidates of a row that are there, a peer first; none without one."""
     python = [args.peer_python, str(HERE / "peers.py")]
     own = [sys.executable, str(HERE / "ours.py")]
     found = [Side(f"peer: {name}", [*python, name, str(args.peers)], {}) for name in one.peers]
+    found = [side for side in found if there(side)]
+    if not found:
+        return []
     for name in one.ours:
         further = name.partition(", ")[2]
         label = f"{OURS}, {further}" if further else OURS
         found.append(Side(label, [*own, name], {}))
         for other, changes in args.also:
             found.append(Side(f"{label}, {other}", [*own, name], changes))
-    for side in found:
-        if "missing" in side.first:
-            print(f"{side.name} is not there: {side.first['missing']} (--help says how to get it)")
-    return [side for side in found if "missing" not in side.first]
+    return [side for side in found if there(side)]
 
 
 def check_same(found: list[Side]) -> None:
@@ -132,7 +140,7 @@ def measure(one: Case, args) -> dict | None:
     """The figures of a row, by candidate; the first is what the others are divided by."""
     found = sides(one, args)
     try:
-        if not found or not found[0].name.startswith("peer"):
+        if not found:
             return None
         check_same(found)
         asked = {side.name: lambda side=side: side.run(one.units) for side in found}
