@@ -74,12 +74,12 @@ def run(name: str, limit: float, shrink: bool, told: Callable[[dict], None]) -> 
 
 def shown(rows: list[dict]) -> str:
     """A table of rows that need not have the same figures."""
-    import side_by_side
+    import rounds
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    show = lambda v: side_by_side.number(v) if isinstance(v, float) else str(v)
+    show = lambda v: rounds.number(v) if isinstance(v, float) else str(v)
     cells = [[show(row[name]) if name in row else "" for name in names] for row in rows]
-    return side_by_side.table(names, cells)
+    return rounds.table(names, cells)
 
 
 def half(number: int, chosen: dict[str, Part], args, report: dict) -> None:

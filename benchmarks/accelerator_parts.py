@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import predicted
-import side_by_side
+import rounds
 import steps
 
 from genfield import couplings
@@ -42,10 +42,10 @@ def _memory() -> float | None:
     return stats["peak_bytes_in_use"] / 2**30 if stats else None
 
 
-def _median(run, rounds: int = ROUNDS) -> float:
+def _median(run, turns: int = ROUNDS) -> float:
     """Seconds of a call, after one that is not counted."""
     run()
-    return float(np.median([side_by_side.timed(lambda: (run(), 1)[1])[0] for _ in range(rounds)]))
+    return float(np.median([rounds.timed(lambda: (run(), 1)[1])[0] for _ in range(turns)]))
 
 
 def _sit(size: str, shrink: bool) -> Iterator[dict]:
@@ -99,7 +99,7 @@ def sampling(shrink: bool) -> Iterator[dict]:
             run(params, 0, np.arange(size))[0].x
         )
         draw()  # compiles
-        seconds, _ = side_by_side.timed(lambda draw=draw: draw() is None or 1)
+        seconds, _ = rounds.timed(lambda draw=draw: draw() is None or 1)
         made = {"guidance": scale, "steps": exp.config.sampler.num_steps, "batch": size}
         yield row | made | {"s": seconds, "samples/s": size / seconds, "GiB": _memory()}
 
@@ -210,10 +210,10 @@ def methods(shrink: bool) -> Iterator[dict]:
         count, batch = (1 if shrink else 5), ready.batch
         ready.run(1)
         timed = lambda one, count=count, batch=batch: (
-            lambda: side_by_side.timed(lambda: one.run(count) or count * batch)
+            lambda: rounds.timed(lambda: one.run(count) or count * batch)
         )
-        rates = side_by_side.interleave({"FM": timed(first), name: timed(ready)}, ROUNDS)
-        over = side_by_side.spread(rates["FM"] / rates[name], side_by_side.ratio)
+        rates = rounds.interleave({"FM": timed(first), name: timed(ready)}, ROUNDS)
+        over = rounds.spread(rates["FM"] / rates[name], rounds.ratio)
         memory = ready.predicted["memory_bytes"]["temporaries"] / 2**30
         yield row | {
             "method": name,

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import side_by_side
+import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    where, shape = side_by_side.machine(), (32, 32, 3)
-    print(side_by_side.describe(where) + "\n", flush=True)
+    where, shape = rounds.machine(), (32, 32, 3)
+    print(rounds.describe(where) + "\n", flush=True)
     field, key = make_field(shape), jax.random.key(0)
     x = make_starts(args.samples, shape, args.num_steps)
     plain = sampling.gradient_descent(STEP_SIZE)
@@ -79,19 +79,15 @@ def main() -> None:
     np.testing.assert_allclose(join("refilled", "x"), join("masked", "x"), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(join("refilled", "nfe"), join("masked", "nfe"))
     saved = 1 - join("masked", "nfe").mean() / args.num_steps
-    count = lambda run: lambda: side_by_side.timed(lambda: run() and args.samples)
-    rates = side_by_side.interleave({n: count(run) for n, run in runs.items()}, args.rounds)
+    count = lambda run: lambda: rounds.timed(lambda: run() and args.samples)
+    rates = rounds.interleave({n: count(run) for n, run in runs.items()}, args.rounds)
     rows, shares = [], {}
     for name, values in rates.items():
         share = 1 - rates["all steps"] / values  # of the time
         shares[name] = float(np.median(share))
-        ratio = (
-            side_by_side.spread(share / saved, side_by_side.ratio) if name != "all steps" else "-"
-        )
-        rows.append([name, side_by_side.spread(values), f"{shares[name]:.3f}", ratio])
-    print(
-        side_by_side.table(["execution", "samples/s", "time saved", "of evaluations saved"], rows)
-    )
+        ratio = rounds.spread(share / saved, rounds.ratio) if name != "all steps" else "-"
+        rows.append([name, rounds.spread(values), f"{shares[name]:.3f}", ratio])
+    print(rounds.table(["execution", "samples/s", "time saved", "of evaluations saved"], rows))
     print(f"evaluations saved: {saved:.3f}")
     if args.json:
         content = {"machine": where, "evaluations_saved": float(saved), "time_saved": shares}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import side_by_side
+import rounds
 from jax.sharding import SingleDeviceSharding
 
 from genfield.features import autoencoder_kl
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--topology", help="compile for this TPU, as v5e:2x2")
     parser.add_argument("--json", type=Path, default=Path("autoencoder.json"))
     args = parser.parse_args()
-    where, params, place = side_by_side.machine(), None, None
+    where, params, place = rounds.machine(), None, None
     if args.topology:
         from jax.experimental import topologies
 
@@ -91,7 +91,7 @@ def main() -> None:
     elif not args.memory:
         dtype = autoencoder_kl.DTYPES[args.dtype]
         params = jax.tree.map(lambda a: jnp.asarray(a, dtype), autoencoder_kl.random(CONFIG, 0))
-    print(side_by_side.describe(where), flush=True)
+    print(rounds.describe(where), flush=True)
     rows = measure(args, place, params)
     shown = [tuple(rows[0])] + [
         tuple(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) for row in rows

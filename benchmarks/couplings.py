@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import side_by_side
+import rounds
 from scipy.optimize import linear_sum_assignment
 
 from genfield import couplings, data
@@ -47,20 +47,20 @@ def candidates(x0, x1, hungarian: bool) -> dict:
     cost = jax.block_until_ready(distances(x1, x0))
     host = np.asarray(cost)
     ready = lambda run, *args: (
-        lambda: side_by_side.timed(lambda: (jax.block_until_ready(run(*args)), len(x1))[1])
+        lambda: rounds.timed(lambda: (jax.block_until_ready(run(*args)), len(x1))[1])
     )
     counts, taken = jnp.ones(len(x1), bool), jnp.zeros(len(x1), bool)
-    turns, rounds = jax.jit(GREEDY._take_turns), jax.jit(GREEDY._take_rounds)
+    in_turns, in_rounds = jax.jit(GREEDY._take_turns), jax.jit(GREEDY._take_rounds)
     whole = {m: jax.jit(functools.partial(couplings.greedy, method=m)) for m in METHODS}
     out = {
         "distances": ready(distances, x1, x0),
-        "turns, beyond the distances": ready(turns, cost, taken, counts),
-        "rounds, beyond the distances": ready(rounds, cost, taken, counts),
+        "turns, beyond the distances": ready(in_turns, cost, taken, counts),
+        "rounds, beyond the distances": ready(in_rounds, cost, taken, counts),
         **{f"greedy, {m}, in all": ready(run, x0, x1) for m, run in whole.items()},
     }
     if hungarian:
         solve = lambda: (linear_sum_assignment(host), len(x1))[1]
-        out["Hungarian, beyond the distances"] = lambda: side_by_side.timed(solve)
+        out["Hungarian, beyond the distances"] = lambda: rounds.timed(solve)
     for name in out:  # compile
         if "Hungarian" not in name:
             out[name]()
@@ -70,18 +70,18 @@ def candidates(x0, x1, hungarian: bool) -> dict:
 METHODS = ("sequential", "parallel")
 
 
-def compare(n: int, path, cache, rounds: int, hungarian: bool) -> dict:
+def compare(n: int, path, cache, count: int, hungarian: bool) -> dict:
     """Seconds of each candidate at one size, medians over rounds, and ratios within a round."""
     x0 = jax.random.normal(jax.random.key(0), (n, 3072))
     x1 = jnp.asarray(samples(path, cache, n))
-    found = side_by_side.interleave(candidates(x0, x1, hungarian), rounds)
+    found = rounds.interleave(candidates(x0, x1, hungarian), count)
     seconds = {name: n / rates for name, rates in found.items()}
-    report = {"seconds": {name: side_by_side.summary(s) for name, s in seconds.items()}}
+    report = {"seconds": {name: rounds.summary(s) for name, s in seconds.items()}}
     if hungarian:
         base = seconds["Hungarian, beyond the distances"]
         ways = [name for name in seconds if name.startswith(("turns", "rounds"))]
         report["times faster than the Hungarian"] = {
-            name: side_by_side.summary(base / seconds[name]) for name in ways
+            name: rounds.summary(base / seconds[name]) for name in ways
         }
     return report
 
@@ -94,7 +94,7 @@ def share_of_training(net: str, match_size: int, batch_size: int, steps: int) ->
     config.evaluate.metrics, config.checkpoint.best_metric = ("heldout_loss",), "loss"
     with tempfile.TemporaryDirectory() as folder:
         config.data.path = str(
-            side_by_side.write_images(Path(folder) / "images.npz", max(match_size, batch_size))
+            rounds.write_images(Path(folder) / "images.npz", max(match_size, batch_size))
         )
         exp = experiment.prepare(config, Path(folder) / "run")
         match = match_sets.make_matcher(exp)
@@ -102,9 +102,7 @@ def share_of_training(net: str, match_size: int, batch_size: int, steps: int) ->
         source = match_sets._source(exp, 0)
         parts = [next(source) for _ in range(size)]
         jax.block_until_ready(match(np.int32(0), parts))
-        matched, _ = side_by_side.timed(
-            lambda: (jax.block_until_ready(match(np.int32(0), parts)), 0)[1]
-        )
+        matched, _ = rounds.timed(lambda: (jax.block_until_ready(match(np.int32(0), parts)), 0)[1])
         step, state = experiment.jit_train_step(exp), exp.init()
         set_of = match(np.int32(0), parts)
 
@@ -116,7 +114,7 @@ def share_of_training(net: str, match_size: int, batch_size: int, steps: int) ->
             jax.block_until_ready((state, metrics))
 
         train(2)
-        trained, _ = side_by_side.timed(lambda: (train(steps), 0)[1])
+        trained, _ = rounds.timed(lambda: (train(steps), 0)[1])
     a_set = trained / steps * size
     return dict(
         net=net,
@@ -141,21 +139,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("couplings.json"))
     args = parser.parse_args()
-    report = {"machine": side_by_side.machine(), "data": args.data or "uniform images"}
-    print(side_by_side.describe(report["machine"]), flush=True)
+    report = {"machine": rounds.machine(), "data": args.data or "uniform images"}
+    print(rounds.describe(report["machine"]), flush=True)
     for n in map(int, args.sizes.split(",")):
-        rounds = args.rounds if n < 10_000 else 1
-        report[str(n)] = compare(n, args.data, args.cache, rounds, n <= args.hungarian_up_to)
+        count = args.rounds if n < 10_000 else 1
+        report[str(n)] = compare(n, args.data, args.cache, count, n <= args.hungarian_up_to)
         rows = [[name, f"{s['median']:.4g}"] for name, s in report[str(n)]["seconds"].items()]
         for name, s in report[str(n)].get("times faster than the Hungarian", {}).items():
-            rows.append([f"Hungarian / {name}", side_by_side.spread(s["rounds"])])
-        print(side_by_side.table([f"n = {n:,}", "seconds"], rows), flush=True)
+            rows.append([f"Hungarian / {name}", rounds.spread(s["rounds"])])
+        print(rounds.table([f"n = {n:,}", "seconds"], rows), flush=True)
         args.out.write_text(json.dumps(report, indent=2))
     share = share_of_training(args.net, args.match_size, args.batch_size, args.steps)
     report["share of training"] = share
     args.out.write_text(json.dumps(report, indent=2))
     print(
-        side_by_side.table(
+        rounds.table(
             list(share), [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in share.values()]]
         )
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import side_by_side
+import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -97,14 +97,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images a device takes at once")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    where = side_by_side.machine()
-    print(side_by_side.describe(where) + "\n", flush=True)
+    where = rounds.machine()
+    print(rounds.describe(where) + "\n", flush=True)
     parts = measure(args)
     total = sum(parts.values())
     rows = [[k, f"{v:.1f}", f"{100 * v / total:.1f}%"] for k, v in parts.items()]
     outside = 1 - parts["network"] / total
     rows.append(["all", f"{total:.1f}", ""])
-    print(side_by_side.table(["part", "seconds", "share"], rows))
+    print(rounds.table(["part", "seconds", "share"], rows))
     print(f"\noutside the network: {100 * outside:.1f}% of {args.num:,} images "
           f"({args.num / parts['network']:.1f} features/s)")  # fmt: skip
     if args.json:

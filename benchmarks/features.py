@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import side_by_side
+import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -82,7 +82,7 @@ def theirs(name: str, images: np.ndarray) -> dict[str, Features]:
     return candidates
 
 
-def measure(name: str, batch: int, rounds: int) -> dict:
+def measure(name: str, batch: int, turns: int) -> dict:
     """Rates by candidate, after a first run of each whose features must agree."""
     size = NETWORKS[name].SIZE
     images = np.random.default_rng(0).uniform(0, 255, (batch, size, size, 3)).astype(np.float32)
@@ -91,10 +91,8 @@ def measure(name: str, batch: int, rounds: int) -> dict:
     for candidate, run in candidates.items():
         difference = np.abs(run() - expected).max() / np.abs(expected).max()
         assert difference < TOLERANCE, f"{candidate}'s features differ by {difference:.1e}"
-    timed = {
-        c: lambda run=run: side_by_side.timed(lambda: len(run())) for c, run in candidates.items()
-    }
-    return side_by_side.interleave(timed, rounds)
+    timed = {c: lambda run=run: rounds.timed(lambda: len(run())) for c, run in candidates.items()}
+    return rounds.interleave(timed, turns)
 
 
 def main() -> None:
@@ -106,8 +104,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 1 or args.batch < 1:
         parser.error("--rounds and --batch must be at least 1")
-    where = side_by_side.machine()
-    print(side_by_side.describe(where) + "\n", flush=True)
+    where = rounds.machine()
+    print(rounds.describe(where) + "\n", flush=True)
     rows, results = [], {}
     for name in args.networks:
         rates = measure(name, args.batch, args.rounds)
@@ -118,16 +116,16 @@ def main() -> None:
                 [
                     name,
                     candidate,
-                    side_by_side.spread(values),
-                    side_by_side.spread(over, side_by_side.ratio),
+                    rounds.spread(values),
+                    rounds.spread(over, rounds.ratio),
                 ]
             )
             results[name][candidate] = {
-                "rates": side_by_side.summary(values),
-                "genfield_over": side_by_side.summary(over),
+                "rates": rounds.summary(values),
+                "genfield_over": rounds.summary(over),
             }
     header = ["network", "by", "features/s", "genfield / it"]
-    print(side_by_side.table(header, rows))
+    print(rounds.table(header, rows))
     if args.json:
         content = {"machine": where, "batch": args.batch, "networks": results}
         args.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import side_by_side
+import rounds
 import steps
 from steps import ROOT
 
@@ -94,9 +94,9 @@ def main() -> None:
         parser.error(f"unknown variant {unknown[0]!r}; known: {'; '.join(known)}")
     if args.batch % 8:
         parser.error("--batch must be a multiple of 8")
-    print(side_by_side.describe(side_by_side.machine()), flush=True)
+    print(rounds.describe(rounds.machine()), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        data = side_by_side.write_images(Path(folder) / "images.npz", 2 * args.batch)
+        data = rounds.write_images(Path(folder) / "images.npz", 2 * args.batch)
         make = {
             name: functools.partial(start, known[name], args, data, Path(folder) / "run")
             for name in names

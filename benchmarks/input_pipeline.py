@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import side_by_side
+import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -83,15 +83,15 @@ def main() -> None:
         parser.error("--rounds and --batch must be at least 1, --seconds positive")
     if args.images < args.batch or args.jpegs * 0.9 < args.batch:
         parser.error("--images and 0.9 x --jpegs must be at least --batch")
-    where = side_by_side.machine()
-    print(side_by_side.describe(where) + "\n", flush=True)
+    where = rounds.machine()
+    print(rounds.describe(where) + "\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         folder, size = Path(folder), args.batch
-        arrays = side_by_side.write_images(folder / "images.npz", args.images)
+        arrays = rounds.write_images(folder / "images.npz", args.images)
         sources = {f"in memory, {args.images:,} of 32x32": (arrays, {})}
         for side in (32, 256):
             name = f"JPEG on demand, {side}x{side}" + (" to 32x32" if side != 32 else "")
-            jpegs = side_by_side.write_jpegs(folder / str(side), args.jpegs, side)
+            jpegs = rounds.write_jpegs(folder / str(side), args.jpegs, side)
             sources[name] = (jpegs, {"in_memory": False, "size": 32})
         if args.path:
             sources[args.path.name] = (args.path, {"size": args.size} if args.size else {})
@@ -99,19 +99,18 @@ def main() -> None:
         train = make_trainer(arrays, folder, size)
         candidates = {name: lambda b=b: pull(b, args.seconds) for name, b in feeds.items()}
         candidates[CONSUMER] = lambda: train(args.seconds)
-        rates = side_by_side.interleave(candidates, args.rounds)
+        rates = rounds.interleave(candidates, args.rounds)
         for batches in feeds.values():
             batches.close()
     ratios = {name: rate / rates[CONSUMER] for name, rate in rates.items()}
     rows = [
-        [name, side_by_side.spread(rate), side_by_side.spread(ratios[name])]
-        for name, rate in rates.items()
+        [name, rounds.spread(rate), rounds.spread(ratios[name])] for name, rate in rates.items()
     ]
     rows[-1][-1] = "1"
     print(f"batch {size}\n")
-    print(side_by_side.table(["source", "images/s", "over what the train step takes"], rows))
+    print(rounds.table(["source", "images/s", "over what the train step takes"], rows))
     if args.json:
-        summary = side_by_side.summary
+        summary = rounds.summary
         cases = {
             name: dict(images_per_second=summary(rates[name]), ratio=summary(ratios[name]))
             for name in rates

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import side_by_side
+import rounds
 import steps
 from steps import ROOT
 
@@ -83,7 +83,7 @@ def pair_throughput(args, folder: Path) -> dict[str, float]:
     params = {"field": params}
     draw = lambda: jax.block_until_ready(run(params, 0, np.arange(args.batch)))
     out, _ = draw()
-    seconds = [side_by_side.timed(lambda: draw() and args.batch)[0] for _ in range(args.rounds)]
+    seconds = [rounds.timed(lambda: draw() and args.batch)[0] for _ in range(args.rounds)]
     return {"pairs_per_second": args.batch / float(np.median(seconds)), "nfe": int(out.nfe[0])}
 
 
@@ -97,11 +97,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of the first in a round, about")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    print(side_by_side.describe(side_by_side.machine()), flush=True)
+    print(rounds.describe(rounds.machine()), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         side = 16 if args.size == "small" else 32
-        side_by_side.write_images(folder / "images.npz", 2 * args.batch, side)
+        rounds.write_images(folder / "images.npz", 2 * args.batch, side)
         write_pairs(folder / "pairs", 2 * args.batch, side)
         make = {
             variant: functools.partial(start, loss, args, folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import predicted
-import side_by_side
+import rounds
 
 CASES = {  # config, overrides, shape of an example where the config has none
     "sit_s2": (
@@ -29,12 +29,12 @@ CASES = {  # config, overrides, shape of an example where the config has none
 }
 
 
-def measure(name: str, on, rounds: int) -> dict:
+def measure(name: str, on, turns: int) -> dict:
     """Predicted and measured seconds of a train step, and the roofline's parts."""
     file, overrides, shape = CASES[name]
     ready = predicted.train_step(predicted.prepare(file, overrides, on, shape), on)
     ready.run(2)
-    seconds = [side_by_side.timed(lambda: ready.run(1) or 1)[0] for _ in range(rounds)]
+    seconds = [rounds.timed(lambda: ready.run(1) or 1)[0] for _ in range(turns)]
     found = ready.predicted
     return found["seconds"] | {"measured": float(np.median(seconds)), "flops": found["flops"]}
 

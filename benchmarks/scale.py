@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import side_by_side
+import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -84,16 +84,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    where = side_by_side.machine()
-    print(side_by_side.describe(where) + "\n", flush=True)
+    where = rounds.machine()
+    print(rounds.describe(where) + "\n", flush=True)
     measured, rows = {}, []
     for name in args.networks:
         measured[name] = measure(name, args.batch, args.rounds)
         jax.clear_caches()
         rate, size = measured[name]["rates"], measured[name]["bytes"]
-        rows.append([name, side_by_side.spread(rate), f"{size / 2**30:.2f} GiB"])
+        rows.append([name, rounds.spread(rate), f"{size / 2**30:.2f} GiB"])
         print(name, rows[-1][1:], flush=True)
-    print("\n" + side_by_side.table(["network", "evaluations/s", "memory"], rows))
+    print("\n" + rounds.table(["network", "evaluations/s", "memory"], rows))
     rows = []
     for name in SAMPLERS:
         for judge in FEATURES:
@@ -102,7 +102,7 @@ def main() -> None:
                        (hours(measured, name, judge, n) for n in DEVICES)]  # fmt: skip
                 rows.append([name, judge, *row])
     header = ["sampler", "features", *(f"{n} device{'s' * (n > 1)}" for n in DEVICES)]
-    print(side_by_side.table(header, rows))
+    print(rounds.table(header, rows))
     print("hours of sampling + hours of features, 50,000 samples")
     if args.json:
         content = {"machine": where, "batch": args.batch, "networks": measured}

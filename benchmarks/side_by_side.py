@@ -1,129 +1,208 @@
-"""What the benchmarks share: interleaved rounds, ratios within a round, generated data, tables."""
+"""genfield beside its peers' own PyTorch code on a CPU: time over theirs, row by row.
 
+    python benchmarks/side_by_side.py --peer-python=…/bin/python --peers=FOLDER [--rows sit unet]
+
+The peers run in a Python of their own, which may have what genfield's may not:
+
+    python -m venv peers && peers/bin/pip install torch torchvision timm torchdiffeq tqdm \\
+        flow_matching pytorch-fid POT scipy
+
+FOLDER has the repositories that no package index has, as EqM, edm, flow_matching and torchebm:
+
+    git clone https://github.com/raywang4/EqM              https://github.com/NVlabs/edm
+              https://github.com/facebookresearch/flow_matching
+              https://github.com/soran-ghaderi/torchebm
+
+Each side of a row is a process that keeps its network; both are asked in turns, every second round
+in the opposite order, so that a load harms both alike. Beside the times stand each side's page
+faults, seconds of the processor and largest memory. --with=NAME:VARIABLE=VALUE measures genfield
+once more with another environment.
+"""
+
+import argparse
+import json
 import os
-import platform
+import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from PIL import Image
+import rounds
 
-CLASSES = 10
-
-
-def interleave(
-    candidates: dict[str, Callable[[], tuple[float, int]]], rounds: int
-) -> dict[str, np.ndarray]:
-    """Runs all candidates in each round; every second round in the opposite order.
-
-    So a load that grows or fades over a round favours each candidate as often as it harms it.
-
-    Args:
-      candidates: by name; each returns the seconds it measured and the examples it worked off.
-    Returns:
-      By name, the examples/s of each round.
-    """
-    rates = {name: [] for name in candidates}
-    for r in range(rounds):
-        for name in list(candidates)[:: 1 if r % 2 == 0 else -1]:
-            seconds, examples = candidates[name]()
-            rates[name].append(examples / seconds)
-    return {name: np.array(values) for name, values in rates.items()}
+HERE = Path(__file__).resolve().parent
+OURS = "genfield"
 
 
-def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """The seconds that some work takes, and what it returns."""
-    begun = time.perf_counter()
-    examples = work()
-    return time.perf_counter() - begun, examples
+class Case(NamedTuple):
+    """A row: what it is, units of work in a round, and the names of what it compares."""
+
+    title: str
+    units: int
+    peers: tuple[str, ...]
+    ours: tuple[str, ...]
 
 
-def number(value: float) -> str:
-    """Four digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+def case(name: str, title: str, units: int, peers=(), ours=()) -> dict[str, Case]:
+    """By its name; peers and ours: further candidates of the row."""
+    return {name: Case(title, units, (name, *peers), (name, *ours))}
 
 
-def ratio(value: float) -> str:
-    """A number near one."""
-    return f"{value:.3f}"
+CASES = {
+    **case("sit", "SiT-S/2, EqM step, batch 8", 2, ("sit, torch.compile",)),
+    **case("sit_loop", "the same, whole loop: feed, figures, a checkpoint", 12),
+    **case("ddpmpp", "EDM's DDPM++, 64 channels, step, batch 4", 3),
+    **case("unet", "flow_matching's U-Net, 64 channels, step, batch 8", 2),
+    **case("flux", "Flux step, U-Net of 32 channels, batch 16", 2),
+    **case("mlp", "points, MLP 3x64, EqM step, batch 256", 2000, ("mlp, TorchEBM's trainer",)),
+    **case("sample", "SiT-S/2, 250 steps of descent, batch 2", 1),
+    **case("dopri5", "Dopri5, 1,024 points, MLP", 10, (), ("dopri5, per sample",)),
+    **case("greedy", "1,000 pairs of 3,072: greedy beside SciPy's assignment", 5),
+    **case(
+        "exact",
+        "2,000 pairs of 3,072: exact assignment beside POT's",
+        2,
+        (),
+        ("exact, POT's solver",),
+    ),
+    **case("inception", "Inception-v3 features, 16 images", 2),
+}
 
 
-def spread(values, show: Callable[[float], str] = number) -> str:
-    """The median, with the smallest and the largest value in parentheses."""
-    return f"{show(np.median(values))} ({show(np.min(values))} to {show(np.max(values))})"
+class Side:
+    """One candidate of a row, in its process."""
+
+    def __init__(self, name: str, command: list[str], changes: dict[str, str]):
+        pipe = subprocess.PIPE
+        environment = os.environ | changes
+        self.name = name
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment
+        )
+        self.asked: list[dict] = []
+        self.first = self._answer()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"missing": f"{self.name} ended, see above"}
+
+    def run(self, units: int) -> tuple[float, int]:
+        """Seconds that so many units take, and their number."""
+        print(units, file=self.process.stdin, flush=True)
+        self.asked.append(self._answer())
+        return self.asked[-1]["seconds"], units
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def used(self, units: int) -> dict:
+        """Medians of a unit's faults and processor seconds; the largest memory, MiB."""
+        median = lambda name: float(np.median([one[name] for one in self.asked]))
+        each = {name: median(name) / units for name in ("faults", "cpu", "system")}
+        return each | {"peak": max(one["peak"] for one in self.asked)}
 
 
-def summary(values) -> dict:
-    """Median, extremes and all values, for a JSON file."""
-    values = [float(v) for v in values]
-    return dict(median=float(np.median(values)), min=min(values), max=max(values), rounds=values)
+def there(side: Side) -> bool:
+    """Whether it is; where it is not, a line says how to get it."""
+    if "missing" in side.first:
+        print(f"{side.name} is not there: {side.first['missing']} (--help says how to get it)")
+        side.close()
+    return "missing" not in side.first
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def sides(one: Case, args) -> list[Side]:
+    """All candidates of a row that are there, a peer first; none without one."""
+    python = [args.peer_python, str(HERE / "peers.py")]
+    own = [sys.executable, str(HERE / "ours.py")]
+    found = [Side(f"peer: {name}", [*python, name, str(args.peers)], {}) for name in one.peers]
+    found = [side for side in found if there(side)]
+    if not found:
+        return []
+    for name in one.ours:
+        further = name.partition(", ")[2]
+        label = f"{OURS}, {further}" if further else OURS
+        found.append(Side(label, [*own, name], {}))
+        for other, changes in args.also:
+            found.append(Side(f"{label}, {other}", [*own, name], changes))
+    return [side for side in found if there(side)]
 
 
-def machine() -> dict:
-    """Where the figures come from; `load`: busy processes, averaged over the last minute."""
-    device = jax.devices()[0]
-    return dict(
-        device=f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        processor=_processor(),
-        load=round(os.getloadavg()[0], 2),
-        jax=jax.__version__,
-        python=platform.python_version(),
-    )
+def check_same(found: list[Side]) -> None:
+    """Both sides have the same network and find the same, or the row compares nothing."""
+    for name, tolerance in (("parameters", 0.005), ("value", 1e-3)):
+        values = [side.first[name] for side in found if side.first[name]]
+        if values and max(values) > (1 + tolerance) * min(values):
+            raise SystemExit(f"the sides differ in {name}: {[(s.name, s.first) for s in found]}")
 
 
-def _processor() -> str:
+def measure(one: Case, args) -> dict | None:
+    """The figures of a row, by candidate; the first is what the others are divided by."""
+    found = sides(one, args)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        if not found:
+            return None
+        check_same(found)
+        asked = {side.name: lambda side=side: side.run(one.units) for side in found}
+        rates = rounds.interleave(asked, args.rounds)
+    finally:
+        for side in found:
+            side.close()
+    peer = rates[found[0].name]
+    return {
+        side.name: {
+            "seconds": rounds.summary(1 / rates[side.name]),
+            "over": rounds.summary(peer / rates[side.name]),
+            **side.used(one.units),
+        }
+        for side in found
+    }
 
 
-def describe(where: dict) -> str:
-    """One line of `machine()`, with a warning where other programs seem to share it."""
-    line = ", ".join(f"{name} {value}" for name, value in where.items())
-    busy = "\nThe machine was busy in the last minute: trust the ratios, not the times."
-    return line + (busy if where["load"] > 0.5 else "")
+def show(title: str, result: dict) -> str:
+    """A row's table."""
+    header = ["by", "seconds", "time / peer's", "page faults", "CPU s", "of it kernel", "peak MiB"]
+    lines = [
+        [
+            name,
+            rounds.spread(one["seconds"]["rounds"]),
+            rounds.spread(one["over"]["rounds"], rounds.ratio),
+            *(rounds.number(one[key]) for key in ("faults", "cpu", "system", "peak")),
+        ]
+        for name, one in result.items()
+    ]
+    return f"### {title}\n\n{rounds.table(header, lines)}"
 
 
-def write_images(path: Path, count: int, side: int = 32) -> Path:
-    """An .npz of uniform uint8 images: `train_images`, and a few `test_images`."""
-    rng = np.random.default_rng(0)
-    draw = lambda n: rng.integers(0, 256, (n, side, side, 3), np.uint8)
-    np.savez(path, train_images=draw(count), test_images=draw(max(1, count // 10)))
-    return path
+def variant(text: str) -> tuple[str, dict[str, str]]:
+    """NAME:VARIABLE=VALUE,VARIABLE=VALUE; values may have colons and =."""
+    name, _, changes = text.partition(":")
+    return name, dict(change.split("=", 1) for change in changes.split(","))
 
 
-def write_jpegs(folder: Path, count: int, side: int) -> Path:
-    """A folder `train/<class>/<number>.jpg` of smooth images, about as large as photographs are."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
-        fine = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.int16)
-        noisy = np.clip(fine + rng.integers(-8, 9, fine.shape), 0, 255).astype(np.uint8)
-        target = folder / "train" / str(i % CLASSES) / f"{i}.jpg"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noisy).save(target, quality=90)
-    return folder
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--peer-python", default=sys.executable, help="with the peers' packages")
+    parser.add_argument("--peers", type=Path, default=Path("peers"), help="their repositories")
+    parser.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5, help="of all candidates in turn")
+    parser.add_argument("--with", dest="also", type=variant, action="append", default=[])
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    content = {"rows": {}}
+    for name in args.rows:
+        content["machine"] = rounds.machine()
+        print(rounds.describe(content["machine"]), flush=True)
+        result = measure(CASES[name], args)
+        if result:
+            content["rows"][name] = result | {"load": content["machine"]["load"]}
+            print(show(CASES[name].title, result), flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_latents(folder: Path, count: int) -> Path:
-    """A folder with normal latents.npy [count, 32, 32, 4], float16, and labels.npy."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The source multiplies by 0.18215; these come out with unit variance.
-    values = rng.standard_normal((count, 32, 32, 4), np.float32) / 0.18215
-    np.save(folder / "latents.npy", values.astype(np.float16))
-    np.save(folder / "labels.npy", rng.integers(0, 1000, count))
-    return folder
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import side_by_side
+import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -46,7 +46,7 @@ def prepare(config, workdir: Path) -> Step:
     return Step(run, memory, time.perf_counter() - begun)
 
 
-def compare(make: dict[str, Callable[[], Step]], batch: int, rounds: int, seconds: float) -> dict:
+def compare(make: dict[str, Callable[[], Step]], batch: int, turns: int, seconds: float) -> dict:
     """Times all in interleaved rounds; by name, ratios to the first and absolute figures."""
     ready = {}
     for name, prepared in make.items():
@@ -57,15 +57,15 @@ def compare(make: dict[str, Callable[[], Step]], batch: int, rounds: int, second
     steps = max(1, round(seconds / ready[first].seconds))
 
     def timed(run):
-        return lambda: side_by_side.timed(lambda: run(steps) or steps * batch)
+        return lambda: rounds.timed(lambda: run(steps) or steps * batch)
 
-    rates = side_by_side.interleave({name: timed(s.run) for name, s in ready.items()}, rounds)
+    rates = rounds.interleave({name: timed(s.run) for name, s in ready.items()}, turns)
     return {
         name: {
-            "time_over": side_by_side.summary(rates[first] / rates[name]),
+            "time_over": rounds.summary(rates[first] / rates[name]),
             "memory_over": step.memory / ready[first].memory,
             "memory": step.memory,
-            "examples_per_second": side_by_side.summary(rates[name]),
+            "examples_per_second": rounds.summary(rates[name]),
         }
         for name, step in ready.items()
     }
@@ -78,23 +78,23 @@ def table(result: dict, passes: dict | None = None) -> str:
     rows = [
         [
             name,
-            side_by_side.spread(r["time_over"]["rounds"], side_by_side.ratio),
-            side_by_side.ratio(r["memory_over"]),
+            rounds.spread(r["time_over"]["rounds"], rounds.ratio),
+            rounds.ratio(r["memory_over"]),
             f"{r['memory'] / 2**20:,.0f}",
-            side_by_side.number(r["examples_per_second"]["median"]),
+            rounds.number(r["examples_per_second"]["median"]),
         ]
         for name, r in result.items()
     ]
     if passes:
         head.insert(1, "passes")
         for row in rows:
-            row.insert(1, side_by_side.ratio(passes[row[0]] / passes[first]))
-    return side_by_side.table(head, rows)
+            row.insert(1, rounds.ratio(passes[row[0]] / passes[first]))
+    return rounds.table(head, rows)
 
 
 def write(path: Path | None, args, result: dict) -> None:
     """The figures with the machine and the settings, where a path is given."""
     if path:
         settings = {k: str(v) for k, v in vars(args).items()}
-        content = {"machine": side_by_side.machine(), "settings": settings, "variants": result}
+        content = {"machine": rounds.machine(), "settings": settings, "variants": result}
         path.write_text(json.dumps(content, indent=2) + "\n")

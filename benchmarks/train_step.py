@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import side_by_side
+import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -141,7 +141,7 @@ def steps_a_round(method: Method, seconds: float) -> int:
     steps, spent = 1, 0.0
     while spent < seconds / 4 and steps < 2**16:
         steps *= 2
-        spent, _ = side_by_side.timed(lambda: method.run(steps))  # noqa: B023
+        spent, _ = rounds.timed(lambda: method.run(steps))  # noqa: B023
     return max(1, round(steps * seconds / spent))
 
 
@@ -150,9 +150,9 @@ def measure(case: Case, args, workdir: Path) -> dict:
     batch = args.batch or case.batch
     path = None
     if case.data == "images":
-        path = side_by_side.write_images(workdir / f"{case.net}.npz", 2 * batch)
+        path = rounds.write_images(workdir / f"{case.net}.npz", 2 * batch)
     elif case.data == "latents":
-        path = side_by_side.write_latents(workdir / case.net, 2 * batch)
+        path = rounds.write_latents(workdir / case.net, 2 * batch)
     configs = {m: make_config(case, m, batch, path, args.flags) for m in case.methods}
     reference = case.methods[0]
     out = {"title": case.title, "batch": batch, "reference": reference, "methods": {}}
@@ -172,8 +172,8 @@ def measure(case: Case, args, workdir: Path) -> dict:
         method.run(steps)
         return steps * batch
 
-    rates = side_by_side.interleave(
-        {m: lambda x=x: side_by_side.timed(lambda: work(x)) for m, x in methods.items()},
+    rates = rounds.interleave(
+        {m: lambda x=x: rounds.timed(lambda: work(x)) for m, x in methods.items()},
         args.rounds,
     )
     out["steps_a_round"] = steps
@@ -181,8 +181,8 @@ def measure(case: Case, args, workdir: Path) -> dict:
         out["methods"][m] = dict(
             first_step=sum(method.first.values()),
             first_step_parts=method.first,
-            examples_per_second=side_by_side.summary(rates[m]),
-            time_over=side_by_side.summary(rates[reference] / rates[m]),
+            examples_per_second=rounds.summary(rates[m]),
+            time_over=rounds.summary(rates[reference] / rates[m]),
             flops=method.flops,
             flops_over=method.flops / methods[reference].flops,
         )
@@ -193,20 +193,20 @@ def show(result: dict) -> str:
     """One table, in markdown."""
     reference, rows = result["reference"], []
     for name, m in result["methods"].items():
-        flops = [side_by_side.number(m["flops"] / result["batch"] / 1e6)]
-        flops += [side_by_side.ratio(m["flops_over"])]
+        flops = [rounds.number(m["flops"] / result["batch"] / 1e6)]
+        flops += [rounds.ratio(m["flops_over"])]
         times = ["-"] * 3
         if "first_step" in m:
             speed, over = (m[k]["rounds"] for k in ("examples_per_second", "time_over"))
-            times = [f"{m['first_step']:.1f} s", side_by_side.spread(speed)]
-            times += ["1" if name == reference else side_by_side.spread(over, side_by_side.ratio)]
+            times = [f"{m['first_step']:.1f} s", rounds.spread(speed)]
+            times += ["1" if name == reference else rounds.spread(over, rounds.ratio)]
         rows.append([name, *times, *flops])
     header = ["method", "time to first step", "examples/s", f"time / {reference}'s"]
     header += ["MFLOP an example", f"FLOP / {reference}'s"]
     note = f"batch {result['batch']}"
     if "steps_a_round" in result:
         note += f", {result['steps_a_round']} steps a round"
-    return f"### {result['title']}\n\n{note}\n\n{side_by_side.table(header, rows)}"
+    return f"### {result['title']}\n\n{note}\n\n{rounds.table(header, rows)}"
 
 
 def main() -> None:
@@ -224,8 +224,8 @@ def main() -> None:
         parser.error("--rounds and --batch must be at least 1, --seconds positive")
     jax.config.update("jax_enable_compilation_cache", False)
     jax.block_until_ready(jax.jit(lambda x: x + 1)(np.float32(0)))  # the backend starts here
-    where = side_by_side.machine()
-    print(side_by_side.describe(where) + "\n", flush=True)
+    where = rounds.machine()
+    print(rounds.describe(where) + "\n", flush=True)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
@@ -233,7 +233,7 @@ def main() -> None:
                 results.append(measure(case, args, Path(folder)))
                 print(show(results[-1]), flush=True)
     if args.json:
-        after = side_by_side.machine()["load"]
+        after = rounds.machine()["load"]
         content = {"machine": where, "load_after": after, "flags": args.flags, "cases": results}
         args.json.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -1,5 +1,6 @@
 """Squared distances between sets of points, and exact nearest neighbours, in float32."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from jax import Array
 # Squared distances below this share of |a|² + |b|² are float32's rounding: where they count as
 # zero, copies of a point lie at distance 0.
 ROUNDING = 4e-6
+# Rows at a time on CPUs. In one piece XLA fuses the sums of squares into the matrix and takes them
+# anew for its elements: 4 times the time of the product alone at 4,000 points of 3,072 numbers.
+ROWS = 512
 
 
 def squared_distances(a: Array, b: Array, rounding: float | None = None) -> Array:
@@ -19,10 +23,26 @@ def squared_distances(a: Array, b: Array, rounding: float | None = None) -> Arra
     rounding: distances below this share of |a|² + |b|² become 0; None leaves them, below 0 too.
     """
     a, b = (v.reshape(len(v), -1).astype(jnp.float32) for v in (a, b))
+    of = functools.partial(_squared_distances, rounding=rounding)
+    if len(a) <= ROWS:
+        return of(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=functools.partial(_by_rows, of), default=of)
+
+
+def _squared_distances(a: Array, b: Array, rounding: float | None) -> Array:
+    """Of [N, D] and [M, D]."""
     products = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     norms = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(b * b, axis=1)[None]
     squared = norms - 2 * products
     return squared if rounding is None else jnp.where(squared > rounding * norms, squared, 0.0)
+
+
+def _by_rows(of: Callable, a: Array, b: Array) -> Array:
+    """of(a, b), ROWS of its rows at a time."""
+    whole = len(a) // ROWS * ROWS
+    parts = jax.lax.map(lambda rows: of(rows, b), a[:whole].reshape(-1, ROWS, a.shape[1]))
+    parts = parts.reshape(whole, len(b))
+    return parts if whole == len(a) else jnp.concatenate([parts, of(a[whole:], b)])
 
 
 SPARE = 8  # candidates beyond k whose distances are computed anew, without cancellation

@@ -9,13 +9,14 @@ import os
 import sys
 import time
 
-from genfield.machine import guard, preemption, xla
+from genfield.machine import allocator, guard, preemption, xla
 
 if __name__ == "__main__":
     guard.stand()  # of several processes the parent stays here
     preemption.install()  # before the slow imports: a signal never goes unheard
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures are written, never shown
     xla.apply()  # before JAX starts
+    allocator.keep(xla.platform())  # before there are threads
 
 from genfield.errors import UserError, local, tell
 from genfield.machine import logbook

@@ -17,7 +17,7 @@ from genfield import couplings, data, paths, registry
 from genfield.distances import squared_distances
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-BACKENDS = ["host", "device"]
+BACKENDS = ["host", "pot", "device"]
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -326,7 +326,7 @@ def test_exact_assignment_errors():
     x0, x1 = pair(6, 2)
     with pytest.raises(ValueError, match="of one shape"):
         couplings.exact_assignment(x0, x1[:5])
-    with pytest.raises(ValueError, match="known are 'host', 'device'"):
+    with pytest.raises(ValueError, match="known are 'host', 'pot', 'device'"):
         couplings.exact_assignment(x0, x1, backend="gpu")
     with pytest.raises(ValueError, match="group_size 4 does not divide the batch of 6"):
         couplings.exact_assignment(x0, x1, group_size=4)
@@ -396,3 +396,15 @@ def test_a_permutation_is_the_likeliest_of_the_plans_rows():
         plan /= plan.sum(0, keepdims=True)
     columns = linear_sum_assignment(-plan / plan.sum(1, keepdims=True))[1]
     np.testing.assert_array_equal(found, np.asarray(x0)[columns])
+
+
+def test_simplex_goes_on_to_the_optimum_and_leaves_forbidden_pairs_to_scipy():
+    """300 points of the plane, where the cost is SciPy's; and within classes."""
+    x0, x1 = pair(300, 2)
+    label = jnp.arange(300) % 3
+    cost = squared(x1, x0)
+    columns = order(exact("pot")(x0, x1), x0)
+    rows, best = linear_sum_assignment(cost)
+    np.testing.assert_allclose(cost[rows, columns].sum(), cost[rows, best].sum(), rtol=1e-6)
+    within = functools.partial(couplings.exact_assignment, label=label, within_classes=True)
+    np.testing.assert_array_equal(within(x0, x1, backend="pot"), within(x0, x1))
