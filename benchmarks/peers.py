@@ -32,7 +32,7 @@ def size(net) -> int:
 
 
 def stepping(net, optimizer, loss, average) -> Row:
-    """Gradient, update and moving average; `average(net's parameters)`."""
+    """Gradient, update and moving average."""
 
     def run(n):
         for _ in range(n):
@@ -151,14 +151,7 @@ def ddpmpp() -> Row:
     _, average = averaging(net)
     augment = lambda images: (images, told)
     loss = lambda: of(net, images, None, augment).sum().mul(1 / 4)
-
-    def loss_of_finite():
-        return loss()
-
-    def averaged():
-        average()
-
-    return stepping(net, optimizer, loss_of_finite, averaged)
+    return stepping(net, optimizer, loss, average)
 
 
 def flow_matching_net(channels: int, blocks: int, dropout: float):
