@@ -112,6 +112,7 @@ def sit_loop() -> Row:
                 done += 1
                 if done == n:
                     break
+        kept.seek(0)
         torch.save([part.state_dict() for part in (net, ema, optimizer)], kept)
         return time.perf_counter() - begun
 
