@@ -32,7 +32,7 @@ def size(net) -> int:
 
 
 def stepping(net, optimizer, loss, average) -> Row:
-    """Gradient, update and moving average; `average(net's parameters)`."""
+    """Gradient, update and moving average."""
 
     def run(n):
         for _ in range(n):
@@ -97,7 +97,7 @@ def sit_loop() -> Row:
     ema, average = averaging(net)
     data = TensorDataset(torch.randn(256, 4, 32, 32), torch.randint(1000, (256,)))
     loader = DataLoader(data, 8, shuffle=True, num_workers=1, drop_last=True)
-    folder = tempfile.TemporaryDirectory()
+    kept = tempfile.TemporaryFile()
 
     def run(n):
         begun, done = time.perf_counter(), 0
@@ -112,8 +112,8 @@ def sit_loop() -> Row:
                 done += 1
                 if done == n:
                     break
-        states = [part.state_dict() for part in (net, ema, optimizer)]
-        torch.save(states, Path(folder.name) / "checkpoint.pt")
+        kept.seek(0)
+        torch.save([part.state_dict() for part in (net, ema, optimizer)], kept)
         return time.perf_counter() - begun
 
     return Row(run, size(net))
@@ -149,16 +149,8 @@ def ddpmpp() -> Row:
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     images, told, of = torch.randn(4, 3, 32, 32), torch.zeros(4, 9), EDMLoss()
     _, average = averaging(net)
-    augment = lambda images: (images, told)
-    loss = lambda: of(net, images, None, augment).sum().mul(1 / 4)
-
-    def loss_of_finite():
-        return loss()
-
-    def averaged():
-        average()
-
-    return stepping(net, optimizer, loss_of_finite, averaged)
+    loss = lambda: of(net, images, None, lambda images: (images, told)).sum().mul(1 / 4)
+    return stepping(net, optimizer, loss, average)
 
 
 def flow_matching_net(channels: int, blocks: int, dropout: float):
@@ -198,14 +190,13 @@ def flux() -> Row:
     net, batch = flow_matching_net(32, 2, 0.0), 16
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     images, wide = torch.randn(batch, 3, 32, 32) * 0.5, (-1, 1, 1, 1)
-    _, average = averaging(net, 0.9993)
+    average = averaging(net, 0.9993)[1]
 
     def field(x, sigma):  # the score of EDM's denoiser
         s, own = sigma.view(wide), 0.5
         scale = (s**2 + own**2).sqrt()
         out = net(x / scale, sigma.log() / 4, extra={})
-        denoised = own**2 / scale**2 * x + s * own / scale * out
-        return (denoised - x) / s**2
+        return (own**2 / scale**2 * x + s * own / scale * out - x) / s**2
 
     def score(x, sigma):  # of the batch smoothed by σ (eq. 7)
         flat, points = x.flatten(1), images.flatten(1)
@@ -288,10 +279,7 @@ def mlp_trainer() -> Row:
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     trainer = BaseTrainer(net, optimizer, EquilibriumMatchingLoss(model=net), device="cpu")
 
-    def run(n):
-        for _ in range(n):
-            trainer.train_step(torch.randn(256, 2))
-
+    run = lambda n: [trainer.train_step(torch.randn(256, 2)) for _ in range(n)] and None
     return Row(run, size(net))
 
 
@@ -363,8 +351,8 @@ def transport() -> Row:
         for _ in range(n):
             solve()
 
-    columns = solve().argmax(1)
-    return Row(run, value=float(np.square(x1 - x0[columns]).sum(1).mean()))
+    cost = np.square(x1 - x0[solve().argmax(1)]).sum(1).mean()
+    return Row(run, value=float(cost))
 
 
 def inception() -> Row:
@@ -383,10 +371,10 @@ def inception() -> Row:
     net = fid.InceptionV3([3], resize_input=False, normalize_input=False).eval()
     x = torch.rand(16, 3, 299, 299) * 2 - 1
 
+    @torch.inference_mode()
     def run(n):
         for _ in range(n):
-            with torch.inference_mode():
-                net(x)
+            net(x)
 
     return Row(run, size(net))
 
