@@ -219,42 +219,46 @@ def _moved(program: Program, body: dict[str, Instruction], one: Instruction) -> 
     if one.opcode != "fusion" or not one.called:
         return one.far + sum(map(read, one.operands))
     inner = program.computations[one.called[0]]
-    return _read(inner, one, read) + _written(inner, one)
-
-
-def _read(inner: dict[str, Instruction], one: Instruction, read) -> float:
-    """Bytes of a fusion's operands, of those only sliced the slices."""
-    users: dict[str, list[Instruction]] = {}
-    places = {}
-    for part in inner.values():
-        if part.opcode == "parameter":
-            places[int(part.inside)] = part.name
-        for name in part.operands:
-            users.setdefault(name, []).append(part)
-    total = 0.0
-    for i, name in enumerate(one.operands):
-        uses = users.get(places.get(i, ""), [])
-        sliced = [u for u in uses if u.opcode == "dynamic-slice"]
-        updated = [u for u in uses if u.opcode == "dynamic-update-slice"]
-        inplace = [u for u in updated if u.operands[0] == places.get(i)]
-        if uses and len(sliced) + len(inplace) == len(uses):
-            total += min(sum(u.bytes for u in sliced), read(name))
-        else:
-            total += read(name)
-    return total
-
-
-def _written(inner: dict[str, Instruction], one: Instruction) -> float:
-    """Bytes of a fusion's result, of an updated stack the part that is new."""
-    root = _root(inner)
-    while root.opcode in ("bitcast", "copy") and root.operands[0] in inner:
-        root = inner[root.operands[0]]
-    if one.far < one.bytes:
-        return one.far
-    parts = [inner[n] for n in root.operands if n in inner] if root.opcode == "tuple" else [root]
-    size = lambda part: (
-        inner[part.operands[1]].bytes
-        if part.opcode == "dynamic-update-slice" and part.operands[1] in inner
-        else part.bytes
+    holds = _parameters(inner)
+    taken = sum(
+        min(_taken(program, inner, holds[i]), read(name)) if i in holds else read(name)
+        for i, name in enumerate(one.operands)
     )
-    return sum(map(size, parts))
+    return taken + (one.far if one.far < one.bytes else _new(program, inner, _root(inner)))
+
+
+def _parameters(body: dict[str, Instruction]) -> dict[int, str]:
+    """The names of a computation's parameters, by their places."""
+    return {int(one.inside): one.name for one in body.values() if one.opcode == "parameter"}
+
+
+def _taken(program: Program, body: dict[str, Instruction], name: str) -> float:
+    """Bytes that a fusion reads of a value within it: of what is only sliced, the slices."""
+    total, used = 0.0, False
+    for one in body.values():
+        for i in (i for i, operand in enumerate(one.operands) if operand == name):
+            used = True
+            if one.opcode == "dynamic-slice" and i == 0:
+                total += one.bytes
+            elif one.opcode == "bitcast":
+                total += _taken(program, body, one.name)
+            elif one.opcode == "fusion" and one.called:
+                inner = program.computations[one.called[0]]
+                total += _taken(program, inner, _parameters(inner)[i])
+            elif one.opcode != "dynamic-update-slice" or i > 0:  # else it is written in place
+                return math.inf
+    return total if used else math.inf
+
+
+def _new(program: Program, body: dict[str, Instruction], one: Instruction) -> float:
+    """Bytes that a fusion writes of what it gives: of an updated stack the part that is new."""
+    while one.opcode in ("bitcast", "copy") and one.operands[0] in body:
+        one = body[one.operands[0]]
+    if one.opcode == "tuple":
+        return sum(_new(program, body, body[n]) for n in one.operands if n in body)
+    if one.opcode == "fusion" and one.called:
+        inner = program.computations[one.called[0]]
+        return _new(program, inner, _root(inner))
+    if one.opcode == "dynamic-update-slice" and one.operands[1] in body:
+        return body[one.operands[1]].bytes
+    return one.bytes

@@ -69,6 +69,28 @@ def test_traffic_counts_the_slices_of_stacks():
     assert hlo.traffic(hlo.parse(STACK)) == 3 * 4 * 16 + 4
 
 
+NESTED = STACK.replace(
+    "ENTRY %main",
+    """%outer (a: f32[6,16], b: s32[], c: f32[16], d: f32[6,16]) -> f32[6,16] {
+  %a = f32[6,16]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[16]{0} parameter(2)
+  %d = f32[6,16]{1,0} parameter(3)
+  ROOT %in = f32[6,16]{1,0} fusion(%a, %b, %c, %d), kind=kLoop, calls=%one
+}
+
+ENTRY %main""",
+).replace(
+    "fusion(%p, %n, %q, %o), kind=kLoop, calls=%one",
+    "fusion(%p, %n, %q, %o), kind=kLoop, calls=%outer",
+)
+
+
+def test_traffic_counts_the_slices_of_fusions_within_fusions():
+    """As TPUs' compiler makes them of products whose weights are a row of a stack."""
+    assert NESTED != STACK and hlo.traffic(hlo.parse(NESTED)) == hlo.traffic(hlo.parse(STACK))
+
+
 GROUPS = {
     "replica_groups={{0,1},{2,3}}": [[0, 1], [2, 3]],
     "replica_groups=[2,2]<=[4]": [[0, 1], [2, 3]],
