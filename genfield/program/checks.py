@@ -28,6 +28,14 @@ from genfield.program.methods import package
 from genfield.registry import Methods, check_range, check_type, choose
 
 REFERENCES = ("evaluate.reference", "evaluate.features_path", "autoencoder", "compilation_cache")
+METHODS_OF = {  # sections that name a method, and its arguments
+    "net": registry.Network,
+    "data": registry.DataSource,
+    "time": registry.TimeLaw,
+    "loss": registry.Loss,
+    "coupling": registry.Coupling,
+    "rematching": registry.Rematching,
+}
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
 
 
@@ -152,8 +160,11 @@ def check_same_run(config: ConfigDict, workdir: Path, methods: Methods | None = 
     if not path.exists():
         return
     known = methods or package()
-    old, new = (_bound(config_io.to_dict(c), known) for c in (config_io.from_file(path), config))
+    old, new = (config_io.to_dict(c) for c in (config_io.from_file(path), config))
     found = differences(old, new, missing=None, items=False)
+    by_default = _defaults(new, known)
+    said = lambda value: None if value is None else json.dumps(value)
+    found = [f for f in found if {said(f[1]), said(f[2])} != {None, by_default.get(f[0])}]
     changed = sorted((name for name, *_ in found), key=lambda name: name.split("."))
     changed = [name for name in changed if name.split(".")[0] not in MAY_CHANGE]
     moved = {*FILE_PLACES, *file_places(config, known)}
@@ -167,23 +178,14 @@ def check_same_run(config: ConfigDict, workdir: Path, methods: Methods | None = 
         )
 
 
-METHODS_OF = {  # sections that name a method, and its arguments
-    "net": registry.Network,
-    "data": registry.DataSource,
-    "time": registry.TimeLaw,
-    "loss": registry.Loss,
-    "coupling": registry.Coupling,
-    "rematching": registry.Rematching,
-}
-
-
-def _bound(config: dict, methods: Methods) -> dict:
-    """A config that says what its methods take by default, which it may leave out."""
-    for section, kind in METHODS_OF.items():
-        if entry := methods[kind].get(config[section].get("name")):
-            said = {"name": entry.name} | registry.bound(entry, config[section])
-            config[section] = json.loads(json.dumps(said, default=repr))
-    return config
+def _defaults(config: dict, methods: Methods) -> dict[str, Any]:
+    """By dotted names, what the methods of a config take where it leaves an argument out."""
+    return {
+        f"{section}.{name}": json.dumps(value, default=repr)
+        for section, kind in METHODS_OF.items()
+        if (entry := methods[kind].get(config[section].get("name")))
+        for name, value in registry.bound(entry, {}).items()
+    }
 
 
 def file_places(config: ConfigDict, methods: Methods) -> Iterator[str]:
