@@ -44,11 +44,16 @@ def prepare(
     """A config on one device, its data by their shape; `change(config)` after the overrides."""
     config, methods = config_io.read(str(ROOT / "configs" / file))
     config = config_io.override(config, overrides)
-    config.mesh.update(data=1, fsdp=1)
     change(config)
+    return build(config, methods or package(), on, shape, classes)
+
+
+def build(config, methods, on: analyse.Target, shape=None, classes=None) -> Experiment:
+    """The same of a config that was read."""
+    config.mesh.update(data=1, fsdp=1)
     with tempfile.TemporaryDirectory() as folder:
         options = argparse.Namespace(config=f"{folder}/none.py", shape=shape, classes=classes)
-        return plan.prepare(config, methods or package(), on, options)
+        return plan.prepare(config, methods, on, options)
 
 
 class Ready(NamedTuple):
