@@ -5,6 +5,7 @@ In a wheel they lie below this folder, where `setup.py` puts them; in a checkout
 
 import difflib
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 
@@ -18,6 +19,21 @@ CONFIGS, EXAMPLES = _folder("configs"), _folder("examples")
 MODELS = HERE.parent / "pretrained" / "models"
 FOLDERS = {"configs": CONFIGS, "examples": EXAMPLES}
 ENDING = ".py"
+
+
+class Recipe(NamedTuple):
+    """What a page says of a variant beside its config: RECIPES = {variant: Recipe(…)}.
+
+    The first is the default; "" is the only one of a page without any.
+
+    Attributes:
+      parameters: of its field's network; None where they hang on the data.
+      time: of training on two CPU cores, as "about 2 min" or "minutes"; else what it is for, "a
+        GPU" or "GPUs".
+    """
+
+    parameters: int | None
+    time: str
 
 
 def config_files(folder: Path) -> list[str]:
