@@ -7,8 +7,11 @@ As dansm_cifar10.py, with a network of our own. Needs --config.data.path=…, a 
 import shared
 from dansm_cifar10 import matched
 
+from genfield.shipped import Recipe
+
 # Match size, and its FID in the paper after 100 epochs.
 VARIANTS = {"baseline": (0, 86.76), "100": (128, 58.58), "1k": (1_024, 66.95)}
+RECIPES = dict.fromkeys(("1k", *VARIANTS), Recipe(114_170_755, "GPUs"))
 
 
 def get_config(variant: str = "1k"):

@@ -7,8 +7,11 @@ As dansm_cifar10.py, with a network of our own. Needs --config.data.path=…, a 
 import shared
 from dansm_cifar10 import matched
 
+from genfield.shipped import Recipe
+
 # Match size, and its FID in the paper after 200 epochs.
 VARIANTS = {"baseline": (0, 57.1), "100": (128, 54.7), "1k": (1_024, 52.2)}
+RECIPES = dict.fromkeys(("1k", *VARIANTS), Recipe(258_006_915, "GPUs"))
 
 
 def get_config(variant: str = "1k"):

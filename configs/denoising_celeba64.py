@@ -7,6 +7,8 @@ folder, archive or .npz of 64x64 images.
 
 import denoising_cifar10
 
+RECIPES = denoising_cifar10.RECIPES
+
 
 def get_config(variant: str = "full"):
     config = denoising_cifar10.get_config(variant)

@@ -7,6 +7,8 @@ As flux_matching_cifar10.py but for the loss; `:fast` is its sampler alone. Need
 
 import flux_matching_cifar10
 
+RECIPES = flux_matching_cifar10.RECIPES
+
 
 def get_config(variant: str = "full"):
     config = flux_matching_cifar10.get_config(variant)

@@ -6,6 +6,8 @@ As flux_matching_springs.py, with its variants, but for the loss.
 
 import flux_matching_springs
 
+RECIPES = flux_matching_springs.RECIPES
+
 
 def get_config(variant: str = "causal"):
     config = flux_matching_springs.get_config(variant)

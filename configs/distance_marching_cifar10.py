@@ -7,6 +7,14 @@ folder, archive or .npz of images.
 
 import shared
 
+from genfield.shipped import Recipe
+
+RECIPES = {
+    "full": Recipe(55_686_596, "GPUs"),
+    "medium": Recipe(13_954_756, "a GPU"),
+    "small": Recipe(625_108, "10 to 20 min"),
+}
+
 
 def get_config(size: str = "full"):
     config = shared.cifar10(size)

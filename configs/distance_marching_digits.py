@@ -2,6 +2,10 @@
 
 import shared
 
+from genfield.shipped import Recipe
+
+RECIPES = {"": Recipe(719_842, "10 to 20 min")}
+
 
 def get_config():
     config = shared.digits()

@@ -7,6 +7,8 @@ default), with S, B, L, XL and patch 2, 4, 8. Needs --config.data.path=…, a fo
 
 import shared
 
+RECIPES = shared.sit_recipes(head=62_801)
+
 
 def get_config(variant: str = "B/2"):
     config = shared.imagenet256(variant)

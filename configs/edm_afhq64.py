@@ -6,6 +6,10 @@ images.
 
 import edm_cifar10
 
+from genfield.shipped import Recipe
+
+RECIPES = {"": Recipe(61_805_571, "GPUs")}
+
 
 def get_config():
     config = edm_cifar10.get_config()

@@ -14,10 +14,20 @@ Needs --config.data.path=…, a folder, archive or .npz of images.
 
 import shared
 
+from genfield.shipped import Recipe
+
 # Size, and the FID of Table 2.
 VARIANTS = {"full": ("full", 1.97), "cond": ("full", 1.79)}
 VARIANTS |= {"medium": ("medium", None), "small": ("small", None)}
 VARIANTS |= {"published": VARIANTS["full"], "cond_published": VARIANTS["cond"]}
+RECIPES = {
+    "full": Recipe(55_733_891, "GPUs"),
+    "cond": Recipe(55_735_299, "GPUs"),
+    "medium": Recipe(13_956_931, "a GPU"),
+    "small": Recipe(744_947, "about 30 min"),
+    "published": Recipe(55_733_891, "a GPU"),
+    "cond_published": Recipe(55_735_299, "a GPU"),
+}
 
 
 def get_config(variant: str = "full"):

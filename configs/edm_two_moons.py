@@ -7,6 +7,10 @@ lines_two_moons.py.
 
 import shared
 
+from genfield.shipped import Recipe
+
+RECIPES = {"": Recipe(33_794, "about 2 min")}
+
 
 def get_config():
     config = shared.two_moons()

@@ -10,6 +10,8 @@ folder, archive or .npz of images.
 
 import shared
 
+RECIPES = shared.CIFAR10_RECIPES
+
 
 def get_config(size: str = "full"):
     config = shared.cifar10(size)

@@ -13,6 +13,7 @@ default), with S, B, L, XL and patch 2, 4, 8. Needs --config.data.path=…, a fo
 import shared
 
 FID = {"B/2": 32.85, "XL/2": 1.90}  # of the authors' weights, as their README has them
+RECIPES = shared.sit_recipes("B/2_published", "XL/2_published")
 
 
 def get_config(variant: str = "B/2"):

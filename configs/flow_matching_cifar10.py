@@ -7,6 +7,9 @@ folder, archive or .npz of images.
 
 import shared
 
+SIZES = shared.CIFAR10_RECIPES
+RECIPES = SIZES | {f"{size}_uncond": recipe for size, recipe in SIZES.items()}
+
 
 def get_config(variant: str = "full"):
     config = shared.cifar10(variant.removesuffix("_uncond"))

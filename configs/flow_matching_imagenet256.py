@@ -17,6 +17,7 @@ SAMPLERS = {  # with the tolerances and defaults of SiT's code
     "_sde": dict(name="sde_euler", num_steps=250, diffusion="sigma", last_step="mean"),
 }
 FID = {"XL/2_ode": 2.15, "XL/2_sde": 2.06}
+RECIPES = shared.sit_recipes("B/2_uncond", "XL/2_uncond", *FID)
 
 
 def get_config(variant: str = "B/2"):

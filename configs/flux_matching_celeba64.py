@@ -6,6 +6,8 @@ folder, archive or .npz of 64x64 images.
 
 import flux_matching_cifar10
 
+RECIPES = flux_matching_cifar10.RECIPES
+
 
 def get_config(variant: str = "full"):
     config = flux_matching_cifar10.get_config(variant)

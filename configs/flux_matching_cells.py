@@ -11,6 +11,9 @@ import shared
 from ml_collections import config_dict
 
 from genfield import configuration
+from genfield.shipped import Recipe
+
+RECIPES = {"paper": Recipe(None, "minutes"), "long": Recipe(None, "minutes")}
 
 
 def get_config(variant: str = "paper"):

@@ -9,11 +9,20 @@ GPU, `:small` for a CPU, some minutes, with another U-Net and that sampler; `:me
 import shared
 
 from genfield.registry import choose
+from genfield.shipped import Recipe
 
 # The U-Net of Ho et al. (2020) with the settings of Table 3: 35,746,307 parameters.
 HO = dict(resampling="conv", adaptive_scale=False, max_period=10_000, dropout=0.1)
 HO |= dict(channel_multipliers=(1, 2, 2, 2), num_res_blocks=2)
 LEVELS = dict(sigma_min=0.002, sigma_max=80.0)  # Table 4
+RECIPES = {
+    "full": Recipe(35_746_307, "GPUs"),
+    "fast": Recipe(35_746_307, "GPUs"),
+    "medium": Recipe(8_952_067, "a GPU"),
+    "medium,fast": Recipe(8_952_067, "a GPU"),
+    "small": Recipe(622_323, "minutes"),
+    "small,fast": Recipe(622_323, "minutes"),
+}
 
 
 def get_config(variant: str = "full"):

@@ -8,8 +8,15 @@ is denoising_springs.py.
 
 from genfield import configuration
 from genfield.registry import choose
+from genfield.shipped import Recipe
 
 SIZES = {"paper": (512, 12, 8), "small": (64, 4, 4)}  # width, blocks, heads
+RECIPES = {
+    "causal": Recipe(38_228_484, "a GPU"),
+    "full": Recipe(38_228_484, "a GPU"),
+    "causal,small": Recipe(221_252, "minutes"),
+    "full,small": Recipe(221_252, "minutes"),
+}
 
 
 def get_config(variant: str = "causal"):

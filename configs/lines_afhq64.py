@@ -6,7 +6,10 @@ Stages and commands as lines_cifar10.py; the paper has 2 million pairs.
 import edm_afhq64
 from lines_cifar10 import at_64
 
+from genfield.shipped import Recipe
+
 FID = {"perceptual": 4.254, "adversarial": 1.545, "adversarial,sot": 1.776}  # Table 5
+RECIPES = dict.fromkeys((*FID, "l2"), Recipe(61_805_571, "GPUs"))
 
 
 def get_config(variant: str = "perceptual"):

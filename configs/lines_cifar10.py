@@ -21,6 +21,7 @@ from ml_collections import config_dict
 
 from genfield.errors import UserError
 from genfield.registry import choose
+from genfield.shipped import Recipe
 
 STAGES = ("l2", "perceptual", "adversarial")
 TEACHERS = {"uncond": "full", "medium": "medium", "small": "small"}  # else "cond"
@@ -28,6 +29,14 @@ INDICES = (0, 1)  # of the noise levels of the teacher's sampler: two evaluation
 FID = {"l2": 4.289, "perceptual": 2.796, "adversarial": 1.394, "adversarial,sot": 1.389}  # Table 3
 # Steps, those of the adversarial stage, and steps between evaluations, where they are reduced.
 LENGTHS = {"medium": (4_000, 1_000, 500), "small": (1_000, 300, 250)}
+RECIPES = {
+    **dict.fromkeys(("perceptual", *FID), Recipe(55_735_299, "GPUs")),
+    "perceptual,uncond": Recipe(55_733_891, "GPUs"),
+    "perceptual,medium": Recipe(13_956_931, "a GPU"),
+    "adversarial,medium": Recipe(13_956_931, "a GPU"),
+    "perceptual,small": Recipe(744_947, "minutes"),
+    "adversarial,small": Recipe(744_947, "minutes"),
+}
 
 
 def get_config(variant: str = "perceptual", teacher=None):

@@ -11,7 +11,10 @@ import edm_two_moons
 import shared
 from ml_collections import config_dict
 
+from genfield.shipped import Recipe
+
 STEPS = {"1": (0,), "2": (0, 1), "3": (0, 3, 5), "flow": None}
+RECIPES = dict.fromkeys(("2", "1", "3", "flow"), Recipe(33_794, "about 2 min"))
 
 
 def get_config(variant: str = "2"):

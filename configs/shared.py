@@ -7,6 +7,7 @@ from ml_collections import ConfigDict, config_dict
 
 from genfield import configuration
 from genfield.registry import choose
+from genfield.shipped import Recipe
 
 # Of networks for CIFAR-10: as published, half as wide for one GPU, narrow for a CPU.
 SIZES = {
@@ -14,7 +15,18 @@ SIZES = {
     "medium": dict(channels=64, channel_multipliers=(2, 2, 2), num_res_blocks=4, dropout=0.1),
     "small": dict(channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, dropout=0.0),
 }
+CIFAR10_RECIPES = {
+    "full": Recipe(55_676_419, "GPUs"),
+    "medium": Recipe(13_944_579, "a GPU"),
+    "small": Recipe(622_323, "10 to 20 min"),
+}
 SIT = {f"{size}/{patch}": (size, patch) for size in ("S", "B", "L", "XL") for patch in (2, 4, 8)}
+SIT_PARAMETERS = {
+    "B/2": 130_315_808, "B/4": 130_426_496, "B/8": 130_869_248,
+    "S/2": 32_865_056, "S/4": 32_920_448, "S/8": 33_142_016,
+    "L/2": 457_840_672, "L/4": 457_988_224, "L/8": 458_578_432,
+    "XL/2": 674_834_720, "XL/4": 675_000_704, "XL/8": 675_664_640,
+}  # fmt: skip
 
 
 def variant(name: str, table: dict):
@@ -102,6 +114,12 @@ def imagenet256(name: str) -> ConfigDict:
     config.train.eval_every = config.checkpoint.every = 10_000
     config.evaluate.labels = "random"
     return config
+
+
+def sit_recipes(*others: str, head: int = 0) -> dict[str, Recipe]:
+    """What is known of SIT's sizes, and of other variants of them; `head`: parameters beside."""
+    names = [*SIT_PARAMETERS, *others]
+    return {name: Recipe(SIT_PARAMETERS[name.partition("_")[0]] + head, "GPUs") for name in names}
 
 
 def published(config: ConfigDict, **paper: float) -> ConfigDict:

@@ -28,7 +28,7 @@ def run(argv: list[str]) -> None:
     begun = time.perf_counter()
     values, overrides = command.parse(argv)
     if values.help:
-        tell(f"{__doc__}\n{values.get_help(include_special_flags=False)}")
+        tell(command.usage(__doc__, values, overrides))
         return
     if not values.workdir:
         raise UserError(

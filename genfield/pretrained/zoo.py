@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-MODELS = Path(__file__).parent / "models"
+from genfield.shipped import MODELS
+
 ENDING = ".safetensors"
 
 

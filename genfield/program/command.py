@@ -22,6 +22,11 @@ from genfield.machine import peers, preemption
 from genfield.program import checks, config_io, defaults, own_files
 from genfield.registry import Methods, choose
 
+FIELDS_OF = """\
+Recipes that come with the package are found by name, as --config=distance_marching_two_moons:
+`genfield configs` lists them. --config=… --help lists all fields of one, and every loss, sampler,
+network, coupling, data source and metric that may be chosen, with their fields.
+"""
 MODES = ("train", "evaluate", "sample", "pairs", "export")
 
 
@@ -82,6 +87,23 @@ def parse(argv: list[str]):
         if name:
             choose("flag", name[1], dict.fromkeys([*values, "config.<section>.<field>"]))
     return values, overrides
+
+
+def usage(head: str, values, overrides: list[str]) -> str:
+    """What --help prints: the flags; of a --config all its fields, and what may be chosen.
+
+    Raises:
+      UserError: no such config, or an override that it cannot have.
+    """
+    if values.config is None:
+        return f"{head}\n{FIELDS_OF}\n{values.get_help(include_special_flags=False)}"
+    config, methods = config_io.read(values.config)
+    config = config_io.override(config, overrides)
+    # Slow to import, which no other mistake waits for.
+    from genfield.program import explain
+    from genfield.program.methods import package
+
+    return explain.text(values.config, config, methods or package())
 
 
 class Asked(NamedTuple):

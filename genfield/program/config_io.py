@@ -9,6 +9,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from genfield import shipped
 from genfield.errors import UserError
 from genfield.program import own_files
 from genfield.program.defaults import OPEN, base
@@ -30,15 +31,17 @@ def load(name: str) -> ConfigDict:
 def read(name: str) -> Loaded:
     """What `get_config` of a config file returns, and the methods declared there.
 
-    An argument for it may follow a colon. The file may import files beside it.
+    An argument for it may follow a colon. The file may import files beside it. `name` is a path,
+    the name of a shipped recipe, or the config.json of a run, which runs nothing.
     Raises:
       UserError: no such file, anything that it raises, or not a ConfigDict.
     """
     name, colon, argument = name.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        choose(f"config file in {folder}", path.name, config_files(folder))
+    path = place(name)
+    if path.suffix == ".json":  # of a run: what it resolved to, and its copies of one's own files
+        if colon:
+            raise UserError(f"{path} is a resolved configuration: leave out :{argument}")
+        return Loaded(from_file(path), own_files.methods_of(path.parent))
     module = {"__name__": path.stem, "__file__": str(path)}
     arguments = [argument] if colon else []
     with own_files.beside(path.parent) as modules:
@@ -60,10 +63,27 @@ def read(name: str) -> Loaded:
     return Loaded(config, own_files.methods_in(path, module, modules))
 
 
-def config_files(folder: Path) -> list[str]:
-    """Names of the config files in a folder; the files that they import are none."""
-    files = [file for file in folder.glob("*.py") if file.is_file()]
-    return sorted(file.name for file in files if b"def get_config" in file.read_bytes())
+def place(name: str) -> Path:
+    """The config file that a path or a name of a recipe means; a file at the path comes first.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if not shipped.is_name(name):
+        folder = path if path.is_dir() else path.parent
+        choose(f"config file in {folder}", path.name, shipped.config_files(folder))
+    found = shipped.find(name)
+    if found is None:
+        near = ", ".join(shipped.near(name))
+        hint = f"did you mean {near}?" if near else "no name is like it."
+        raise UserError(
+            f"unknown config {name!r}, neither a file here nor a recipe: {hint} "
+            "genfield configs lists the recipes"
+        )
+    return found
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:

@@ -12,11 +12,11 @@ from meshes import devices
 from ml_collections import ConfigDict
 from programs import ROOT, smoke
 
-from genfield import nets
+from genfield import nets, shipped
 from genfield.machine.tables import differences
 from genfield.program import config_io, experiment, match_sets
 
-CONFIGS = config_io.config_files(ROOT / "configs")
+CONFIGS = shipped.config_files(ROOT / "configs")
 POINTS = [name for name in CONFIGS if "two_moons" in name]
 IMAGES = [name for name in CONFIGS if name not in POINTS]
 FULL = {  # config: parameters of its network, distance head included
