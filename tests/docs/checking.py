@@ -14,11 +14,14 @@ from pathlib import Path
 
 from blocks import ROOT, Command
 
+from genfield import __main__ as console
 from genfield import registry
 from genfield.autoencoder import cli as autoencoder
 from genfield.plan import __main__ as plan
 from genfield.prepare import options as prepare
 from genfield.program import checks, command, config_io, defaults, evaluate, experiment
+from genfield.registry import choose
+from genfield.shipped import __main__ as shipped
 from genfield.study import cli as study
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -43,11 +46,7 @@ class Checker:
         elif program == "python":
             script(ROOT / words[0], words[1:])
         elif program == "genfield":
-            from genfield import __main__ as console
-
-            name, *given = words
-            asked = console.commands()[name]
-            self.module(f"genfield.{asked.module}", console.arguments(name, asked, given))
+            self.command(*words)
         elif program == "pip":
             installs(words)
         elif program.startswith("launch/"):
@@ -55,8 +54,20 @@ class Checker:
         else:
             assert program in ("mkdocs", "cd", "git", "tensorboard"), f"unknown program {program}"
 
+    def command(self, name: str, *given: str) -> None:
+        """`genfield NAME …`."""
+        if name.startswith("--"):
+            assert name in ("--help", "--version") and not given, name
+            return
+        asked = choose("command", name, console.commands())
+        words = console.arguments(name, asked, list(given))
+        self.module(f"genfield.{asked.module}", words)
+
     def module(self, name: str, words: list[str]) -> None:
         """`python -m NAME …`."""
+        if name == "genfield":
+            self.command(*words)
+            return
         if "--help" in words and name.startswith("genfield."):
             words = [word for word in words if word != "--help"]
             if not words or name != "genfield.main":
@@ -79,8 +90,8 @@ class Checker:
         elif name == "pytest":
             paths = [word.split("::")[0] for word in words if word.startswith("tests/")]
             assert all((ROOT / path).exists() for path in paths), words
-        elif name == "http.server":
-            pass
+        elif name == "genfield.shipped":
+            shipped.run(words)
         else:
             parses(importlib.import_module(entry(name)).main, words)
 
@@ -156,10 +167,10 @@ def script(path: Path, words: list[str]) -> None:
 def installs(words: list[str]) -> None:
     """`pip install …`: genfield itself, with extras that it has."""
     assert words[0] == "install", words
+    repository = f"git+{PROJECT['urls']['Repository']}"
     for word in words[1:]:
-        if not word.startswith("-"):
+        if not word.startswith("-") and word.removesuffix(".git") != repository:
             named = re.match(r"(?:\.|genfield)(?:\[([\w,-]+)\])?(?: @ (\S+))?$", word)
             assert named, f"pip install {word}: neither genfield nor this checkout"
             assert {*(named[1] or "").split(",")} - {""} <= EXTRAS, word
-            own = f"git+{PROJECT.get('urls', {}).get('Repository')}"
-            assert not named[2] or named[2].removesuffix(".git") == own, word
+            assert not named[2] or named[2].removesuffix(".git") == repository, word

@@ -28,7 +28,7 @@ def test_the_program_takes_every_command(page, monkeypatch):
 
 
 WRONG = (
-    ("genfield.main --config=configs/no_such.py --workdir=runs/x", "unknown config file"),
+    ("genfield.main --config=configs/no_such.py --workdir=runs/x", "unknown config"),
     ("genfield.main --config=configs/edm_two_moons.py --workdir=x --configg=1", "flag"),
     ("genfield.main --config=configs/edm_two_moons.py --workdir=x --config.nett.width=1", "nett"),
     ("genfield.main --config=configs/edm_two_moons.py --workdir=x --config.net.widht=1", "widht"),
