@@ -167,7 +167,7 @@ def script(path: Path, words: list[str]) -> None:
 def installs(words: list[str]) -> None:
     """`pip install …`: genfield itself, with extras that it has."""
     assert words[0] == "install", words
-    repository = f"git+{PROJECT['urls']['Repository']}"
+    repository = f"git+{PROJECT['urls']['Homepage']}"
     for word in words[1:]:
         if not word.startswith("-") and word.removesuffix(".git") != repository:
             named = re.match(r"(?:\.|genfield)(?:\[([\w,-]+)\])?(?: @ (\S+))?$", word)
