@@ -56,13 +56,23 @@ def on_page_markdown(markdown, page, config, files):
         picture, text, target, end = match.groups()
         if posixpath.basename(target.partition("#")[0]) in PENDING:
             return text[1:-2]
-        return picture + text + _target(target, picture, place, page, config, files) + end
+        to = _target(target, picture, place, page, config, files)
+        return picture + _named(text, target, place) + to + end
 
     parts, last = [], 0
     for fence in FENCE.finditer(markdown):
         parts += [LINK.sub(linked, markdown[last : fence.start()]), fence[0]]
         last = fence.end()
     return "".join([*parts, LINK.sub(linked, markdown[last:])])
+
+
+def _named(text: str, target: str, place: str) -> str:
+    """The text of a link; the title of a page where it is the name of its file."""
+    page = ROOT / posixpath.dirname(place) / target.partition("#")[0]
+    if text != f"[{page.name}](" or page.suffix != ".md" or not page.is_file():
+        return text
+    first = page.read_text(encoding="utf-8").splitlines()[0]
+    return f"[{first.removeprefix('# ')}](" if first.startswith("# ") else text
 
 
 def _target(target: str, picture: str, place: str, page, config, files) -> str:
