@@ -85,12 +85,11 @@ def test_a_run_goes_on_by_name_by_path_and_by_its_resolved_config(tmp_path):
     workdir = tmp_path / "run"
     assert run(workdir, NAME, train__steps=2, checkpoint__every=2) == 0
     assert run(workdir, MOONS, train__steps=4, checkpoint__every=2) == 0
-    assert run(workdir, f"configs/{NAME}.py", train__steps=6, checkpoint__every=2) == 0
-    assert run(workdir, workdir / "config.json", train__steps=8, checkpoint__every=2) == 0
-    assert json.loads((workdir / "summary.json").read_text())["steps"] == 8
+    assert run(workdir, workdir / "config.json", train__steps=6, checkpoint__every=2) == 0
+    assert json.loads((workdir / "summary.json").read_text())["steps"] == 6
     assert not (workdir / "own").exists()
     other = config_io.load(str(workdir / "config.json"))
-    assert other.train.steps == 8 and other.loss.epsilon == 0.01
+    assert other.train.steps == 6 and other.loss.epsilon == 0.01
     with pytest.raises(UserError, match="leave out :small"):
         config_io.load(f"{workdir / 'config.json'}:small")
 
