@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prints what differs; 0 whether or not anything does, 2 with one line where it cannot."""
     mend = "pass two cards, as A/card.json B/card.json, or two workdirs"
     what = "What differs between two runs."
-    parser = errors.Parser("python -m genfield.compare", mend, description=what)
+    parser = errors.Parser("genfield compare", mend, description=what)
     parser.add_argument("a", metavar="A", help="card.json of a run, or its workdir")
     parser.add_argument("b", metavar="B", help="card.json of another run, or its workdir")
 

@@ -34,7 +34,7 @@ def check_packages() -> list[tuple[bool, str]]:
         try:
             rows.append((True, f"{name} {metadata.version(name)}"))
         except metadata.PackageNotFoundError:
-            rows.append((False, f"{name} is not installed: pip install -e ."))
+            rows.append((False, f"{name} is not installed: pip install genfield"))
     return rows
 
 

@@ -1,4 +1,5 @@
 """The program: python -m genfield.main --config=configs/… --workdir=… [--mode=…] [--config.a.b=…]
+or genfield train|evaluate|sample|pairs|export --config=NAME --workdir=… [--config.a.b=…]
 
 Exit codes: 0 done; 2 a mistake that one line explains; 143 stopped by a signal, after saving; 75 a
 process or its host died, and the same command goes on from the last checkpoint.

@@ -48,8 +48,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     Raises:
       UserError: unknown, missing or wrong ones.
     """
-    mend, what = "python -m genfield.analyze --help lists the flags", __doc__.splitlines()[0]
-    parser = errors.Parser("python -m genfield.analyze", mend, description=what)
+    mend, what = "genfield analyze --help lists the flags", __doc__.splitlines()[0]
+    parser = errors.Parser("genfield analyze", mend, description=what)
     parser.add_argument("--path", required=True, help="images: a folder, an archive or an .npz")
     parser.add_argument("--out", default="runs/analysis", help="folder of the results")
     parser.add_argument("--cache", help="folder of decoded images, for later runs")

@@ -32,9 +32,9 @@ def weight(text: str) -> float:
 
 def parser() -> errors.Parser:
     """The flags."""
-    mend = "python -m genfield.autoencoder --help lists the flags"
+    mend = "genfield autoencoder --help lists the flags"
     what = "Trains a small autoencoder on your images, in the layout of Stable Diffusion's."
-    made = errors.Parser("python -m genfield.autoencoder", mend, description=what)
+    made = errors.Parser("genfield autoencoder", mend, description=what)
     add = made.add_argument
     add("--images", required=True, help="a folder, an archive or an .npz, as docs/images.md says")
     add("--out", required=True, help="folder of the result; the same command again resumes")

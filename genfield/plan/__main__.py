@@ -31,8 +31,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     Raises:
       UserError: unknown, missing or wrong ones.
     """
-    mend, what = "python -m genfield.plan --help lists the flags", __doc__.splitlines()[0]
-    parser = errors.Parser("python -m genfield.plan", mend, description=what, allow_abbrev=False)
+    mend, what = "genfield plan --help lists the flags", __doc__.splitlines()[0]
+    parser = errors.Parser("genfield plan", mend, description=what, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="as main's, with overrides --config.a.b=…")
     parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:2x2x1, h100:8x8, cpu:8, …")
     parser.add_argument("--slices", type=int, default=1, help="of TPUs, data across them")

@@ -9,7 +9,7 @@ from genfield.data.layouts import LABELS_FROM, LAYOUTS, Asked
 from genfield.errors import UserError, local
 
 DAMAGED = ("stop", "leave_out")
-MEND = "python -m genfield.prepare --help lists the flags"
+MEND = "genfield prepare --help lists the flags"
 SHARD = 4096  # examples: 64 MiB of Stable Diffusion's latents, twice that with flips
 
 
@@ -41,7 +41,7 @@ def parse(argv: list[str], doc: str) -> Options:
     Raises:
       UserError: unknown, missing or wrong ones.
     """
-    parser = errors.Parser("python -m genfield.prepare", MEND, description=doc.splitlines()[0])
+    parser = errors.Parser("genfield prepare", MEND, description=doc.splitlines()[0])
     add = parser.add_argument
     add("--images", required=True, help="a folder, an archive, an .npz, Hugging Face's columns")
     add("--out", required=True, help="folder of the shards")

@@ -41,8 +41,8 @@ def parse(argv: list[str]):
     define(
         "config",
         None,
-        "Configuration file, with an argument after a colon where it takes one; --config.a.b=… "
-        "sets a field. Left out: the one in the workdir.",
+        "A configuration file or a recipe's name, with an argument behind a colon; "
+        "or a run's config.json. --config.a.b=… sets a field. Left out: that of the workdir.",
     )
     define("workdir", None, "Folder of the run: checkpoints, metrics, samples, figures.")
     define("mode", "train", f"One of {', '.join(MODES)}.")
@@ -136,7 +136,7 @@ def load_config(values, overrides: list[str], workdir: Path) -> Asked:
     else:
         raise UserError(
             f"--config is missing, and {workdir} holds no run to take it from: "
-            "pass --config=configs/….py"
+            "pass --config=NAME or FILE; genfield configs lists the recipes"
         )
     opened, alone = None, config is None
     if values.weights is not None:
@@ -236,7 +236,7 @@ def check_devices() -> None:
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
             f"JAX finds no device (JAX_PLATFORMS={asked!r}) {error}".rstrip()
-            + ": python -m genfield.doctor shows what is here"
+            + ": genfield doctor shows what is here"
         ) from error
 
 

@@ -79,7 +79,9 @@ def _section(section: str, config: ConfigDict, methods: Methods) -> str:
         rows.append((f"  {field}", shown, _joined(words, _was(value, default))))
     for field in given:
         if field not in known and field != "name":
-            words = OF_THE_PROGRAM.get(f"{section}.{field}", "")
+            words = OF_THE_PROGRAM.get(
+                f"{section}.{field}", f"no field of {record.name}: leave it out"
+            )
             rows.append((f"  {field}", _value(given[field]), words))
     return _columns(rows)
 
