@@ -17,8 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(!?)(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s]+)(\))")
 FENCE = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 # Pages that are being written: until they are there, the site leaves them out.
-PENDING = {"which_method.md", "gallery.md", "dansm.md", "edm.md", "adding_a_method.md", "pods.md"}
-PENDING = {page for page in PENDING | {"look.md"} if not (ROOT / "docs" / page).exists()}
+PENDING = (
+    "which_method",
+    "gallery",
+    "notebooks",
+    "dansm",
+    "edm",
+    "adding_a_method",
+    "pods",
+    "look",
+)
+PENDING = {f"{name}.md" for name in PENDING if not (ROOT / "docs" / f"{name}.md").exists()}
 PAGES = {"CHANGELOG.md": "changelog.md"}  # files of the repository that are pages of the site
 
 
@@ -30,7 +39,7 @@ def on_config(config):
         for entry in entries:
             if isinstance(entry, dict):
                 [(title, value)] = entry.items()
-                if value in PENDING if isinstance(value, str) else False:
+                if isinstance(value, str) and value in PENDING:
                     continue
                 entry = {title: there(value) if isinstance(value, list) else value}
             kept.append(entry)

@@ -1,0 +1,55 @@
+"""What the site, the README and pyproject.toml say of one another; what the site asks others for."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from blocks import NAMES, PAGES, ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SITE = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PENDING = {"which_method.md", "gallery.md", "dansm.md", "edm.md"}  # of README, being written
+
+
+def test_addresses_are_those_of_the_project():
+    assert f"repo_url: {PROJECT['urls']['Homepage']}\n" in SITE
+    assert f"site_url: {PROJECT['urls']['Documentation']}\n" in SITE
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert f"<{PROJECT['urls']['Documentation']}>" in readme
+    assert f"git+{PROJECT['urls']['Homepage']}" in readme
+
+
+def test_readme_leads_to_files_that_are_there():
+    """mkdocs looks at the links of docs/, and at nobody else's."""
+    for target in LINK.findall(PAGES[0].read_text(encoding="utf-8")):
+        if not re.match(r"\w+:", target):
+            path = ROOT / target.partition("#")[0]
+            assert path.exists() or path.name in PENDING, target
+
+
+def test_readme_is_short_and_credits_every_paper():
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 140
+    for paper in ("2602.02928", "2510.02300", "Flux Matching", "Lines Matching", "RaR3ETzyKp"):
+        assert paper in readme[readme.index("```bibtex") :], paper
+
+
+def test_the_formulas_are_set_by_what_lies_here():
+    folder = ROOT / "docs" / "assets" / "katex"
+    css = (folder / "katex.min.css").read_text(encoding="utf-8")
+    fonts = set(re.findall(r"url\((fonts/[\w-]+\.woff2)\)", css))
+    assert len(fonts) > 10 and all((folder / font).is_file() for font in fonts)
+    assert "MIT" in (folder / "LICENSE").read_text(encoding="utf-8")
+    ours = [folder.parent / "math.js", folder.parent / "site.css", ROOT / "mkdocs.yml"]
+    for file in [*ours, *(ROOT / "docs" / "overrides").rglob("*.html")]:
+        text = re.sub(r"(?m)^(repo|site)_url: .*$", "", file.read_text(encoding="utf-8"))
+        assert not re.search(r"(?<!xmlns=\")https?://|//cdn", text), file
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_page_has_one_title(page):
+    """The site takes it for links whose text is the name of the file."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert Path(page).suffix == ".md" and lines[0].startswith("# ")
