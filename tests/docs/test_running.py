@@ -28,6 +28,13 @@ RUNS = {  # of other pages, or of readers
     "runs/two_moons": (MOONS, dict(train__steps=2)),
     "runs/digits": (TINY_DIGITS, dict(small={"train.steps": 2})),
 }
+FLOW = {
+    "train.steps": 2,
+    "net": "{'name':'mlp','width':16,'depth':1,'time_input':True}",
+    "loss": "{'name':'flow_matching'}",
+    "sampler": "{'name':'heun','num_steps':4}",
+}
+OF_PAGES = {"editing.md": {"runs/digits": (TINY_DIGITS, dict(small=FLOW))}}
 
 
 def shell(page):
@@ -76,7 +83,7 @@ def test_commands_run(page, tmp_path, tmp_path_factory, monkeypatch, capsys):
             continue
         if workdir in RUNS and not any(w.startswith("--config=") for w in words):
             if not (tmp_path / workdir).exists():
-                config, asked = RUNS[workdir]
+                config, asked = (RUNS | OF_PAGES.get(page.name, {}))[workdir]
                 shutil.copytree(trained(tmp_path_factory, config, **asked), tmp_path / workdir)
         capsys.readouterr()
         code = PROGRAMS[module]([module, *small(words)])

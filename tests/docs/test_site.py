@@ -1,4 +1,4 @@
-"""What the site, the README and pyproject.toml say of one another; what the site asks others for."""
+"""What the site, the README and pyproject.toml say of one another; what the site asks for."""
 
 import re
 import tomllib
