@@ -11,6 +11,7 @@ def code(page):
     return [b for b in blocks(page) if b.language in PYTHON and b.skip is None]
 
 
+SLOW = {f"docs/library/{name}.md" for name in "couplings index losses metrics nets sampling".split()}
 WITH = [(page, name) for page, name in zip(PAGES, NAMES, strict=True) if code(page)]
 
 
@@ -28,7 +29,13 @@ def run(block, namespace: dict, standing: dict) -> None:
                 namespace[error.name] = standing[error.name]()
 
 
-@pytest.mark.parametrize("page", [page for page, _ in WITH], ids=[name for _, name in WITH])
+CASES = [
+    pytest.param(page, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for page, name in WITH
+]
+
+
+@pytest.mark.parametrize("page", CASES)
 def test_every_example_runs(page, tmp_path, tmp_path_factory, monkeypatch):
     found = code(page)
     lay("\n".join(block.text for block in found), tmp_path, tmp_path_factory)
