@@ -11,7 +11,8 @@ def code(page):
     return [b for b in blocks(page) if b.language in PYTHON and b.skip is None]
 
 
-SLOW = {f"docs/library/{name}.md" for name in "couplings index losses metrics nets sampling".split()}
+SLOW = "couplings index losses metrics nets sampling".split()
+SLOW = {f"docs/library/{name}.md" for name in SLOW}
 WITH = [(page, name) for page, name in zip(PAGES, NAMES, strict=True) if code(page)]
 
 
