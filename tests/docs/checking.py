@@ -52,7 +52,9 @@ class Checker:
         elif program.startswith("launch/"):
             assert (ROOT / program).is_file(), f"no launcher {program}"
         else:
-            assert program in ("mkdocs", "cd", "git", "tensorboard"), f"unknown program {program}"
+            assert program in ("mkdocs", "cd", "git", "jupyter", "tensorboard"), (
+                f"unknown program {program}"
+            )
 
     def command(self, name: str, *given: str) -> None:
         """`genfield NAME …`."""
@@ -167,11 +169,11 @@ def script(path: Path, words: list[str]) -> None:
 
 
 def installs(words: list[str]) -> None:
-    """`pip install …`: genfield itself, with extras that it has."""
+    """`pip install …`: genfield itself, with extras that it has; Jupyter beside it."""
     assert words[0] == "install", words
     repository = f"git+{PROJECT['urls']['Homepage']}"
     for word in words[1:]:
-        if not word.startswith("-") and word.removesuffix(".git") != repository:
+        if not word.startswith("-") and word.removesuffix(".git") not in (repository, "jupyterlab"):
             named = re.match(r"(?:\.|genfield)(?:\[([\w,-]+)\])?(?: @ (\S+))?$", word)
             assert named, f"pip install {word}: neither genfield nor this checkout"
             assert {*(named[1] or "").split(",")} - {""} <= EXTRAS, word
