@@ -27,6 +27,7 @@ def call(monkeypatch, capsys):
 
         monkeypatch.setattr(runpy, "run_module", run_module)
         monkeypatch.setattr(sys, "argv", ["genfield", *words])
+        monkeypatch.setattr(sys, "path", [*sys.path])
         capsys.readouterr()
         code = console.main()
         return (code, *capsys.readouterr(), asked)
@@ -114,6 +115,18 @@ def test_listing_imports_nothing_slow(tmp_path):
     done = process(sys.executable, "-c", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "distance_marching_two_moons" in done.stdout
+
+
+def test_a_config_may_import_from_the_current_folder(tmp_path):
+    """As with python -m, also where a console script runs, whose own folder is not this one."""
+    (tmp_path / "in_this_folder.py").write_text("raise SystemExit(7)")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/mine.py").write_text("import in_this_folder\ndef get_config(): ...\n")
+    script = (
+        "import sys; sys.path[0] = '/nowhere'; sys.argv = ['genfield', 'train', "
+        "'--config=sub/mine.py', '--workdir=run']; from genfield.__main__ import main; main()"
+    )
+    assert process(sys.executable, "-c", script, cwd=tmp_path).returncode == 7
 
 
 def test_exit_codes_and_closed_pipes_are_the_modules(tmp_path):
