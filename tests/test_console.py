@@ -145,3 +145,10 @@ def test_the_guard_starts_the_same_command_again(tmp_path):
     done = process(sys.executable, "-m", "genfield", *words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "--process_id 5 must be one of 0 to" in done.stderr
+    script = tmp_path / "genfield"  # as pip writes it
+    script.write_text(
+        "from genfield import __main__ as console\nfrom genfield.machine import guard\n"
+        "guard.Guard.run = lambda self, command: print(*command, flush=True) or 9\nconsole.main()\n"
+    )
+    done = process(sys.executable, script, *words, cwd=tmp_path)
+    assert done.returncode == 9 and done.stdout.split() == [sys.executable, str(script), *words]

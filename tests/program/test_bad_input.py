@@ -413,7 +413,7 @@ def test_no_device(error, nothing_runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr("jax.devices", devices)
     message = error(arguments(tmp_path / "run", small=SHORT))
-    assert "'cuda'" in message and "genfield.doctor" in message
+    assert "'cuda'" in message and "genfield doctor" in message
 
 
 def test_a_network_beyond_all_memory(error, tmp_path):
