@@ -12,7 +12,7 @@ import shared
 from genfield.shipped import Recipe
 
 VARIANTS = ("annealed", "smoothed", "turning", "velocity", "score")
-RECIPES = dict.fromkeys(VARIANTS, Recipe(33_794, "5 to 10 min"))
+RECIPES = dict.fromkeys(VARIANTS, Recipe(33_794, "10 to 20 min"))
 
 
 def get_config(variant: str = "annealed"):

@@ -101,6 +101,8 @@ def start(argv: list[str]) -> None:
         choose("command", name, dict.fromkeys(known))
     command = known[name]
     sys.argv[1:] = arguments(name, command, given)
+    if not sys.flags.safe_path:
+        sys.path.append("")  # modules of the current folder, as with python -m; these hide none
     try:
         runpy.run_module(f"genfield.{command.module}", run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:

@@ -27,6 +27,7 @@ def call(monkeypatch, capsys):
 
         monkeypatch.setattr(runpy, "run_module", run_module)
         monkeypatch.setattr(sys, "argv", ["genfield", *words])
+        monkeypatch.setattr(sys, "path", [*sys.path])
         capsys.readouterr()
         code = console.main()
         return (code, *capsys.readouterr(), asked)
@@ -116,6 +117,18 @@ def test_listing_imports_nothing_slow(tmp_path):
     assert "distance_marching_two_moons" in done.stdout
 
 
+def test_a_config_may_import_from_the_current_folder(tmp_path):
+    """As with python -m, also where a console script runs, whose own folder is not this one."""
+    (tmp_path / "in_this_folder.py").write_text("raise SystemExit(7)")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/mine.py").write_text("import in_this_folder\ndef get_config(): ...\n")
+    script = (
+        "import sys; sys.path[0] = '/nowhere'; sys.argv = ['genfield', 'train', "
+        "'--config=sub/mine.py', '--workdir=run']; from genfield.__main__ import main; main()"
+    )
+    assert process(sys.executable, "-c", script, cwd=tmp_path).returncode == 7
+
+
 def test_exit_codes_and_closed_pipes_are_the_modules(tmp_path):
     start = [sys.executable, "-m", "genfield"]
     done = process(*start, "compare", "a.json", "b.json", cwd=tmp_path)
@@ -132,3 +145,10 @@ def test_the_guard_starts_the_same_command_again(tmp_path):
     done = process(sys.executable, "-m", "genfield", *words, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "--process_id 5 must be one of 0 to" in done.stderr
+    script = tmp_path / "genfield"  # as pip writes it
+    script.write_text(
+        "from genfield import __main__ as console\nfrom genfield.machine import guard\n"
+        "guard.Guard.run = lambda self, command: print(*command, flush=True) or 9\nconsole.main()\n"
+    )
+    done = process(sys.executable, script, *words, cwd=tmp_path)
+    assert done.returncode == 9 and done.stdout.split() == [sys.executable, str(script), *words]

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from importlib import metadata
@@ -176,6 +177,15 @@ def test_a_clean_installation_works_from_an_empty_folder(installed, tmp_path):
         "print(model.field(x, np.zeros(2, 'float32')).shape, genfield.__file__)"
     )
     assert f"(2, 2) {installed.parent}" in do("python", "-c", code)
+    stopped = tmp_path / "stopped"
+    words = ["train", moons, f"--workdir={stopped}", *RUN, "--config.train.steps=1000000"]
+    words += ["--config.train.log_every=1", "--config.checkpoint.every=1000000"]
+    running = subprocess.Popen([installed / "genfield", *words], cwd=tmp_path, env=env)
+    until = time.monotonic() + 600
+    while not (stopped / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    running.terminate()
+    assert running.wait(600) == 143 and any((stopped / "checkpoints").iterdir())
     several = ["train", moons, "--workdir=two", *RUN, "--coordinator=localhost:1"]
     assert "--process_id 5 must be" in do(
         "genfield", *several, "--process_id=5", "--num_processes=2", code=2

@@ -99,6 +99,7 @@ def usage(head: str, values, overrides: list[str]) -> str:
         return f"{head}\n{FIELDS_OF}\n{values.get_help(include_special_flags=False)}"
     config, methods = config_io.read(values.config)
     config = config_io.override(config, overrides)
+    checks.check(config)
     # Slow to import, which no other mistake waits for.
     from genfield.program import explain
     from genfield.program.methods import package

@@ -72,18 +72,17 @@ def place(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if not shipped.is_name(name):
+    if found := shipped.find(name):
+        return found
+    if path.is_dir() or not shipped.is_name(name):
         folder = path if path.is_dir() else path.parent
         choose(f"config file in {folder}", path.name, shipped.config_files(folder))
-    found = shipped.find(name)
-    if found is None:
-        near = ", ".join(shipped.near(name))
-        hint = f"did you mean {near}?" if near else "no name is like it."
-        raise UserError(
-            f"unknown config {name!r}, neither a file here nor a recipe: {hint} "
-            "genfield configs lists the recipes"
-        )
-    return found
+    near = ", ".join(shipped.near(name))
+    hint = f"did you mean {near}?" if near else "no name is like it."
+    raise UserError(
+        f"unknown config {name!r}, neither a file here nor a recipe: {hint} "
+        "genfield configs lists the recipes"
+    )
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:

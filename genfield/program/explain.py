@@ -144,8 +144,8 @@ def summary(record: registry.Record) -> str:
     """What a method is, in the first paragraph of its docstring, or of its file's."""
     target = _target(record)
     doc = inspect.getdoc(target) if target is not None else None
-    if target is not None and doc is None:
-        doc = sys.modules[target.__module__].__doc__
+    if target is not None and doc is None:  # of one's own files no module is kept
+        doc = getattr(sys.modules.get(target.__module__), "__doc__", None)
     return (doc or "").split("\n\n")[0].replace("\n", " ")
 
 

@@ -17,7 +17,8 @@ from genfield.errors import UserError, tell
 from genfield.machine.tables import columns
 from genfield.program import own_files
 
-HEAD = ("recipe", "what", "parameters", "time here", "the paper's figures", "variants")
+HEAD = ("recipe", "what", "parameters", "time here", "the paper's", "variants")
+HEADLINES = ("fid", "w2")  # of the paper's figures, those that a line a page has room for
 FOOT = """\
 time here: of training on two busy CPU cores, or the machine that it is meant for
 genfield configs WORD                     a line for each variant of some
@@ -35,13 +36,15 @@ class Page(NamedTuple):
     recipes: dict[str, shipped.Recipe]
     get_config: Callable[..., ConfigDict]
 
-    def row(self, variant: str) -> tuple[str, ...]:
-        """Cells of HEAD, but for the variants."""
+    def row(self, variant: str, whole: bool) -> tuple[str, ...]:
+        """Cells of HEAD, but for the ends; `whole`: all that the paper says."""
         recipe = self.recipes[variant]
         config = self.get_config(*([variant] if variant else []))
-        figures = ", ".join(f"{name} {value:g}" for name, value in config.evaluate.paper.items())
-        if figures and config.evaluate.paper_note:
-            figures += f" ({config.evaluate.paper_note})"
+        paper, note = config.evaluate.paper, config.evaluate.paper_note
+        shown = [name for name in paper if whole or name in HEADLINES]
+        figures = ", ".join(f"{name} {paper[name]:g}" for name in shown)
+        if figures and note and whole:
+            figures += f" ({note})"
         size = "as data" if recipe.parameters is None else short(recipe.parameters)
         return self.title, size, recipe.time, figures or "-"
 
@@ -57,7 +60,7 @@ def short(number: int) -> str:
 def title(text: str) -> str:
     """Method and data, as the first words of a page have them."""
     plain = re.sub(r"\s*\([^()]*\)", "", " ".join(text.split()))
-    return re.split(r"[:.;] |[.:]$", plain)[0]
+    return ", ".join(re.split(r"[:.;] |[.:]$", plain)[0].split(", ")[:2])
 
 
 def pages() -> list[Page]:
@@ -76,11 +79,15 @@ def table(chosen: list[Page], each: bool) -> str:
     for page in chosen:
         default = next(iter(page.recipes))
         if not each:
-            rows.append((page.name, *page.row(default), " ".join(v for v in page.recipes if v)))
+            rows.append(
+                (page.name, *page.row(default, whole=False), " ".join(v for v in page.recipes if v))
+            )
             continue
         for variant in page.recipes:
             mark = "default" if variant == default and variant else ""
-            rows.append((f"{page.name}:{variant}".rstrip(":"), *page.row(variant), mark))
+            rows.append(
+                (f"{page.name}:{variant}".rstrip(":"), *page.row(variant, whole=True), mark)
+            )
     head = (*HEAD[:-1], "") if each else HEAD
     return columns([head, *rows])
 

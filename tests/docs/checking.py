@@ -27,6 +27,8 @@ from genfield.study import cli as study
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = set(PROJECT["optional-dependencies"])
 
+OTHERS = ("mkdocs", "cd", "git", "jupyter", "tensorboard")  # not of this project
+
 
 class Parsed(Exception):
     """A script has read its flags."""

@@ -201,11 +201,11 @@ LINES = [
     ("--config={config}", "--workdir is missing"),
     ("--config={config} --workdir=", "--workdir is missing"),
     ("--config={config} --workdir", "--workdir"),
-    ("--workdir={new}", "--config is missing", "--config=configs/"),
+    ("--workdir={new}", "--config is missing", "--config=NAME", "genfield configs"),
     ("--workdir={new} --config.train.steps=3", "--config is missing"),
     (
         "--config=configs/two_moon.py --workdir={new}",
-        "'two_moon.py'",
+        "'configs/two_moon.py'",
         "distance_marching_two_moons",
     ),
     ("--config=configs --workdir={new}", "distance_marching_two_moons.py"),
@@ -413,7 +413,7 @@ def test_no_device(error, nothing_runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr("jax.devices", devices)
     message = error(arguments(tmp_path / "run", small=SHORT))
-    assert "'cuda'" in message and "genfield.doctor" in message
+    assert "'cuda'" in message and "genfield doctor" in message
 
 
 def test_a_network_beyond_all_memory(error, tmp_path):

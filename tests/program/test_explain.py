@@ -7,7 +7,7 @@ import re
 import pytest
 from programs import ROOT
 
-from genfield import registry
+from genfield import registry, shipped
 from genfield.main import main
 from genfield.program import config_io, defaults, explain
 from genfield.program.methods import package
@@ -105,6 +105,33 @@ def test_ones_own_methods_are_among_the_choices(capsys):
     text = part(capsys.readouterr().out, "config.loss.name:")
     assert "absolute_flow: Mean over features of √(" in text
     assert re.search(r"^      softness +float += 0.01 +not negative$", text, re.M)
+
+
+@pytest.mark.parametrize("name", shipped.recipes())
+def test_there_is_help_for_each_recipe(name):
+    config = config_io.load(name)
+    text = explain.text(name, config, package())
+    for section in explain.SECTIONS_OF:
+        said = part(text, f"config.{section}")
+        assert re.search(rf"^  name +'{config[section].name}'$", said, re.M)
+        assert all(re.search(rf"^  {field} ", said, re.M) for field in config[section])
+        assert "leave it out" not in said
+
+
+def test_a_method_of_ones_own_needs_no_docstring(tmp_path, capsys):
+    page = (ROOT / "examples/own_loss.py").read_text()
+    page, changed = re.subn(r'    """Mean over features.*?"""\n', "", page)
+    assert changed == 1
+    (tmp_path / "mine.py").write_text(page)
+    assert main(["genfield", f"--config={tmp_path / 'mine.py'}", "--help"]) == 0
+    assert re.search(r"^  absolute_flow$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize("wrong", ["--config.train.stepz=3", "--config.net.name=mlq"])
+def test_help_of_a_mistake_is_the_mistake(wrong, capsys):
+    assert main(["genfield", "--config=images:small", "--help", wrong]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "did you mean" in err
 
 
 def test_help_without_a_config_says_how_to_use_it(capsys):
