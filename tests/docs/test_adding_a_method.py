@@ -12,7 +12,9 @@ from genfield.program.methods import package
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding_a_method.md").read_text("utf-8")
-FILE = re.compile(r"^<!-- skip: the file (\S+) -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FILE = re.compile(
+    r"^<!-- skip: the file (\S+) -->\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 FILES = dict(FILE.findall(PAGE))
 
 

@@ -88,3 +88,23 @@ def test_figures_of_the_decision_table_are_where_their_links_lead():
         known = set(NUMBER.findall(section(page.parent / name, slug)))
         wrong += [f"{n} in {name}#{slug}" for n in NUMBER.findall(text) if n not in known]
     assert not wrong
+
+
+METHODS = ("distance_marching", "equilibrium_matching", "flow_matching", "edm", "dansm")
+MEASURED = ("reproduction", "couplings", "zoo", "abilities", "lines_matching", "flux_matching")
+
+
+@pytest.mark.parametrize("name", (*METHODS, "flux_matching", "lines_matching"))
+def test_our_figures_of_a_method_are_those_measured(name):
+    """Each number of the column "here" of a page's figures stands where it was measured."""
+    docs = ROOT / "docs"
+    rows = [row for row in section(docs / f"{name}.md", "figures").splitlines() if row[:1] == "|"]
+    assert rows[0].split("|")[2].strip() == "here"
+    cells = [re.split(r"(?<!\\)\|", row)[2] for row in rows[2:]]
+    texts = [(docs / f"{page}.md").read_text("utf-8") for page in MEASURED]
+    # The long pages begin with the figures in short, and have them where they were measured below.
+    known = "\n".join(text.partition("From here on: reference.")[2] or text for text in texts)
+    known = set(NUMBER.findall(known))
+    ours = [NUMBER.findall(re.sub(r"\(\S+\.md\S*\)", "", cell)) for cell in cells]
+    assert sum(map(len, ours)) > 3
+    assert not [n for numbers in ours for n in numbers if n not in known]
