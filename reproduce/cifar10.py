@@ -100,7 +100,7 @@ def main() -> None:
         if len(points):
             axes.plot(points[:, 0], points[:, 2], "o-", markersize=3, label=title)
     axes.set(xlabel="step", ylabel="Fréchet distance, 1,000 samples", yscale="log")
-    axes.grid(alpha=0.3)
+    axes.grid()
     axes.legend(fontsize=8)
     print(style.save(figure, workdir / "cifar10.png"))
 

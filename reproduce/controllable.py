@@ -467,7 +467,7 @@ def figure4(path: Path, values: dict, losses: dict, star: dict) -> None:
             )
         ax.plot(star[panel], 0, "*", color="black", markersize=14, zorder=5, label="score")
         ax.set(xlabel=panel)
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[0].set_ylabel("standardised loss")
     axes[-1].legend(fontsize=8)
     figure.tight_layout()

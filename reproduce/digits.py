@@ -177,7 +177,7 @@ def draw_denoise(path: Path, seeds: list[dict]) -> Path:
             ax.fill_between(TIMES, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
         ax.axhline(seeds[0]["denoise"]["EqM"]["data"][name], color="grey", linestyle=":")
         ax.set(xlabel="t of the start", ylabel=name)
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[0].legend()
     return style.save(figure, path)
 
@@ -191,7 +191,7 @@ def draw_stopping(path: Path, seeds: list[dict]) -> Path:
             rows = [found["stop"][title][r] for r in rules]
             ax.plot([r["nfe"] for r in rows], [r["fd"] for r in rows], "o-", label=f"seed {i}")
         ax.set(title=title, xlabel="evaluations a sample", ylabel="fd")
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[0].legend()
     return style.save(figure, path)
 

@@ -151,7 +151,7 @@ def draw_sensitivity(path: Path, curves: dict[str, dict]) -> Path:
             [line] = ax.plot(SCALES, np.median(values, 1), "o-", markersize=3, label=title)
             ax.fill_between(SCALES, values.min(1), values.max(1), color=line.get_color(), alpha=0.2)
         ax.set(xscale="log", yscale="log", xlabel="step size, of the configured one", ylabel=name)
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[0].legend(fontsize=8)
     return style.save(figure, path)
 

@@ -139,7 +139,7 @@ def bias(seeds: range, workdir: Path) -> str:
         ax.set(xscale="log", yscale="log", xlabel="batch", ylabel=label)
         ax.set_xticks(BATCHES, [str(b) for b in BATCHES])
         ax.set_xticks([], minor=True)
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[1].legend(fontsize=7)
     figure.tight_layout()
     return write(workdir, "bias", found, markdown(head, rows), figure)

@@ -686,7 +686,7 @@ def draw_collapse(model: Models, found: dict, path: Path, num: int = 40) -> None
         axes[3].plot(sigmas, value("model"), "o", color=line.get_color(), label=name)
     axes[3].set(xscale="log", yscale="log", xlabel="σ = (1-t)/t", title="spread over the data's")
     axes[3].legend(fontsize=8)
-    axes[3].grid(alpha=0.3)
+    axes[3].grid()
     figure.tight_layout()
     print(style.save(figure, path))
 

@@ -67,7 +67,7 @@ def bound(seeds: range, workdir: Path) -> str:
     axes.axhline(1, color="grey", linestyle=":")
     axes.set(xscale="log", xlabel="dimension", ylabel="similarity / √(2 ln n / d)")
     axes.legend(title="batch n")
-    axes.grid(alpha=0.3)
+    axes.grid()
     print(style.save(figure, workdir / "bound.png"))
     rows = [
         [way, str(d), *(shown(by[f"{d} {n}"]) for n in SIZES)]
@@ -277,7 +277,7 @@ def claim(seeds: range, workdir: Path) -> str:
             xscale="log",
             yscale="log",
         )
-        ax.grid(alpha=0.3)
+        ax.grid()
         head = [task, "final quality", "seconds", "share of the time to the unmatched's quality"]
         parts.append(markdown(head, rows))
     axes[0].legend(fontsize=8)

@@ -104,7 +104,7 @@ def picture(found: dict, drawn: dict, path: Path) -> Path:
         ax.set(title=name, xlabel="time point", ylim=(-10, 10))
     for ax in axes:
         ax.title.set_fontsize(9)
-        ax.grid(alpha=0.3)
+        ax.grid()
     figure.tight_layout()
     return style.save(figure, path)
 
