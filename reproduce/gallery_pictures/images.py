@@ -1,0 +1,207 @@
+"""Digits of the package's models: of all methods, composed, inpainted, and how long each takes."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from gallery_pictures import plane
+from gallery_pictures.fields import Budget
+from gallery_pictures.plane import BOX
+from genfield import data, guidance, rng, sampling
+from genfield.figures import style
+
+NULL = 10  # the label that means none
+# (title, model, sampler, steps), as the models' cards have them
+MODELS = {
+    "Flow matching": ("digits/flow_matching", sampling.heun(), 50),
+    "Equilibrium Matching": ("digits/equilibrium_matching", sampling.nesterov(0.003, 0.35), 250),
+    "Distance Marching": ("digits/distance_marching", sampling.sphere_tracing(0.031), 250),
+}
+
+
+@functools.cache
+def examples() -> tuple[np.ndarray, np.ndarray]:
+    """Held-out digits [N, 8, 8, 1] in [-1, 1], and their classes."""
+    section = {"name": "digits", "labels": True}
+    held = data.create(section, batch_size=1, seed=0).examples["test"]
+    part = held.gather(np.arange(held.size))
+    return data.to_unit(part["x1"]), np.asarray(part["label"])
+
+
+def noise(num: int, seed: int = 0) -> jax.Array:
+    """Normal noise, [num, 8, 8, 1]."""
+    return jax.random.normal(rng.stream(seed, "source"), (num, 8, 8, 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def drawn(title: str, steps: int, x0, labels):
+    """Samples of a model by its sampler."""
+    name, sampler, _ = MODELS[title]
+    field, key = plane.opened(name).field, rng.stream(0, "sampler")
+    return sampling.sample(key, field, x0, sampler, num_steps=steps, cond=labels)
+
+
+def sheet(images, columns: int) -> np.ndarray:
+    """Images [N, 8, 8, 1] as one picture in [0, 1], `columns` a row, with white lines between."""
+    levels = np.clip((np.asarray(images)[..., 0] + 1) / 2, 0, 1)
+    padded = np.pad(levels, [(0, 0), (0, 1), (0, 1)], constant_values=1.0)
+    rows = [
+        np.concatenate(list(padded[i : i + columns]), 1) for i in range(0, len(padded), columns)
+    ]
+    return np.concatenate(rows, 0)[:-1, :-1]
+
+
+def show(axes, images, columns: int, title: str = "") -> None:
+    """A sheet of images without a frame."""
+    axes.imshow(sheet(images, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.spines[:].set_visible(False)
+
+
+@style.styled
+def digits(path: Path, budget: Budget) -> Path:
+    """Held-out digits and those of three methods, a class a column."""
+    x1, classes = examples()
+    rows = 4
+    labels = jnp.tile(jnp.arange(10), rows)
+    first = [x1[classes == c][:rows] for c in range(10)]
+    panels = {"data": np.stack(first, 1).reshape(-1, 8, 8, 1)}
+    notes = {"data": "held-out digits"}
+    for title, (_, _, steps) in MODELS.items():
+        out = drawn(title, min(steps, 10 * budget.frames), noise(len(labels)), labels)
+        panels[title], notes[title] = out.x, f"{float(out.nfe.mean()):.0f} evaluations"
+    figure, axes = plt.subplots(1, len(panels), figsize=(11.5, 2.3), layout="constrained")
+    for panel, (title, images) in zip(axes, panels.items(), strict=True):
+        show(panel, images, 10)
+        panel.set_title(title, fontweight="bold")
+        panel.set_xticks(4 + 9 * np.arange(10), range(10))
+        panel.tick_params(length=0)
+        panel.set_xlabel(notes[title])
+    return style.save(figure, path)
+
+
+# Adaptive compute
+
+GOING, PATIENCE = 250, 3  # steps at most; rises of u in a row
+
+
+@style.styled
+def adaptive(path: Path, budget: Budget) -> Path:
+    """Steps that samples take until the learned distance rises: in the plane, and of digits."""
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(10.5, 3.5), layout="constrained", width_ratios=(1.15, 1, 1.2)
+    )
+    field = plane.opened("two_moons/distance_marching").field
+    stops = sampling.stopping(
+        sampling.gradient_descent(0.05), sampling.rising_distance(patience=PATIENCE)
+    )
+    run = jax.jit(lambda x: sampling.sample(jax.random.key(0), field, x, stops, num_steps=GOING))
+    side = np.linspace(*BOX, min(60, budget.side))
+    mesh = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
+    taken = np.asarray(run(jnp.asarray(mesh)).nfe).reshape(len(side), -1)
+    shown = left.pcolormesh(side, side, taken, cmap="cividis", rasterized=True)
+    figure.colorbar(shown, ax=left, label="evaluations")
+    style.scatter(left, plane.target(1_000), style.TARGET, 2, 0.5)
+    style.bare(left, (BOX, BOX), "two moons: evaluations by start")
+    out = _stopped_digits(200 if budget.points > 100 else 10)
+    steps, images = np.asarray(out.nfe), np.asarray(out.x)
+    middle.hist(steps, bins=25, color=style.METHODS["Distance Marching"])
+    middle.axvline(GOING, color="black", linestyle="--", linewidth=1, label="without stopping")
+    middle.set(xlabel="evaluations", ylabel="digits", title="digits: evaluations a sample")
+    middle.set_xlim(0, 1.06 * GOING)
+    middle.legend(loc="upper center")
+    middle.grid()
+    order = np.argsort(steps, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, 24).astype(int)]
+    show(right, images[chosen], 6, "from the first to stop to the last")
+    for i, index in enumerate(chosen):
+        right.annotate(
+            str(steps[index]), (4 + 9 * (i % 6), 9 * (i // 6) + 7.4), ha="center", va="bottom",
+            fontsize=7, color="black",
+            bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "linewidth": 0},
+        )  # fmt: skip
+    return style.save(figure, path)
+
+
+def _stopped_digits(num: int):
+    """Digits of Distance Marching that stop by themselves."""
+    field = plane.opened("digits/distance_marching").field
+    stops = sampling.stopping(
+        sampling.gradient_descent(0.1), sampling.rising_distance(patience=PATIENCE)
+    )
+    labels = jnp.arange(num) % 10
+    run = jax.jit(
+        lambda x: sampling.sample(jax.random.key(0), field, x, stops, num_steps=GOING, cond=labels)
+    )
+    return run(noise(num))
+
+
+# Composition
+
+PAIRS = ((0, 2), (3, 8), (1, 7))
+
+
+@style.styled
+def composition(path: Path, budget: Budget) -> Path:
+    """Samples of one class, of another, and of the sum of both fields, from the same noise."""
+    titles = ("Equilibrium Matching", "Distance Marching")
+    num, steps = 10, min(250, 10 * budget.frames)
+    figure, axes = plt.subplots(
+        3 * len(PAIRS), len(titles), figsize=(8.6, 6.6), layout="constrained", sharex=True
+    )
+    for column, title in zip(axes.T, titles, strict=True):
+        for group, pair in enumerate(PAIRS):
+            rows = {str(c): _composed(title, (c,), num, steps) for c in pair}
+            rows[" + ".join(map(str, pair))] = _composed(title, pair, num, steps)
+            for panel, (name, x) in zip(column[3 * group :], rows.items(), strict=False):
+                show(panel, x, num)
+                panel.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
+        column[0].set_title(title, fontweight="bold")
+    return style.save(figure, path)
+
+
+def _composed(title: str, classes: tuple[int, ...], num: int, steps: int):
+    """Samples of the sum of a model's fields under each of the classes."""
+    name, sampler, _ = MODELS[title]
+    field = plane.opened(name).field
+    parts = [guidance.conditioned(field, jnp.int32(c)) for c in classes]
+    on = "displacement" if title == "Distance Marching" else "direction"
+    both = guidance.compose(parts, on=on)
+    go = jax.jit(lambda x: sampling.sample(jax.random.key(0), both, x, sampler, num_steps=steps).x)
+    return go(noise(num, seed=3))
+
+
+# Inpainting
+
+RESAMPLE, PAINTED = 5, 30  # how often each step is taken; steps
+
+
+@style.styled
+def inpainting(path: Path, budget: Budget) -> Path:
+    """The lower half of held-out digits painted anew, three times each, told their class."""
+    x1, classes = examples()
+    chosen = np.array([np.flatnonzero(classes == c)[1] for c in range(10)])
+    x1, labels = jnp.asarray(x1[chosen]), jnp.asarray(classes[chosen])
+    hidden = jnp.zeros((8, 8, 1), bool).at[4:].set(True)
+    steps = min(PAINTED, 2 * budget.frames)
+    repeats = RESAMPLE if budget.points > 100 else 1
+    field = plane.opened("digits/flow_matching").field
+
+    @jax.jit
+    def paint(key, x0):
+        times = jnp.linspace(0, 1, steps + 1)
+        half = sampling.inpaint(sampling.heun(), x1, hidden, times=times, resample=repeats)
+        return sampling.sample(key, field, x0, half, num_steps=steps, cond=labels).x
+
+    rows = {"held-out digits": x1, "what is known": jnp.where(hidden, 1.0, x1)}
+    for i in range(3):
+        rows[f"painted anew, {i + 1}"] = paint(rng.stream(i, "paint"), noise(10, seed=10 + i))
+    figure, axes = plt.subplots(len(rows), 1, figsize=(7.5, 3.7), layout="constrained")
+    for panel, (name, images) in zip(axes, rows.items(), strict=True):
+        show(panel, images, 10)
+        panel.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    return style.save(figure, path)
