@@ -18,7 +18,7 @@ from gallery_pictures import fields, images, laws
 from gallery_pictures.fields import Budget
 from PIL import Image
 
-from genfield.figures.style import FORMATS
+from genfield.figures import style
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES: dict[str, Callable[[Path, Budget], Path]] = {
@@ -43,6 +43,16 @@ def place(out: Path, name: str, form: str) -> Path:
     return out / f"{name}.{'gif' if name in ANIMATED else form}"
 
 
+def fewer(image: Image.Image, colours: int) -> Image.Image:
+    """The image in so many colours, those of the style among them as they are."""
+    image = image.convert("RGB")
+    kept = [bytes.fromhex(c[1:]) for c in (*style.PALETTE, style.MIDDLE, "#ffffff")]
+    found = image.quantize(colours - len(kept), dither=Image.Dither.NONE)
+    held = Image.new("P", (1, 1))
+    held.putpalette(bytes(found.getpalette()) + b"".join(kept))
+    return image.quantize(palette=held, dither=Image.Dither.NONE)
+
+
 def thumbnail(picture: Path) -> Path:
     """WIDTH pixels of a PNG, or of the middle of an animation, beside it."""
     path = picture.parent / "thumbs" / f"{picture.stem}.png"
@@ -51,7 +61,7 @@ def thumbnail(picture: Path) -> Path:
         image.seek(getattr(image, "n_frames", 1) // 2)
         small = image.convert("RGB")
     size = (WIDTH, round(small.height * WIDTH / small.width))
-    small.resize(size, Image.Resampling.LANCZOS).quantize(THUMB_COLOURS).save(path, optimize=True)
+    fewer(small.resize(size, Image.Resampling.LANCZOS), THUMB_COLOURS).save(path, optimize=True)
     return path
 
 
@@ -62,8 +72,7 @@ def draw(out: Path, name: str, form: str, budget: Budget) -> Path:
     seconds = time.process_time() - begun
     if path.suffix == ".png":
         with Image.open(path) as image:
-            fewer = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-        fewer.save(path, optimize=True)
+            fewer(image, COLOURS).save(path, optimize=True)
     if path.suffix in (".png", ".gif"):
         thumbnail(path)
     note = out / "gallery.json"
@@ -88,7 +97,7 @@ def main(argv: list[str] | None = None, budget: Budget | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "gallery")
     parser.add_argument("--only", type=chosen, default=list(PICTURES), help="names, with commas")
-    parser.add_argument("--format", choices=FORMATS, default="png", help="of all but animations")
+    parser.add_argument("--format", choices=style.FORMATS, default="png", help="but of animations")
     parser.add_argument("--again", action="store_true", help="draw what is there as well")
     args = parser.parse_args(argv)
     for name in args.only:

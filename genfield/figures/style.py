@@ -51,6 +51,7 @@ styled = plt.rc_context(  # of a function that draws: others' settings come back
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.prop_cycle": plt.cycler(color=PALETTE),
+        "contour.negative_linestyle": "solid",
         "grid.color": "#d0d0d0",
         "grid.linewidth": 0.6,
         "lines.linewidth": 1.4,

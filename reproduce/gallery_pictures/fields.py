@@ -43,6 +43,7 @@ class Budget(NamedTuple):
     frames: int = 36
 
 
+ENDS = 250  # samples whose start and end are shown
 TINY = Budget(points=20, lines=10, side=12, frames=3)
 
 
@@ -59,7 +60,7 @@ def head(axes, title: str, note: str, size: float = 10) -> None:
               color=style.METHODS[title], solid_capstyle="butt")  # fmt: skip
 
 
-def draw_field(axes, title: str, budget: Budget, arrows: int = 19, labels: bool = True) -> None:
+def draw_field(axes, title: str, budget: Budget, arrows: int = 15) -> None:
     """Level sets where there is a scalar, and where samples go: arrows of one length."""
     field = plane.field_of(title)
     mesh = lambda n: np.stack(np.meshgrid(*[np.linspace(*BOX, n)] * 2), -1).astype(np.float32)
@@ -68,11 +69,10 @@ def draw_field(axes, title: str, budget: Budget, arrows: int = 19, labels: bool 
     if isinstance(output, Prediction):
         u = np.asarray(output.distance).reshape(points.shape[:2])
         axes.contourf(*points.transpose(2, 0, 1), u, levels=24, cmap=style.LEVELS)
-        lines = axes.contour(
+        axes.contour(
             *points.transpose(2, 0, 1), u, levels=8, colors=style.LEVEL_LINE, linewidths=0.7
         )
-        if labels:
-            axes.clabel(lines, lines.levels[::2], fontsize=8, fmt="%.3g")
+    style.scatter(axes, plane.target(1_000), style.TARGET, 2, 0.35)
     points = mesh(arrows + 2)[1:-1, 1:-1].reshape(-1, 2)
     output = field(jnp.asarray(points))
     way = np.asarray(output.direction if isinstance(output, Prediction) else output)
@@ -82,14 +82,14 @@ def draw_field(axes, title: str, budget: Budget, arrows: int = 19, labels: bool 
 
 
 def draw_ways(axes, trace: np.ndarray, lines: int) -> None:
-    """Starts black, ways yellow, ends blue, over the target."""
+    """Starts black, ways yellow (so many of them), ends blue, over the target."""
     style.scatter(axes, plane.target(1_500), style.TARGET, 2, 0.35)
     ways = np.swapaxes(trace[:, :lines], 0, 1)
     axes.add_collection(
         LineCollection(ways, colors=style.MIDDLE, linewidths=0.6, zorder=1, rasterized=True)
     )
-    axes.scatter(*trace[0, :lines].T, s=3, color=style.START, linewidths=0, zorder=2)
-    axes.scatter(*trace[-1, :lines].T, s=5, color=style.END, linewidths=0, zorder=3)
+    for points, colour, size in ((trace[0], style.START, 3), (trace[-1], style.END, 5)):
+        axes.scatter(*points[:ENDS].T, s=size, color=colour, linewidths=0, zorder=3)
     style.bare(axes, (BOX, BOX), "")
 
 
@@ -106,15 +106,15 @@ def legend(figure, dots: dict[str, str] | None = None, line: str | None = "way")
 @style.styled
 def opening(path: Path, budget: Budget) -> Path:
     """The five papers' methods: field above, trajectories below."""
-    figure, axes = plt.subplots(2, len(PAPERS), figsize=(10, 5.1), layout="constrained")
+    figure, axes = plt.subplots(2, len(PAPERS), figsize=(10, 4.75), layout="constrained")
     for (top, bottom), title in zip(axes.T, PAPERS, strict=True):
-        draw_field(top, title, budget, 15, labels=False)
+        draw_field(top, title, budget)
         head(top, title, NOTES[title], 9.5)
         walk = METHODS[title].march(METHODS[title].model, budget.points)
         draw_ways(bottom, walk.trace, _lines(title, budget))
         plural = "" if walk.nfe == 1 else "s"
-        bottom.set_xlabel(f"{METHODS[title].how}, {walk.nfe:.0f} evaluation{plural}", fontsize=9.5)
-    style.name_rows(axes, ("field", "samples’ ways"))
+        bottom.set_xlabel(f"{METHODS[title].how}, {walk.nfe:.0f} evaluation{plural}", fontsize=9)
+    style.name_rows(axes, ("field", "trajectories"))
     legend(figure)
     return style.save(figure, path)
 
@@ -127,7 +127,7 @@ def _lines(title: str, budget: Budget) -> int:
 @style.styled
 def fields(path: Path, budget: Budget) -> Path:
     """All seven methods: field, trajectories, samples over the data."""
-    figure, axes = plt.subplots(3, len(METHODS), figsize=(14, 7), layout="constrained")
+    figure, axes = plt.subplots(3, len(METHODS), figsize=(14, 6.5), layout="constrained")
     for (top, middle, bottom), (title, method) in zip(axes.T, METHODS.items(), strict=True):
         draw_field(top, title, budget)
         head(top, title, NOTES[title])
@@ -164,6 +164,9 @@ def marching(path: Path, budget: Budget) -> Path:
     frames = [_frame(figure, moving, s) for s in np.linspace(0, 1, budget.frames)]
     plt.close(figure)
     palette = frames[-1].quantize(64)
+    held = np.array(palette.getpalette()).reshape(-1, 3)
+    held[held.sum(1).argmax()] = 255  # white stays white
+    palette.putpalette(held.astype(np.uint8).tobytes())
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
     durations = [70] * (len(flat) - 1) + [70 * HOLD]

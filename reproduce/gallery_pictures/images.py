@@ -45,19 +45,19 @@ def drawn(title: str, steps: int, x0, labels):
     return sampling.sample(key, field, x0, sampler, num_steps=steps, cond=labels)
 
 
-def sheet(images, columns: int) -> np.ndarray:
-    """Images [N, 8, 8, 1] as one picture in [0, 1], `columns` a row, with white lines between."""
+def sheet(images, columns: int, below: int = 1) -> np.ndarray:
+    """Images [N, 8, 8, 1] as one picture in [0, 1], `columns` a row, white between and below."""
     levels = np.clip((np.asarray(images)[..., 0] + 1) / 2, 0, 1)
-    padded = np.pad(levels, [(0, 0), (0, 1), (0, 1)], constant_values=1.0)
+    padded = np.pad(levels, [(0, 0), (0, below), (0, 1)], constant_values=1.0)
     rows = [
         np.concatenate(list(padded[i : i + columns]), 1) for i in range(0, len(padded), columns)
     ]
-    return np.concatenate(rows, 0)[:-1, :-1]
+    return np.concatenate(rows, 0)[:, :-1]
 
 
-def show(axes, images, columns: int, title: str = "") -> None:
+def show(axes, images, columns: int, title: str = "", below: int = 1) -> None:
     """A sheet of images without a frame."""
-    axes.imshow(sheet(images, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(sheet(images, columns, below), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[], title=title)
     axes.spines[:].set_visible(False)
 
@@ -96,9 +96,7 @@ def adaptive(path: Path, budget: Budget) -> Path:
         1, 3, figsize=(10.5, 3.5), layout="constrained", width_ratios=(1.15, 1, 1.2)
     )
     field = plane.opened("two_moons/distance_marching").field
-    stops = sampling.stopping(
-        sampling.gradient_descent(0.05), sampling.rising_distance(patience=PATIENCE)
-    )
+    stops = sampling.stopping(sampling.gradient_descent(0.05), sampling.rising_distance(patience=1))
     run = jax.jit(lambda x: sampling.sample(jax.random.key(0), field, x, stops, num_steps=GOING))
     side = np.linspace(*BOX, min(60, budget.side))
     mesh = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
@@ -117,13 +115,10 @@ def adaptive(path: Path, budget: Budget) -> Path:
     middle.grid()
     order = np.argsort(steps, kind="stable")
     chosen = order[np.linspace(0, len(order) - 1, 24).astype(int)]
-    show(right, images[chosen], 6, "from the first to stop to the last")
+    show(right, images[chosen], 6, "from the first to stop to the last", below=4)
     for i, index in enumerate(chosen):
-        right.annotate(
-            str(steps[index]), (4 + 9 * (i % 6), 9 * (i // 6) + 7.4), ha="center", va="bottom",
-            fontsize=7, color="black",
-            bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "linewidth": 0},
-        )  # fmt: skip
+        place = (3.5 + 9 * (i % 6), 12 * (i // 6) + 9.4)
+        right.annotate(str(steps[index]), place, ha="center", va="center", fontsize=8)
     return style.save(figure, path)
 
 
@@ -142,37 +137,41 @@ def _stopped_digits(num: int):
 
 # Composition
 
-PAIRS = ((0, 2), (3, 8), (1, 7))
+PAIRS, EACH = ((0, 2), (3, 8), (1, 7)), 10  # of classes; samples of each
 
 
 @style.styled
 def composition(path: Path, budget: Budget) -> Path:
     """Samples of one class, of another, and of the sum of both fields, from the same noise."""
     titles = ("Equilibrium Matching", "Distance Marching")
-    num, steps = 10, min(250, 10 * budget.frames)
+    steps = min(250, 10 * budget.frames)
     figure, axes = plt.subplots(
-        3 * len(PAIRS), len(titles), figsize=(8.6, 6.6), layout="constrained", sharex=True
+        3 * len(PAIRS), len(titles), figsize=(8.6, 6.3), layout="constrained", sharex=True
     )
+    labels = [jnp.repeat(jnp.asarray(classes), EACH) for classes in zip(*PAIRS, strict=True)]
     for column, title in zip(axes.T, titles, strict=True):
-        for group, pair in enumerate(PAIRS):
-            rows = {str(c): _composed(title, (c,), num, steps) for c in pair}
-            rows[" + ".join(map(str, pair))] = _composed(title, pair, num, steps)
-            for panel, (name, x) in zip(column[3 * group :], rows.items(), strict=False):
-                show(panel, x, num)
+        for row, given in enumerate(([labels[0]], [labels[1]], labels)):
+            x = np.asarray(_composed(title, steps, given)).reshape(len(PAIRS), EACH, 8, 8, 1)
+            for group, pair in enumerate(PAIRS):
+                panel, names = column[3 * group + row], (str(pair[0]), str(pair[1]))
+                show(panel, x[group], EACH)
+                name = (*names, " + ".join(names))[row]
                 panel.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
-        column[0].set_title(title, fontweight="bold")
+    for panel, title in zip(axes[0], titles, strict=True):  # after `show`, which sets its own
+        panel.set_title(title, fontweight="bold")
     return style.save(figure, path)
 
 
-def _composed(title: str, classes: tuple[int, ...], num: int, steps: int):
-    """Samples of the sum of a model's fields under each of the classes."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _composed(title: str, steps: int, labels: list):
+    """Samples of the sum of a model's fields under each of the labels [N]."""
     name, sampler, _ = MODELS[title]
     field = plane.opened(name).field
-    parts = [guidance.conditioned(field, jnp.int32(c)) for c in classes]
+    parts = [lambda x, t=None, cond=None, label=label: field(x, t, label) for label in labels]
     on = "displacement" if title == "Distance Marching" else "direction"
     both = guidance.compose(parts, on=on)
-    go = jax.jit(lambda x: sampling.sample(jax.random.key(0), both, x, sampler, num_steps=steps).x)
-    return go(noise(num, seed=3))
+    x0 = jnp.tile(noise(EACH, seed=3), (len(PAIRS), 1, 1, 1))
+    return sampling.sample(jax.random.key(0), both, x0, sampler, num_steps=steps).x
 
 
 # Inpainting

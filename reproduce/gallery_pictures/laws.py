@@ -16,11 +16,11 @@ from gallery_pictures.fields import Budget, draw_ways, head, legend
 from gallery_pictures.plane import BOX, METHODS
 from genfield import couplings, rng, sampling
 from genfield.figures import style
-from genfield.metrics import path_geometry
+from genfield.metrics import path_geometry, point_cloud
 
 # Couplings
 
-PAIRED, SHOWN = 1_024, 200  # noises and samples; pairs that are drawn
+PAIRED, SHOWN = 1_024, 200  # noises and samples; pairs that are drawn, of all turns
 WAYS = {  # title: (what it does, the coupling)
     "independent": ("as they were drawn", couplings.independent),
     "greedy, 64": ("DANSM, match size 64", lambda a, b: couplings.greedy(a, b, group_size=64)),
@@ -33,10 +33,10 @@ WAYS = {  # title: (what it does, the coupling)
 def coupled(path: Path, budget: Budget) -> Path:
     """The same noises and samples, paired four ways, and how long the pairs are."""
     x0, x1 = plane.source(PAIRED, False), jnp.asarray(plane.target(PAIRED))
-    figure, axes = plt.subplots(1, len(WAYS), figsize=(10, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(WAYS), figsize=(10, 3.25), layout="constrained")
     for panel, (title, (note, couple)) in zip(axes, WAYS.items(), strict=True):
         matched = np.asarray(jax.jit(couple)(x0, x1))
-        pairs = np.stack([matched, np.asarray(x1)], axis=1)[: min(SHOWN, budget.lines)]
+        pairs = np.stack([matched, np.asarray(x1)], axis=1)[:: PAIRED // min(SHOWN, budget.lines)]
         panel.add_collection(
             LineCollection(pairs, colors=style.MIDDLE, linewidths=0.8, zorder=1, rasterized=True)
         )
@@ -54,7 +54,7 @@ TURNS = {  # family, θ of the rotation, what it is
     "the score": ("preserving", 0.0, "no circulation"),
     "turned left": ("preserving", 2.5, "the same law"),
     "turned right": ("preserving", -2.5, "the same law"),
-    "off the law": ("violating", 2.5, "another law"),
+    "the score, longer": ("violating", 2.5, "another law"),
 }
 SPAN = (-5.0, 5.0)
 STEP, STEPS = 0.01, 600
@@ -152,6 +152,7 @@ def distance(path: Path, budget: Budget) -> Path:
 
 # Straightness
 
+JUDGED = 1_000  # samples whose W2 to the data is told
 ROADS = ("Flow matching", "DANSM", "EDM", "Lines Matching")
 
 
@@ -161,19 +162,21 @@ def straightness(path: Path, budget: Budget) -> Path:
     figure, axes = plt.subplots(
         1, len(ROADS) + 1, figsize=(11.5, 3.1), layout="constrained", width_ratios=[1] * 4 + [1.1]
     )
-    bent = {}
+    bent, data = {}, plane.target(JUDGED)
     for panel, title in zip(axes, ROADS, strict=False):
         walk = METHODS[title].march(METHODS[title].model, budget.points)
         draw_ways(panel, walk.trace, min(60, budget.lines))
         head(panel, title, f"{walk.nfe:.0f} evaluations")
         found = path_geometry.straightness(jnp.asarray(walk.trace), walk.times)
-        bent[title] = float(np.nanmean(np.asarray(found.relative)))
+        far = point_cloud.wasserstein2(walk.trace[-1, :JUDGED], data[: budget.points])
+        bent[title] = float(np.nanmean(np.asarray(found.relative))), far
     last = axes[-1]
-    for row, (title, value) in enumerate(bent.items()):
+    for row, (title, (value, far)) in enumerate(bent.items()):
         last.barh(row, value, color=style.METHODS[title], height=0.6)
-        last.annotate(f" {value:.3f}", (value, row), va="center")
-    last.set(yticks=range(len(bent)), yticklabels=list(bent), xlim=(0, 1.3 * max(bent.values())))
+        last.annotate(f" {value:.2f}, W2 {far:.2f}", (value, row), va="center")
+    widest = max(value for value, _ in bent.values())
+    last.set(yticks=range(len(bent)), yticklabels=list(bent), xlim=(0, 1.75 * widest))
     last.invert_yaxis()
-    last.set_xlabel("deviation from straight, over the length")
+    last.set_xlabel("deviation over length")
     legend(figure)
     return style.save(figure, path)

@@ -19,7 +19,7 @@ from genfield.fields import Prediction
 from genfield.metrics import path_geometry
 from genfield.sampling.diffusion import noise_levels
 
-BOX = (-7.2, 7.2)
+BOX = (-7.0, 7.0)
 EXTENT = (*BOX, *BOX)
 LEVEL = 0.2  # at which the model of Flux Matching knows the score
 MIDDLE = 0.5  # of the path: where fields with a clock are shown
@@ -65,16 +65,15 @@ def source(num: int, normal: bool, seed: int = 1) -> jax.Array:
     return jax.jit(toys.eight_gaussians, static_argnums=1)(key, num)
 
 
-def _follow(sampler, num_steps: int, normal: bool = False, trace: int = 1) -> Callable:
-    """A march by a sampler of x itself."""
+def _follow(*stages) -> Callable:
+    """A march from eight Gaussians by samplers of x itself, each with its number of steps."""
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def go(key, model: str, num: int, x0):
-        field = opened(model).field
-        return sampling.sample(key, field, x0, sampler, num_steps=num_steps, trace=trace)
+    @functools.partial(jax.jit, static_argnums=1)
+    def go(key, model: str, x0):
+        return sampling.chain(key, opened(model).field, x0, stages, trace=1)
 
     def march(model: str, num: int) -> Walk:
-        out = go(rng.stream(2, "sampler"), model, num, source(num, normal))
+        out = go(rng.stream(2, "sampler"), model, source(num, False))
         return Walk(np.asarray(out.trace), float(out.nfe.mean()))
 
     return march
@@ -83,15 +82,15 @@ def _follow(sampler, num_steps: int, normal: bool = False, trace: int = 1) -> Ca
 def _down_levels(sampler, levels, num_steps: int) -> Callable:
     """A march down noise levels, as one of the straight path."""
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def go(key, model: str, num: int, x0):
+    @functools.partial(jax.jit, static_argnums=1)
+    def go(key, model: str, x0):
         field = opened(model).field
         out = sampling.sample(key, field, x0, sampler, num_steps=num_steps, trace=1)
         trace = out.trace.at[0].multiply(levels[0])  # the noise is traced as it was given
         return path_geometry.on_linear_path(trace, levels), out.nfe
 
     def march(model: str, num: int) -> Walk:
-        (z, times), nfe = go(rng.stream(2, "sampler"), model, num, source(num, True))
+        (z, times), nfe = go(rng.stream(2, "sampler"), model, source(num, True))
         return Walk(np.asarray(z), float(nfe.mean()), np.asarray(times))
 
     return march
@@ -100,15 +99,15 @@ def _down_levels(sampler, levels, num_steps: int) -> Callable:
 def _langevin(step_size: float, num_steps: int, trace: int) -> Callable:
     """Langevin dynamics along the score of the moons smoothed by LEVEL."""
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def go(key, model: str, num: int, x0):
+    @functools.partial(jax.jit, static_argnums=1)
+    def go(key, model: str, x0):
         field = opened(model).field
         uphill = lambda x, t=None, cond=None: -field(x, jnp.full(len(x), LEVEL), cond)
         sampler = sampling.langevin(step_size)
         return sampling.sample(key, uphill, x0, sampler, num_steps=num_steps, trace=trace)
 
     def march(model: str, num: int) -> Walk:
-        out = go(rng.stream(2, "sampler"), model, num, source(num, True))
+        out = go(rng.stream(2, "sampler"), model, source(num, True))
         return Walk(np.asarray(out.trace), float(out.nfe.mean()))
 
     return march
@@ -116,8 +115,8 @@ def _langevin(step_size: float, num_steps: int, trace: int) -> Callable:
 
 EDM_STEPS, LINES = 18, (0, 1)
 METHODS = {
-    "Flow matching": Method("two_moons/flow_matching", "Euler", _follow(sampling.euler(), 100)),
-    "DANSM": Method("two_moons/greedy_matching", "Euler", _follow(sampling.euler(), 100)),
+    "Flow matching": Method("two_moons/flow_matching", "Euler", _follow((sampling.euler(), 100))),
+    "DANSM": Method("two_moons/greedy_matching", "Euler", _follow((sampling.euler(), 100))),
     "EDM": Method(
         "two_moons/edm",
         "Heun",
@@ -136,10 +135,12 @@ METHODS = {
     "Equilibrium Matching": Method(
         "two_moons/equilibrium_matching",
         "descent",
-        _follow(sampling.gradient_descent(0.0025), 100),
+        _follow((sampling.gradient_descent(0.0025), 100)),
     ),
     "Distance Marching": Method(
-        "two_moons/distance_marching", "sphere tracing", _follow(sampling.sphere_tracing(0.1), 40)
+        "two_moons/distance_marching",
+        "march, HMC",
+        _follow((sampling.sphere_tracing(0.2), 20), (sampling.hamiltonian(), 16)),
     ),
 }
 
