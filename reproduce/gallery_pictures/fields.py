@@ -41,10 +41,13 @@ class Budget(NamedTuple):
     lines: int = 250  # trajectories
     side: int = 140  # of the grid of level sets
     frames: int = 36
+    steps: int = 10_000  # of a sampler, at most
+    digits: int = 200  # samples that are counted
+    resample: int = 5  # how often each step of inpainting is taken
 
 
 ENDS = 250  # samples whose start and end are shown
-TINY = Budget(points=20, lines=10, side=12, frames=3)
+TINY = Budget(points=20, lines=10, side=12, frames=3, steps=5, digits=10, resample=1)
 
 
 def head(axes, title: str, note: str, size: float = 10) -> None:

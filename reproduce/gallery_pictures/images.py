@@ -72,7 +72,7 @@ def digits(path: Path, budget: Budget) -> Path:
     panels = {"data": np.stack(first, 1).reshape(-1, 8, 8, 1)}
     notes = {"data": "held-out digits"}
     for title, (_, _, steps) in MODELS.items():
-        out = drawn(title, min(steps, 10 * budget.frames), noise(len(labels)), labels)
+        out = drawn(title, min(steps, budget.steps), noise(len(labels)), labels)
         panels[title], notes[title] = out.x, f"{float(out.nfe.mean()):.0f} evaluations"
     figure, axes = plt.subplots(1, len(panels), figsize=(11.5, 2.3), layout="constrained")
     for panel, (title, images) in zip(axes, panels.items(), strict=True):
@@ -105,7 +105,7 @@ def adaptive(path: Path, budget: Budget) -> Path:
     figure.colorbar(shown, ax=left, label="evaluations")
     style.scatter(left, plane.target(1_000), style.TARGET, 2, 0.5)
     style.bare(left, (BOX, BOX), "two moons: evaluations by start")
-    out = _stopped_digits(200 if budget.points > 100 else 10)
+    out = _stopped_digits(budget.digits)
     steps, images = np.asarray(out.nfe), np.asarray(out.x)
     middle.hist(steps, bins=25, color=style.METHODS["Distance Marching"])
     middle.axvline(GOING, color="black", linestyle="--", linewidth=1, label="without stopping")
@@ -144,7 +144,7 @@ PAIRS, EACH = ((0, 2), (3, 8), (1, 7)), 10  # of classes; samples of each
 def composition(path: Path, budget: Budget) -> Path:
     """Samples of one class, of another, and of the sum of both fields, from the same noise."""
     titles = ("Equilibrium Matching", "Distance Marching")
-    steps = min(250, 10 * budget.frames)
+    steps = min(250, budget.steps)
     figure, axes = plt.subplots(
         3 * len(PAIRS), len(titles), figsize=(8.6, 6.3), layout="constrained", sharex=True
     )
@@ -176,7 +176,7 @@ def _composed(title: str, steps: int, labels: list):
 
 # Inpainting
 
-RESAMPLE, PAINTED = 5, 30  # how often each step is taken; steps
+PAINTED = 30  # steps
 
 
 @style.styled
@@ -186,14 +186,13 @@ def inpainting(path: Path, budget: Budget) -> Path:
     chosen = np.array([np.flatnonzero(classes == c)[1] for c in range(10)])
     x1, labels = jnp.asarray(x1[chosen]), jnp.asarray(classes[chosen])
     hidden = jnp.zeros((8, 8, 1), bool).at[4:].set(True)
-    steps = min(PAINTED, 2 * budget.frames)
-    repeats = RESAMPLE if budget.points > 100 else 1
+    steps = min(PAINTED, budget.steps)
     field = plane.opened("digits/flow_matching").field
 
     @jax.jit
     def paint(key, x0):
         times = jnp.linspace(0, 1, steps + 1)
-        half = sampling.inpaint(sampling.heun(), x1, hidden, times=times, resample=repeats)
+        half = sampling.inpaint(sampling.heun(), x1, hidden, times=times, resample=budget.resample)
         return sampling.sample(key, field, x0, half, num_steps=steps, cond=labels).x
 
     rows = {"held-out digits": x1, "what is known": jnp.where(hidden, 1.0, x1)}

@@ -75,7 +75,7 @@ def circulation(path: Path, budget: Budget) -> Path:
     mesh = np.stack(np.meshgrid(side, side), -1)
     p = np.exp(controllable.evaluate(controllable.log_density, mesh))
     start = controllable.draw(np.random.default_rng(1), budget.points).astype(np.float32)
-    steps = min(STEPS, 20 * budget.frames)
+    steps = min(STEPS, budget.steps)
     for (top, bottom), (title, (family, theta, note)) in zip(axes.T, TURNS.items(), strict=True):
         field = _turned(family, theta)
         flow = controllable.evaluate(field, mesh)
