@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from gallery_pictures import fields, images, laws
 from gallery_pictures.fields import Budget
 from PIL import Image
@@ -36,6 +37,7 @@ PICTURES: dict[str, Callable[[Path, Budget], Path]] = {
 }
 ANIMATED = ("marching",)
 COLOURS, WIDTH, THUMB_COLOURS = 255, 480, 64  # of a PNG; pixels and colours of its thumbnail
+NEAR = 40  # levels within which a colour of the palette is taken for one of the style
 
 
 def place(out: Path, name: str, form: str) -> Path:
@@ -46,11 +48,15 @@ def place(out: Path, name: str, form: str) -> Path:
 def fewer(image: Image.Image, colours: int) -> Image.Image:
     """The image in so many colours, those of the style among them as they are."""
     image = image.convert("RGB")
-    kept = [bytes.fromhex(c[1:]) for c in (*style.PALETTE, style.MIDDLE, "#ffffff")]
-    found = image.quantize(colours - len(kept), dither=Image.Dither.NONE)
-    held = Image.new("P", (1, 1))
-    held.putpalette(bytes(found.getpalette()) + b"".join(kept))
-    return image.quantize(palette=held, dither=Image.Dither.NONE)
+    found = image.quantize(colours, dither=Image.Dither.NONE)
+    held = np.array(found.getpalette(), np.int64).reshape(-1, 3)
+    for colour in (*style.PALETTE, style.MIDDLE, "#ffffff"):
+        exact = np.array(list(bytes.fromhex(colour[1:])))
+        away = np.abs(held - exact).max(1)
+        if away.min() < NEAR:
+            held[away.argmin()] = exact
+    found.putpalette(held.astype(np.uint8).tobytes())
+    return found
 
 
 def thumbnail(picture: Path) -> Path:

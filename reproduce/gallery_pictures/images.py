@@ -37,12 +37,9 @@ def noise(num: int, seed: int = 0) -> jax.Array:
     return jax.random.normal(rng.stream(seed, "source"), (num, 8, 8, 1))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def drawn(title: str, steps: int, x0, labels):
-    """Samples of a model by its sampler."""
-    name, sampler, _ = MODELS[title]
-    field, key = plane.opened(name).field, rng.stream(0, "sampler")
-    return sampling.sample(key, field, x0, sampler, num_steps=steps, cond=labels)
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="steps")
+def _drawn(field, sampler, x0, labels, *, steps: int):
+    return sampling.sample(jax.random.key(0), field, x0, sampler, num_steps=steps, cond=labels)
 
 
 def sheet(images, columns: int, below: int = 1) -> np.ndarray:
@@ -71,8 +68,9 @@ def digits(path: Path, budget: Budget) -> Path:
     first = [x1[classes == c][:rows] for c in range(10)]
     panels = {"data": np.stack(first, 1).reshape(-1, 8, 8, 1)}
     notes = {"data": "held-out digits"}
-    for title, (_, _, steps) in MODELS.items():
-        out = drawn(title, min(steps, budget.steps), noise(len(labels)), labels)
+    for title, (name, sampler, steps) in MODELS.items():
+        steps, field = min(steps, budget.steps), plane.opened(name).field
+        out = _drawn(field, sampler, noise(len(labels)), labels, steps=steps)
         panels[title], notes[title] = out.x, f"{float(out.nfe.mean()):.0f} evaluations"
     figure, axes = plt.subplots(1, len(panels), figsize=(11.5, 2.3), layout="constrained")
     for panel, (title, images) in zip(axes, panels.items(), strict=True):
@@ -86,17 +84,17 @@ def digits(path: Path, budget: Budget) -> Path:
 
 # Adaptive compute
 
-GOING, PATIENCE = 250, 3  # steps at most; rises of u in a row
+GOING, PATIENCE, FLAT = 250, 3, 0.7  # steps at most; rises of u in a row; |∇u| at the data
 
 
 @style.styled
 def adaptive(path: Path, budget: Budget) -> Path:
-    """Steps that samples take until the learned distance rises: in the plane, and of digits."""
+    """Steps until samples stop: in the plane where u is flat, digits where it rises."""
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(10.5, 3.5), layout="constrained", width_ratios=(1.15, 1, 1.2)
     )
     field = plane.opened("two_moons/distance_marching").field
-    stops = sampling.stopping(sampling.gradient_descent(0.05), sampling.rising_distance(patience=1))
+    stops = sampling.stopping(sampling.gradient_descent(0.05), sampling.gradient_norm(FLAT))
     run = jax.jit(lambda x: sampling.sample(jax.random.key(0), field, x, stops, num_steps=GOING))
     side = np.linspace(*BOX, min(60, budget.side))
     mesh = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
@@ -151,7 +149,10 @@ def composition(path: Path, budget: Budget) -> Path:
     labels = [jnp.repeat(jnp.asarray(classes), EACH) for classes in zip(*PAIRS, strict=True)]
     for column, title in zip(axes.T, titles, strict=True):
         for row, given in enumerate(([labels[0]], [labels[1]], labels)):
-            x = np.asarray(_composed(title, steps, given)).reshape(len(PAIRS), EACH, 8, 8, 1)
+            name, sampler, _ = MODELS[title]
+            on = "displacement" if title == "Distance Marching" else "direction"
+            x = _composed(plane.opened(name).field, sampler, given, on=on, steps=steps)
+            x = np.asarray(x).reshape(len(PAIRS), EACH, 8, 8, 1)
             for group, pair in enumerate(PAIRS):
                 panel, names = column[3 * group + row], (str(pair[0]), str(pair[1]))
                 show(panel, x[group], EACH)
@@ -162,13 +163,10 @@ def composition(path: Path, budget: Budget) -> Path:
     return style.save(figure, path)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _composed(title: str, steps: int, labels: list):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("on", "steps"))
+def _composed(field, sampler, labels: list, *, on: str, steps: int):
     """Samples of the sum of a model's fields under each of the labels [N]."""
-    name, sampler, _ = MODELS[title]
-    field = plane.opened(name).field
     parts = [lambda x, t=None, cond=None, label=label: field(x, t, label) for label in labels]
-    on = "displacement" if title == "Distance Marching" else "direction"
     both = guidance.compose(parts, on=on)
     x0 = jnp.tile(noise(EACH, seed=3), (len(PAIRS), 1, 1, 1))
     return sampling.sample(jax.random.key(0), both, x0, sampler, num_steps=steps).x

@@ -48,7 +48,7 @@ class Walk(NamedTuple):
 
 @functools.cache
 def opened(name: str):
-    """A model of the zoo."""
+    """A model of the zoo; to be opened outside of what is compiled."""
     return pretrained.load(name)
 
 
@@ -69,11 +69,11 @@ def _follow(*stages) -> Callable:
     """A march from eight Gaussians by samplers of x itself, each with its number of steps."""
 
     @functools.partial(jax.jit, static_argnums=1)
-    def go(key, model: str, x0):
-        return sampling.chain(key, opened(model).field, x0, stages, trace=1)
+    def go(key, field, x0):
+        return sampling.chain(key, field, x0, stages, trace=1)
 
     def march(model: str, num: int) -> Walk:
-        out = go(rng.stream(2, "sampler"), model, source(num, False))
+        out = go(rng.stream(2, "sampler"), opened(model).field, source(num, False))
         return Walk(np.asarray(out.trace), float(out.nfe.mean()))
 
     return march
@@ -83,14 +83,13 @@ def _down_levels(sampler, levels, num_steps: int) -> Callable:
     """A march down noise levels, as one of the straight path."""
 
     @functools.partial(jax.jit, static_argnums=1)
-    def go(key, model: str, x0):
-        field = opened(model).field
+    def go(key, field, x0):
         out = sampling.sample(key, field, x0, sampler, num_steps=num_steps, trace=1)
         trace = out.trace.at[0].multiply(levels[0])  # the noise is traced as it was given
         return path_geometry.on_linear_path(trace, levels), out.nfe
 
     def march(model: str, num: int) -> Walk:
-        (z, times), nfe = go(rng.stream(2, "sampler"), model, source(num, True))
+        (z, times), nfe = go(rng.stream(2, "sampler"), opened(model).field, source(num, True))
         return Walk(np.asarray(z), float(nfe.mean()), np.asarray(times))
 
     return march
@@ -100,14 +99,13 @@ def _langevin(step_size: float, num_steps: int, trace: int) -> Callable:
     """Langevin dynamics along the score of the moons smoothed by LEVEL."""
 
     @functools.partial(jax.jit, static_argnums=1)
-    def go(key, model: str, x0):
-        field = opened(model).field
+    def go(key, field, x0):
         uphill = lambda x, t=None, cond=None: -field(x, jnp.full(len(x), LEVEL), cond)
         sampler = sampling.langevin(step_size)
         return sampling.sample(key, uphill, x0, sampler, num_steps=num_steps, trace=trace)
 
     def march(model: str, num: int) -> Walk:
-        out = go(rng.stream(2, "sampler"), model, source(num, True))
+        out = go(rng.stream(2, "sampler"), opened(model).field, source(num, True))
         return Walk(np.asarray(out.trace), float(out.nfe.mean()))
 
     return march
