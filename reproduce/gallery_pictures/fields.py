@@ -84,15 +84,15 @@ def draw_field(axes, title: str, budget: Budget, arrows: int = 15) -> None:
     style.bare(axes, (BOX, BOX), "")
 
 
-def draw_ways(axes, trace: np.ndarray, lines: int) -> None:
-    """Starts black, ways yellow (so many of them), ends blue, over the target."""
+def draw_ways(axes, trace: np.ndarray, lines: int, ends: int = ENDS) -> None:
+    """Starts black, ways yellow, ends blue, over the target: so many ways, and starts and ends."""
     style.scatter(axes, plane.target(1_500), style.TARGET, 2, 0.35)
     ways = np.swapaxes(trace[:, :lines], 0, 1)
     axes.add_collection(
         LineCollection(ways, colors=style.MIDDLE, linewidths=0.6, zorder=1, rasterized=True)
     )
     for points, colour, size in ((trace[0], style.START, 3), (trace[-1], style.END, 5)):
-        axes.scatter(*points[:ENDS].T, s=size, color=colour, linewidths=0, zorder=3)
+        axes.scatter(*points[:ends].T, s=size, color=colour, linewidths=0, zorder=3)
     style.bare(axes, (BOX, BOX), "")
 
 

@@ -160,12 +160,12 @@ ROADS = ("Flow matching", "DANSM", "EDM", "Lines Matching")
 def straightness(path: Path, budget: Budget) -> Path:
     """Ways of four samplers in one plane, and how far they are from straight lines."""
     figure, axes = plt.subplots(
-        1, len(ROADS) + 1, figsize=(11.5, 3.1), layout="constrained", width_ratios=[1] * 4 + [1.1]
+        1, len(ROADS) + 1, figsize=(11.5, 2.85), layout="constrained", width_ratios=[1] * 4 + [1.1]
     )
     bent, data = {}, plane.target(JUDGED)
     for panel, title in zip(axes, ROADS, strict=False):
         walk = METHODS[title].march(METHODS[title].model, budget.points)
-        draw_ways(panel, walk.trace, min(60, budget.lines))
+        draw_ways(panel, walk.trace, min(60, budget.lines), 60)
         head(panel, title, f"{walk.nfe:.0f} evaluations")
         found = path_geometry.straightness(jnp.asarray(walk.trace), walk.times)
         far = point_cloud.wasserstein2(walk.trace[-1, :JUDGED], data[: budget.points])
