@@ -64,6 +64,7 @@ def descend(target: Path, flags: list[str]) -> dict:
     return logbook.read_metrics(target)[-1]
 
 
+@style.styled
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="a folder, an archive or an .npz")
@@ -100,8 +101,8 @@ def main() -> None:
         if len(points):
             axes.plot(points[:, 0], points[:, 2], "o-", markersize=3, label=title)
     axes.set(xlabel="step", ylabel="Fréchet distance, 1,000 samples", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.grid()
+    axes.legend()
     print(style.save(figure, workdir / "cifar10.png"))
 
 

@@ -453,6 +453,7 @@ def binned(x: np.ndarray, y: np.ndarray, bins: int = 12) -> tuple[list, list, li
     return of_bins(np.mean, x), of_bins(np.mean, y), of_bins(error, y)
 
 
+@style.styled
 def figure4(path: Path, values: dict, losses: dict, star: dict) -> None:
     """values {panel: [27]}; losses {panel: {curve: [27]}}, standardised; star {panel: x}."""
     styles = {"score matching": ("#c0392b", "o-"), "Flux Matching": ("#1f4fbf", "s-"),
@@ -467,13 +468,14 @@ def figure4(path: Path, values: dict, losses: dict, star: dict) -> None:
             )
         ax.plot(star[panel], 0, "*", color="black", markersize=14, zorder=5, label="score")
         ax.set(xlabel=panel)
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[0].set_ylabel("standardised loss")
-    axes[-1].legend(fontsize=8)
+    axes[-1].legend()
     figure.tight_layout()
     print(style.save(figure, path))
 
 
+@style.styled
 def figure2(path: Path, fields: dict[str, np.ndarray], scale: np.ndarray) -> None:
     """Streamlines of s + u for fields {title: θ} over 1,800 samples."""
     axis = np.linspace(-4.5, 4.5, 121)
@@ -483,8 +485,8 @@ def figure2(path: Path, fields: dict[str, np.ndarray], scale: np.ndarray) -> Non
     for ax, (title, theta) in zip(axes, fields.items(), strict=True):
         mix = mixed(theta, "preserving", scale)
         f = evaluate(lambda x, mix=mix: score(x) + perturbation(x, mix), points)
-        ax.plot(*samples.T, ".", color="#e05252", markersize=1.6, alpha=0.6)
-        ax.streamplot(axis, axis, f[..., 0], f[..., 1], color="#1f2d4d", density=1.3,
+        ax.plot(*samples.T, ".", color=style.TARGET, markersize=1.6, alpha=0.6)
+        ax.streamplot(axis, axis, f[..., 0], f[..., 1], color="black", density=1.3,
                       linewidth=0.7, arrowsize=0.8)  # fmt: skip
         style.bare(ax, ((-4.5, 4.5), (-4.5, 4.5)), title)
     figure.tight_layout()

@@ -167,6 +167,7 @@ def tables(seeds: list[dict]) -> str:
     return "\n".join(parts)
 
 
+@style.styled
 def draw_denoise(path: Path, seeds: list[dict]) -> Path:
     """Quality against how clean the start was (EqM Fig. 10)."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
@@ -175,13 +176,14 @@ def draw_denoise(path: Path, seeds: list[dict]) -> Path:
             values = np.array([[s["denoise"][title][t][name] for t in TIMES] for s in seeds])
             [line] = ax.plot(TIMES, np.median(values, 0), "o-", markersize=3, label=title)
             ax.fill_between(TIMES, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
-        ax.axhline(seeds[0]["denoise"]["EqM"]["data"][name], color="grey", linestyle=":")
+        ax.axhline(seeds[0]["denoise"]["EqM"]["data"][name], color="0.4", linestyle=":")
         ax.set(xlabel="t of the start", ylabel=name)
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[0].legend()
     return style.save(figure, path)
 
 
+@style.styled
 def draw_stopping(path: Path, seeds: list[dict]) -> Path:
     """Quality against evaluations used."""
     titles = seeds[0]["stop"]
@@ -191,7 +193,7 @@ def draw_stopping(path: Path, seeds: list[dict]) -> Path:
             rows = [found["stop"][title][r] for r in rules]
             ax.plot([r["nfe"] for r in rows], [r["fd"] for r in rows], "o-", label=f"seed {i}")
         ax.set(title=title, xlabel="evaluations a sample", ylabel="fd")
-        ax.grid(alpha=0.3)
+        ax.grid()
     axes[0].legend()
     return style.save(figure, path)
 

@@ -113,6 +113,7 @@ def of_sensitivity(curves: dict) -> str:
     return markdown(["step, of the configured one", "", *map(str, SCALES)], rows)
 
 
+@style.styled
 def draw_landscapes(path: Path, runs: dict[str, Run], target: np.ndarray, tree: cKDTree) -> Path:
     """Level sets above; below, each grid point's energy against its distance to the data."""
     extent = (*BOX, *BOX)
@@ -130,6 +131,7 @@ def draw_landscapes(path: Path, runs: dict[str, Run], target: np.ndarray, tree: 
     return style.save(figure, path)
 
 
+@style.styled
 def draw_samplers(path: Path, run: Run, target: np.ndarray) -> Path:
     """End points above, trajectories below (Fig. 20)."""
     figure, axes = plt.subplots(2, len(SAMPLERS), figsize=(4 * len(SAMPLERS), 8))
@@ -142,6 +144,7 @@ def draw_samplers(path: Path, run: Run, target: np.ndarray) -> Path:
     return style.save(figure, path)
 
 
+@style.styled
 def draw_sensitivity(path: Path, curves: dict[str, dict]) -> Path:
     """Median over seeds, with their range, against the step size of each method."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
@@ -151,8 +154,8 @@ def draw_sensitivity(path: Path, curves: dict[str, dict]) -> Path:
             [line] = ax.plot(SCALES, np.median(values, 1), "o-", markersize=3, label=title)
             ax.fill_between(SCALES, values.min(1), values.max(1), color=line.get_color(), alpha=0.2)
         ax.set(xscale="log", yscale="log", xlabel="step size, of the configured one", ylabel=name)
-        ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+        ax.grid()
+    axes[0].legend()
     return style.save(figure, path)
 
 

@@ -106,6 +106,7 @@ def minimiser(batch: int, estimator: str, sigma: float, seed: int) -> dict[str, 
     }
 
 
+@style.styled
 def bias(seeds: range, workdir: Path) -> str:
     """The minimiser and the penalty of rotation, for batches of 16 to 512."""
     found, columns = {}, ("error", "relative error", "penalty", "slope")
@@ -139,8 +140,8 @@ def bias(seeds: range, workdir: Path) -> str:
         ax.set(xscale="log", yscale="log", xlabel="batch", ylabel=label)
         ax.set_xticks(BATCHES, [str(b) for b in BATCHES])
         ax.set_xticks([], minor=True)
-        ax.grid(alpha=0.3)
-    axes[1].legend(fontsize=7)
+        ax.grid()
+    axes[1].legend()
     figure.tight_layout()
     return write(workdir, "bias", found, markdown(head, rows), figure)
 
@@ -287,6 +288,7 @@ def estimate(problem: str, estimator: str, seed: int) -> dict[str, float]:
     }
 
 
+@style.styled
 def estimators(seeds: range, workdir: Path) -> str:
     """Every estimator on every problem."""
     found = {}
@@ -317,13 +319,13 @@ def estimators(seeds: range, workdir: Path) -> str:
             values = [median(found[f"{p}: {name}"], column) for p in PROBLEMS]
             ax.bar(np.arange(len(PROBLEMS)) + 0.13 * (i - 2.5), values, 0.13, label=name)
         if column == "loss":
-            ax.axhline(1, color="grey", linestyle=":")
+            ax.axhline(1, color="0.4", linestyle=":")
         if column == "gradient noise":
             ax.set_yscale("log")
         names = [textwrap.fill(p, 13) for p in PROBLEMS]
         ax.set_xticks(range(len(PROBLEMS)), names, fontsize=7)
         ax.set_title(title, fontsize=10)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6, fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6)
     figure.subplots_adjust(bottom=0.25)
     return write(workdir, "estimators", found, markdown(head, rows), figure)
 
@@ -410,6 +412,7 @@ def stationary(field, seed: int, num: int = 1_000, step: float = 0.005, steps: i
     return trace[len(trace) // 3 :].reshape(-1, 2)
 
 
+@style.styled
 def rotation(seeds: range, workdir: Path) -> str:
     """The same architecture by both losses."""
     x = draw_mixture(jax.random.key(9), 1 << 16)
@@ -452,7 +455,7 @@ def rotation(seeds: range, workdir: Path) -> str:
     grid = np.stack(np.meshgrid(sides, sides), -1).reshape(-1, 2)
     for ax, (title, (field, samples)) in zip(axes, columns.items(), strict=True):
         arrows = np.asarray(field(jnp.asarray(grid, SINGLE)))
-        ax.scatter(*samples.T, s=1, color="#e8743b", alpha=0.5)
+        ax.scatter(*samples.T, s=1, color=style.TARGET, alpha=0.5)
         ax.quiver(*grid.T, *arrows.T, scale=160, width=0.003)
         ax.set(title=title, xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
     return write(

@@ -459,6 +459,7 @@ def plane_velocity(kind: str, params) -> fields.Field:
     return velocity
 
 
+@style.styled
 def draw_table(model: Models, path: Path, num: int = 120) -> None:
     """Table 1's pictures: trajectories with their first directions, and fields at three times."""
     x0 = jax.random.normal(rng.stream(model.seed, "picture"), (num, DIM))
@@ -470,11 +471,11 @@ def draw_table(model: Models, path: Path, num: int = 120) -> None:
         plt.setp(column[0].lines, linewidth=0.7, alpha=1.0)
         slope = z[4] - z[0]
         slope *= 0.5 / np.linalg.norm(slope, axis=1, keepdims=True)
-        column[0].quiver(*z[0, :30].T, *slope[:30].T, color="green", angles="xy",
+        column[0].quiver(*z[0, :30].T, *slope[:30].T, color=style.GREEN, angles="xy",
                          scale_units="xy", scale=1, width=0.006, zorder=4)  # fmt: skip
         if row.teacher:
             teacher = ends(ROWS[row.teacher].kind, model.params(row.teacher), x0, ODE_STEPS)
-            column[0].scatter(*np.asarray(teacher[:, :2]).T, s=2, color="cyan", zorder=4)
+            column[0].scatter(*np.asarray(teacher[:, :2]).T, s=2, color=style.SKY, zorder=4)
         for ax, t in zip(column[1:], PLANES, strict=True):
             mesh = figures._grid(EXTENT, 14)[2]
             arrows = plane_velocity(row.kind, params)(mesh, jnp.full(len(mesh), t))
@@ -566,6 +567,7 @@ def variance(models: list[Models], workdir: Path) -> tuple[dict, str]:
     return found, markdown(head, rows) + "\n" + markdown(head_heun, [inflation])
 
 
+@style.styled
 def draw_variance(found: dict, path: Path) -> None:
     """Bars for each choice of levels."""
     figure, ax = plt.subplots(figsize=(8, 3.2))
@@ -579,10 +581,10 @@ def draw_variance(found: dict, path: Path) -> None:
         ax.bar(place, np.median(values, 1), 0.38, label=label)
     predicted = [found["steps"][n]["of teacher"] for n in names]
     ax.plot(np.arange(len(names)) - 0.2, predicted, "k_", markersize=24, label="predicted")
-    ax.axhline(1, color="grey", linestyle=":")
+    ax.axhline(1, color="0.4", linestyle=":")
     ax.set_xticks(range(len(names)), names, fontsize=8)
     ax.set(ylabel="variance, data 1", ylim=(0, 1.3))
-    ax.legend(fontsize=7, ncols=3, loc="upper right")
+    ax.legend(ncols=3, loc="upper right")
     print(style.save(figure, path))
 
 
@@ -660,6 +662,7 @@ def collapse(models: list[Models], workdir: Path) -> tuple[dict, str]:
     return found, markdown(head, rows)
 
 
+@style.styled
 def draw_collapse(model: Models, found: dict, path: Path, num: int = 40) -> None:
     """Arrows from noises to where the models point at the lowest ratio, and the spread."""
     figure, axes = plt.subplots(1, 4, figsize=(16, 4))
@@ -671,12 +674,12 @@ def draw_collapse(model: Models, found: dict, path: Path, num: int = 40) -> None
         start, points, _ = (np.asarray(a)[:num] for a in pointing(name, params, key, LEVELS[0]))
         ax.scatter(*cloud.T, s=2, color=style.TARGET, label="data")
         ax.scatter(*start.T, s=6, color=style.START, label="source")
-        ax.quiver(*start.T, *(points - start).T, color="green", angles="xy", scale_units="xy",
+        ax.quiver(*start.T, *(points - start).T, color=style.GREEN, angles="xy", scale_units="xy",
                   scale=1, width=0.004, alpha=0.7)  # fmt: skip
-        ax.plot(*DATA, "*", color="red", markersize=11, label="mean of the data")
-        ax.plot(*SOURCE, "P", color="blue", markersize=8, label="mean of the source")
+        ax.plot(*DATA, "*", color=style.VERMILION, markersize=11, label="mean of the data")
+        ax.plot(*SOURCE, "P", color=style.BLUE, markersize=8, label="mean of the source")
         style.bare(ax, (extent[:2], extent[2:]), f"{name}, σ = {LEVELS[0]:g}")
-    axes[0].legend(fontsize=7)
+    axes[0].legend()
     for name, levels in found.items():
         sigmas = list(levels)
         value = lambda who, levels=levels: [
@@ -685,8 +688,8 @@ def draw_collapse(model: Models, found: dict, path: Path, num: int = 40) -> None
         [line] = axes[3].plot(sigmas, value("exact"), "-")
         axes[3].plot(sigmas, value("model"), "o", color=line.get_color(), label=name)
     axes[3].set(xscale="log", yscale="log", xlabel="σ = (1-t)/t", title="spread over the data's")
-    axes[3].legend(fontsize=8)
-    axes[3].grid(alpha=0.3)
+    axes[3].legend()
+    axes[3].grid()
     figure.tight_layout()
     print(style.save(figure, path))
 

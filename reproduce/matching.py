@@ -38,6 +38,7 @@ DIMENSIONS = (8, 16, 32, 64, 128, 256, 512)
 SIZES = (64, 256, 1024, 4096)
 
 
+@style.styled
 def bound(seeds: range, workdir: Path) -> str:
     """<x0, x1*> / d of pairs of N(0, I), optimal or nearest, over the bound √(2 ln n / d).
 
@@ -64,10 +65,10 @@ def bound(seeds: range, workdir: Path) -> str:
         curve = lambda way, n=n: [np.median(ratios[way][f"{d} {n}"]) for d in DIMENSIONS]
         [line] = axes.plot(DIMENSIONS, curve("optimal"), "o-", label=n)
         axes.plot(DIMENSIONS, curve("nearest"), "--", color=line.get_color(), linewidth=0.8)
-    axes.axhline(1, color="grey", linestyle=":")
+    axes.axhline(1, color="0.4", linestyle=":")
     axes.set(xscale="log", xlabel="dimension", ylabel="similarity / √(2 ln n / d)")
     axes.legend(title="batch n")
-    axes.grid(alpha=0.3)
+    axes.grid()
     print(style.save(figure, workdir / "bound.png"))
     rows = [
         [way, str(d), *(shown(by[f"{d} {n}"]) for n in SIZES)]
@@ -235,6 +236,7 @@ def reached(curves: list[list[dict]], goal: float) -> float | None:
     return float(np.interp(-goal, -best, seconds))
 
 
+@style.styled
 def claim(seeds: range, workdir: Path) -> str:
     """Quality against training time, and the time to the unmatched run's final quality."""
     parts, figure, axes = [], *plt.subplots(1, len(TASKS), figsize=(6 * len(TASKS), 4))
@@ -277,10 +279,10 @@ def claim(seeds: range, workdir: Path) -> str:
             xscale="log",
             yscale="log",
         )
-        ax.grid(alpha=0.3)
+        ax.grid()
         head = [task, "final quality", "seconds", "share of the time to the unmatched's quality"]
         parts.append(markdown(head, rows))
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
     print(style.save(figure, workdir / "claim.png"))
     return "\n".join(parts)
 

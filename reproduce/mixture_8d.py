@@ -15,10 +15,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import gamma, logsumexp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from genfield.figures import style
 
 DIM, SOURCES, TARGETS = 8, 2, 4
 EPSILON = C0 = 1.0
@@ -155,25 +158,26 @@ def discriminant(p: Problem, samples: dict[str, np.ndarray]) -> np.ndarray:
     return vectors[:, np.argsort(-values.real)[:2]].real
 
 
+@style.styled
 def picture(p: Problem, path: Path) -> None:
     """Minimisers at the source means, descents, and the log-density along these."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rng = np.random.default_rng(0)
     cloud = lambda means, std: [m + std * rng.standard_normal((300, DIM)) for m in means]
     samples = {"source": cloud(p.sources, p.source_std), "target": cloud(p.targets, p.target_std)}
     project = discriminant(p, samples)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.6))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.7), layout="constrained")
     for axes in (left, middle):
-        for name, colour in (("source", "#9db7e4"), ("target", "#f3c299")):
+        for name, colour in (("source", "#b9bec6"), ("target", "#f0cfa8")):
             for group in samples[name]:
                 axes.scatter(*(group @ project).T, s=2, color=colour)
-        axes.plot(*(p.targets.mean(0) @ project), "*", color="#e8743b", markersize=14)
+        axes.plot(*(p.targets.mean(0) @ project), "*", color=style.TARGET, markersize=14)
     step_sizes = {"FM": 0.1, "reweighted FM": 0.1, "DEL": 1.0, "OSL": 0.4}
-    colours = {"FM": "red", "reweighted FM": "green", "DEL": "blue", "OSL": "orange"}
+    colours = {
+        "FM": style.SKY,
+        "reweighted FM": style.PURPLE,
+        "DEL": style.BLUE,
+        "OSL": style.VERMILION,
+    }
     for first, start in enumerate(p.sources):
         for loss, colour in colours.items():
             vector = minimiser(p, start, loss)
@@ -184,12 +188,11 @@ def picture(p: Problem, path: Path) -> None:
             middle.plot(*(walk @ project).T, "o-", color=colour, markersize=3)
             label = f"{loss}, η = {step_sizes[loss]}" if first == 0 else None
             right.plot([log_density(p, x) for x in walk], color=colour, label=label)
-    left.set_title("minimisers at the source means (all of one length)")
+    left.set_title("minimisers at the source means")
     middle.set_title("ten steps")
     right.set(title="log-density of the target", xlabel="step", ylim=(-90, 0))
     right.legend()
-    figure.savefig(path, dpi=100, bbox_inches="tight")
-    plt.close(figure)
+    style.save(figure, path)
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ from common import markdown, shown
 from genfield import nets, rng
 from genfield.data import cells
 from genfield.errors import UserError
+from genfield.figures import style
 from genfield.losses.flux.estimator import flux_estimator
 from genfield.metrics import velocity as measures
 from genfield.nets import kinetics
@@ -259,6 +260,7 @@ def table(title: str, found: dict[str, dict[str, list[dict]]]) -> str:
 SPARSE = 200  # cells below which stream lines need a wider kernel than scVelo's
 
 
+@style.styled
 def picture(p: Problem, keys: dict[str, str], path: Path) -> None:
     """Stream plots side by side, key in the AnnData -> title."""
     scvelo = cells.packages()[2]
@@ -273,8 +275,7 @@ def picture(p: Problem, keys: dict[str, str], path: Path) -> None:
                 legend_fontsize=8, min_mass=0, n_neighbors=max(10, p.adata.n_obs // 50),
                 smooth=0.5 if p.adata.n_obs >= SPARSE else 1.0,
             )  # fmt: skip
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    style.save(figure, path)
     print(path, flush=True)
 
 

@@ -85,6 +85,7 @@ def table(found: dict) -> str:
     return text + "\n" + markdown(["loss", "relative change of W2 by the mask"], rows)
 
 
+@style.styled
 def picture(found: dict, drawn: dict, path: Path) -> Path:
     """W2 of every seed; and the first mass of some trajectories of each model."""
     figure, axes = plt.subplots(1, 1 + len(drawn), figsize=(3 + 2.1 * len(drawn), 2.9))
@@ -97,14 +98,14 @@ def picture(found: dict, drawn: dict, path: Path) -> Path:
     axes[0].tick_params(axis="x", labelsize=7)
     axes[0].set(title="W2 to held-out trajectories", xlim=(-0.5, len(MODELS) - 0.5))
     noise = np.median([run["W2"] for run in found[NOISE]])
-    axes[0].axhline(noise, color="grey", linestyle=":", label=NOISE)
-    axes[0].legend(fontsize=7)
+    axes[0].axhline(noise, color="0.4", linestyle=":", label=NOISE)
+    axes[0].legend()
     for ax, name in zip(axes[1:], drawn, strict=True):
         ax.plot(drawn[name][:SHOWN, :, 0].T, linewidth=0.9)
         ax.set(title=name, xlabel="time point", ylim=(-10, 10))
     for ax in axes:
         ax.title.set_fontsize(9)
-        ax.grid(alpha=0.3)
+        ax.grid()
     figure.tight_layout()
     return style.save(figure, path)
 

@@ -10,8 +10,8 @@ DANSM (ICLR 2025), sections 3.1 and 5.7, on the same images:
 
   couplings lengths of paths and distances between them, noises matched or not (Table 2, Fig. 2)
 
-All of it exact: every point meets every image. The figures go to --out as analysis.json, and as
-PNG. In memory: 5 bytes a pixel of the whole set and about 1.5 GB beside it; the couplings take 8
+All of it exact: every point meets every image. The figures go to --out as analysis.json, with their
+pictures. In memory: 5 bytes a pixel of the whole set, about 1.5 GB beside it; the couplings take 8
 bytes more for each pixel of --paths.
 """
 
@@ -25,6 +25,7 @@ import jax
 from genfield import errors
 from genfield.analyze.studies import MATCH_SIZES, STUDIES, TITLES, check_paths, load
 from genfield.errors import UserError, local
+from genfield.figures.style import FORMATS
 from genfield.machine import logbook
 from genfield.machine.tables import columns
 
@@ -53,6 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--path", required=True, help="images: a folder, an archive or an .npz")
     parser.add_argument("--out", default="runs/analysis", help="folder of the results")
     parser.add_argument("--cache", help="folder of decoded images, for later runs")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the figures")
     parser.add_argument("--seed", type=int, default=0, help="of noise, pairs and times")
     parser.add_argument("--num", type=count, help="points a bin, and pairs; default: one an image")
     parser.add_argument("--bins", type=count, default=20, help="of t, for the coverage")

@@ -76,7 +76,7 @@ def study_coverage(images: Images, options, out: Path) -> tuple[dict, list]:
     frequent = [neighbours.most_frequent(row, FREQUENT) for row in found]
     rows, shares = frequent[0]
     pictures = np.asarray(flat[rows]).reshape(-1, *images.shape)
-    figures.coverage(out / "coverage.png", bins[1:], rates[1:], pictures, shares)
+    figures.coverage(out / f"coverage.{options.format}", bins[1:], rates[1:], pictures, shares)
     result = {
         "points": options.num,
         "images": len(flat),
@@ -114,7 +114,7 @@ def study_lengths(images: Images, options, out: Path) -> tuple[dict, list]:
     alone, dimension = rng.stream(options.seed, "one noise"), images.flat.shape[1]
     x = neighbours.draw_noise(alone, np.arange(1), dimension=dimension)[0]
     one = lengths.lengths_from(x, images.flat)
-    figures.lengths(out / "lengths.png", pairs, one)
+    figures.lengths(out / f"lengths.{options.format}", pairs, one)
     result = {"pairs": lengths.summary(pairs), "from_one_noise": lengths.summary(one)}
     result["pairs"]["within_50_to_80"] = float(np.mean((pairs >= 50) & (pairs <= 80)))
     table = []
@@ -171,7 +171,7 @@ def study_angles(images: Images, options, out: Path) -> tuple[dict, list]:
             span = f"{rough.mean():.4f}, {rough.min():.2f} to {rough.max():.2f}"
             what = f"ratio of angles, {title}: by float32 cosines"
             table.append((what, span, "1.0003, about 0.8 to 1.2"))
-    figures.ratios(out / "angles.png", exact, single)
+    figures.ratios(out / f"angles.{options.format}", exact, single)
     return {"epsilon": EPSILON, "c0": C0, "nodes": posterior.NUM_NODES, **result}, table
 
 
@@ -190,14 +190,15 @@ def study_couplings(images: Images, options, out: Path) -> tuple[dict, list]:
         pairs, row = _measure_pairs(images, options, match_size, kept)
         rows.append(row)
         ends[match_size] = pairs.x0[shown], pairs.x1[shown]
-    figures.couplings(out / "couplings.png", rows)
+    figures.couplings(out / f"couplings.{options.format}", rows)
     result = {
         "rows": rows,
         "paths": paths,
         "t_star": "0 at the data, 1 at the noise (DANSM eq. 4); t = 1 - t_star",
     }
     if sizes:
-        result["crossings"] = _show_crossings(out / "crossings.png", ends, options.seed)
+        path = out / f"crossings.{options.format}"
+        result["crossings"] = _show_crossings(path, ends, options.seed)
     return result, _couplings_table(result, size)
 
 
@@ -248,7 +249,7 @@ def _show_crossings(path: Path, ends: dict[int, tuple], seed: int) -> dict | Non
     try:
         plane = matching.embed(clouds, seed)
     except ImportError:
-        logbook.say("no crossings.png: t-SNE needs scikit-learn, pip install 'genfield[digits]'")
+        logbook.say("no crossings: t-SNE needs scikit-learn, pip install 'genfield[digits]'")
         return None
     panels = {
         "random pairs": (plane["random"], plane["samples"]),

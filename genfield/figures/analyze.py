@@ -1,4 +1,4 @@
-"""The pictures of the studies; each function writes one PNG."""
+"""The pictures of the studies; each function writes one file."""
 
 from pathlib import Path
 
@@ -6,11 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from genfield.data import to_uint8
-from genfield.figures.style import END, TARGET, save
+from genfield.figures.style import END, TARGET, save, scatter, styled
 
-MEASURED, PAPER = END, TARGET
+MEASURED, PAPER, LINE = END, TARGET, "0.45"
 
 
+@styled
 def coverage(path: Path, bins, rates, first: np.ndarray, shares) -> Path:
     """The coverage rate in each bin of t, and the most frequent images with their shares.
 
@@ -25,7 +26,7 @@ def coverage(path: Path, bins, rates, first: np.ndarray, shares) -> Path:
     edges = [low for low, _ in bins] + [bins[-1][1]]
     axes.stairs(rates, edges, color=MEASURED, baseline=None)
     axes.set(xlabel="t", ylabel="coverage rate", xlim=(0, 1), ylim=(-0.02, 1.02))
-    axes.grid(alpha=0.3)
+    axes.grid()
     pictures = np.atleast_1d(right.subplots(min(2, len(first)), columns)).ravel()
     for axes in pictures:
         axes.set_axis_off()
@@ -35,6 +36,7 @@ def coverage(path: Path, bins, rates, first: np.ndarray, shares) -> Path:
     return save(figure, path)
 
 
+@styled
 def lengths(path: Path, pairs: np.ndarray, one: np.ndarray) -> Path:
     """Histograms of the lengths of random pairs, and of those from one noise to all images."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3))
@@ -45,6 +47,7 @@ def lengths(path: Path, pairs: np.ndarray, one: np.ndarray) -> Path:
     return save(figure, path)
 
 
+@styled
 def ratios(path: Path, exact: dict[str, np.ndarray], single: dict[str, np.ndarray]) -> Path:
     """Histograms of the ratio of angles, a row for each time: exact, and from float32 cosines."""
     figure, axes = plt.subplots(len(exact), 2, figsize=(8.5, 2 * len(exact)), squeeze=False)
@@ -60,6 +63,7 @@ def ratios(path: Path, exact: dict[str, np.ndarray], single: dict[str, np.ndarra
     return save(figure, path)
 
 
+@styled
 def couplings(path: Path, rows: list[dict]) -> Path:
     """Length, average and minimal distance of paths against the match size (DANSM Table 2)."""
     sizes = [row["match_size"] for row in rows]
@@ -68,11 +72,12 @@ def couplings(path: Path, rows: list[dict]) -> Path:
     for axes, (name, title) in zip(places, names.items(), strict=True):
         axes.plot(sizes, [row[name] for row in rows], "o-", color=MEASURED)
         axes.set(xscale="log", xlabel="match size (1: random pairs)", title=title)
-        axes.grid(alpha=0.3)
+        axes.grid()
     figure.tight_layout()
     return save(figure, path)
 
 
+@styled
 def crossings(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], lines: int) -> Path:
     """Noises and samples in the plane, a panel a pairing; the first `lines` pairs are joined.
 
@@ -82,10 +87,10 @@ def crossings(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], line
     figure, places = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5), squeeze=False)
     for axes, (title, (noises, samples)) in zip(places[0], panels.items(), strict=True):
         joined = np.stack([noises, samples])[:, :lines]
-        axes.plot(joined[..., 0], joined[..., 1], "--", color="0.5", linewidth=0.5, zorder=1)
-        axes.scatter(*noises.T, s=6, color=MEASURED, label="noises")
-        axes.scatter(*samples.T, s=6, color=PAPER, label="samples")
+        axes.plot(joined[..., 0], joined[..., 1], color=LINE, linewidth=0.5, zorder=1)
+        scatter(axes, noises, MEASURED, 6, 1, "noises")
+        scatter(axes, samples, PAPER, 6, 1, "samples")
         axes.set(title=title, xticks=[], yticks=[])
-    places[0, 0].legend(fontsize=8)
+    places[0, 0].legend()
     figure.tight_layout()
     return save(figure, path)

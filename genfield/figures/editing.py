@@ -1,13 +1,14 @@
-"""Pictures of the editing studies; each function writes one PNG."""
+"""Pictures of the editing studies; each function writes one file."""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from genfield.figures.style import END, MIDDLE, START, TARGET, bare, grid, save, scatter
+from genfield.figures.style import END, MIDDLE, START, TARGET, bare, grid, save, scatter, styled
 
 
+@styled
 def conditionals(path: Path, data: np.ndarray, held: list[tuple], known: int) -> Path:
     """Points inpainted at known values over the data [N, 2], and their laws beside the true ones.
 
@@ -28,10 +29,11 @@ def conditionals(path: Path, data: np.ndarray, held: list[tuple], known: int) ->
         panel.stairs(share(true), edges, fill=True, alpha=0.5, color=TARGET, label="true")
         panel.stairs(share(drawn), edges, color=END, label="inpainted")
         panel.set(title=f"given {'xy'[known]} = {value:.2f}", xlabel="yx"[known])
-    axes[1].legend(fontsize=7)
+    axes[1].legend()
     return save(figure, path)
 
 
+@styled
 def curves(path: Path, noise: np.ndarray, x: np.ndarray, target: np.ndarray) -> Path:
     """Lines through noises [N, W, 2] between two, and through their samples, over the data."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.4))
@@ -47,6 +49,7 @@ def curves(path: Path, noise: np.ndarray, x: np.ndarray, target: np.ndarray) -> 
     return save(figure, path)
 
 
+@styled
 def orders(path: Path, rows: list[dict]) -> Path:
     """The error of there and back against the number of steps, with slopes of orders 1 to 3."""
     steps, rmse = (np.array([row[name] for row in rows]) for name in ("num_steps", "rmse"))
@@ -56,6 +59,6 @@ def orders(path: Path, rows: list[dict]) -> Path:
         slope = rmse[0] * (steps / steps[0]) ** float(-order)
         axes.plot(steps, slope, style, color=MIDDLE, label=f"order {order}")
     axes.set(xscale="log", yscale="log", xlabel="steps", title="root mean squared error")
-    axes.grid(alpha=0.3)
+    axes.grid()
     axes.legend()
     return save(figure, path)

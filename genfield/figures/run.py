@@ -1,4 +1,4 @@
-"""Pictures of runs: fields, samples, trajectories, curves, grids; each function writes one PNG."""
+"""Pictures of runs: fields, samples, trajectories, curves, grids; each function writes one file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +6,25 @@ from pathlib import Path
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.collections import LineCollection
 from PIL import Image
 
 from genfield.data import to_uint8
 from genfield.data.pixels import on_white
 from genfield.fields import Prediction, direction
-from genfield.figures.style import END, MIDDLE, START, TARGET, bare, save
+from genfield.figures.style import (
+    END,
+    LEVEL_LINE,
+    LEVELS,
+    MIDDLE,
+    START,
+    TARGET,
+    bare,
+    name_rows,
+    save,
+    scatter,
+    styled,
+)
 
 GRIDS = 140, 24  # points a side where a field is drawn: for its levels, for its arrows
 
@@ -46,15 +59,22 @@ def draw_field(axes, field: Callable, extent, *, t: float | None = None, descend
     output = field(mesh, time(mesh))
     if isinstance(output, Prediction):
         u = np.asarray(output.distance).reshape(len(ys), len(xs))
-        axes.contourf(xs, ys, u, levels=24, cmap="Greys_r", alpha=0.55)
-        lines = axes.contour(xs, ys, u, levels=12, colors="grey", linewidths=0.5)
-        axes.clabel(lines, fontsize=5, fmt="%.1f")
+        axes.contourf(xs, ys, u, levels=24, cmap=LEVELS)
+        lines = axes.contour(xs, ys, u, levels=10, colors=LEVEL_LINE, linewidths=0.6)
+        axes.clabel(lines, lines.levels[::2], fontsize=7, fmt="%.3g")
     xs, ys, mesh = _grid(extent, GRIDS[1])
     arrows = np.asarray(direction(field(mesh, time(mesh)))) * (-1 if descend else 1)
     points = np.asarray(mesh)
-    axes.quiver(*points.T, *arrows.T, color="black", width=0.0022, alpha=0.8)
+    axes.quiver(*points.T, *arrows.T, color="black", width=0.0022)
 
 
+def _legend(axes) -> None:
+    """A legend whose marks are seen, whatever the points' size and shade."""
+    for handle in axes.legend(markerscale=5, loc="upper right").legend_handles:
+        handle.set_alpha(1)
+
+
+@styled
 def level_sets(
     path: Path, field: Callable, samples, target, source, *, descend: bool, t=None, title=""
 ) -> Path:
@@ -62,24 +82,27 @@ def level_sets(
     extent = extent_of(samples, target, source)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.2))
     draw_field(left, field, extent, t=t, descend=descend)
-    left.scatter(*target[:2000].T, s=2, color=TARGET, alpha=0.5)
+    scatter(left, target[:2000], TARGET)
     bare(left, (extent[:2], extent[2:]), f"{title}: field and target")
-    right.scatter(*target[:4000].T, s=2, color=TARGET, alpha=0.4, label="target")
-    right.scatter(*samples[:4000].T, s=2, color=END, alpha=0.5, label="samples")
-    right.legend(markerscale=5, loc="upper right")
+    scatter(right, target, TARGET, label="target")
+    scatter(right, samples, END, label="samples")
+    _legend(right)
     bare(right, (extent[:2], extent[2:]), "samples")
     return save(figure, path)
 
 
 def draw_trajectories(axes, trace: np.ndarray, extent, title: str, num_lines: int = 300) -> None:
     """trace [K, N, 2]: lines in yellow, starts black, ends blue."""
-    for line in np.swapaxes(trace[:, :num_lines], 0, 1):
-        axes.plot(*line.T, color=MIDDLE, linewidth=0.35, alpha=0.6, zorder=1)
-    axes.scatter(*trace[0].T, s=2, color=START, zorder=2)
-    axes.scatter(*trace[-1].T, s=2, color=END, zorder=3)
+    ways = np.swapaxes(trace[:, :num_lines], 0, 1)
+    axes.add_collection(
+        LineCollection(ways, colors=MIDDLE, linewidths=0.4, alpha=0.7, zorder=1, rasterized=True)
+    )
+    for points, colour in ((trace[0], START), (trace[-1], END)):
+        scatter(axes, points, colour, alpha=0.8)
     bare(axes, (extent[:2], extent[2:]), title)
 
 
+@styled
 def trajectories(path: Path, trace: np.ndarray, *, title="") -> Path:
     """Sampling paths of points, [K, N, 2]."""
     figure, axes = plt.subplots(figsize=(5.6, 5.6))
@@ -87,6 +110,7 @@ def trajectories(path: Path, trace: np.ndarray, *, title="") -> Path:
     return save(figure, path)
 
 
+@styled
 def side_by_side(path: Path, columns: dict[str, dict], target: np.ndarray) -> Path:
     """One column a method: field above, trajectories below.
 
@@ -94,15 +118,18 @@ def side_by_side(path: Path, columns: dict[str, dict], target: np.ndarray) -> Pa
       columns: title -> {"field", "descend", "t", "trace"} as for the two pictures above.
     """
     extent = extent_of(target, *(c["trace"][0] for c in columns.values()))
-    figure, axes = plt.subplots(2, len(columns), figsize=(4 * len(columns), 8), squeeze=False)
+    size = (3.2 * len(columns), 6.6)
+    figure, axes = plt.subplots(2, len(columns), figsize=size, squeeze=False, layout="constrained")
     for (top, bottom), (title, column) in zip(axes.T, columns.items(), strict=True):
         draw_field(top, column["field"], extent, t=column["t"], descend=column["descend"])
-        top.scatter(*target[:2000].T, s=1, color=TARGET, alpha=0.5)
+        scatter(top, target[:2000], TARGET, 1.5)
         bare(top, (extent[:2], extent[2:]), title)
         draw_trajectories(bottom, column["trace"], extent, "")
+    name_rows(axes, ("field", "trajectories"))
     return save(figure, path)
 
 
+@styled
 def curves(path: Path, rows: list[dict], names=("loss",)) -> Path:
     """Training and held-out figures against the step, from the lines of metrics.jsonl."""
     figure, axes = plt.subplots(figsize=(6, 3.6))
@@ -113,12 +140,13 @@ def curves(path: Path, rows: list[dict], names=("loss",)) -> Path:
                 axes.plot(*np.array(points).T, style, markersize=3, label=f"{split} {name}")
     positive = all(r[n] > 0 for r in rows for n in names if n in r)
     axes.set(xlabel="step", yscale="log" if positive else "linear")
-    axes.grid(alpha=0.3)
+    axes.grid()
     if axes.lines:
         axes.legend()
     return save(figure, path)
 
 
+@styled
 def series(path: Path, samples: np.ndarray, real: np.ndarray) -> Path:
     """Sequences [N, T, C] against their index, samples above and real ones below."""
     n = len(samples)
@@ -128,7 +156,7 @@ def series(path: Path, samples: np.ndarray, real: np.ndarray) -> Path:
     for row, title, sequences in zip(axes, ("samples", "data"), (samples, real), strict=True):
         for ax, sequence in zip(row, np.asarray(sequences), strict=True):
             ax.plot(sequence, linewidth=0.8)
-            ax.grid(alpha=0.3)
+            ax.grid()
         row[0].set_ylabel(title)
     return save(figure, path)
 

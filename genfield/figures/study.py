@@ -1,4 +1,4 @@
-"""Pictures of studies; each function writes one PNG."""
+"""Pictures of studies; each function writes one file."""
 
 from pathlib import Path
 
@@ -6,9 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from genfield.data import to_uint8
-from genfield.figures.style import END, MIDDLE, START, TARGET, bare, grid, save, scatter
+from genfield.figures.style import END, MIDDLE, START, TARGET, bare, grid, save, scatter, styled
 
 
+@styled
 def image_rows(path: Path, rows: dict[str, np.ndarray], columns: int, *, title: str = "") -> Path:
     """One labelled row of images [N, H, W, C] in [-1, 1] a name, the first `columns` of each."""
     strips = []
@@ -23,11 +24,11 @@ def image_rows(path: Path, rows: dict[str, np.ndarray], columns: int, *, title: 
     for label, strip, row in zip(rows, strips, axes[:, 0], strict=True):
         shown = strip[..., 0] if strip.shape[-1] == 1 else strip
         row.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        row.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        row.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
         row.set_xticks([]), row.set_yticks([])
         for spine in row.spines.values():
             spine.set_visible(False)
-    axes[0, 0].set_title(title, fontsize=9)
+    axes[0, 0].set_title(title, fontsize=10)
     figure.subplots_adjust(hspace=0.05)
     return save(figure, path)
 
@@ -41,6 +42,7 @@ def _box(*clouds: np.ndarray) -> tuple:
     return (low[0] - margin, high[0] + margin), (low[1] - margin, high[1] + margin)
 
 
+@styled
 def moves(path: Path, panels: dict[str, tuple], target: np.ndarray, *more: np.ndarray) -> Path:
     """For each name, where samples started (black) and ended (blue), over the target; 2-D.
 
@@ -58,6 +60,7 @@ def moves(path: Path, panels: dict[str, tuple], target: np.ndarray, *more: np.nd
     return save(figure, path)
 
 
+@styled
 def clouds(path: Path, samples: dict[str, np.ndarray], targets: list[np.ndarray]) -> Path:
     """One panel of points [N, 2] a name, over the targets."""
     figure, axes = grid(len(samples), 3.8, 4.0)
@@ -70,6 +73,7 @@ def clouds(path: Path, samples: dict[str, np.ndarray], targets: list[np.ndarray]
     return save(figure, path)
 
 
+@styled
 def against(path: Path, rows: list[dict], x: str, names: tuple[str, ...]) -> Path:
     """Figures of rows against one of them, a panel each."""
     figure, axes = grid(len(names), 4.2, 3.2)
@@ -80,10 +84,11 @@ def against(path: Path, rows: list[dict], x: str, names: tuple[str, ...]) -> Pat
             panel.plot([r[x] for r in rows], before, "o--", color=MIDDLE, label="input")
             panel.legend()
         panel.set(xlabel=x, title=name.replace("_", " "))
-        panel.grid(alpha=0.3)
+        panel.grid()
     return save(figure, path)
 
 
+@styled
 def sweeps(path: Path, rows: list[dict], name: str) -> Path:
     """One figure against the step size, a line for each number of steps."""
     figure, axes = plt.subplots(figsize=(5.6, 3.8))
@@ -94,21 +99,23 @@ def sweeps(path: Path, rows: list[dict], name: str) -> Path:
     positive = all(v > 0 for v in values if np.isfinite(v))
     axes.set(xscale="log", yscale="log" if positive else "linear", xlabel="step size")
     axes.set_title(name.replace("_", " "))
-    axes.grid(alpha=0.3)
+    axes.grid()
     axes.legend()
     return save(figure, path)
 
 
+@styled
 def evaluations(path: Path, rows: list[dict], names: list[str]) -> Path:
     """Figures against the evaluations of a sample, a panel each."""
     figure, axes = grid(len(names), 4.4, 3.4)
     for name, panel in zip(names, axes, strict=True):
         panel.plot([r["nfe"] for r in rows], [r[name] for r in rows], "o-")
         panel.set(xscale="log", xlabel="evaluations", ylim=(0, None), title=name.replace("_", " "))
-        panel.grid(alpha=0.3)
+        panel.grid()
     return save(figure, path)
 
 
+@styled
 def histograms(path: Path, sets: dict[str, dict[str, np.ndarray]]) -> Path:
     """One panel a score, one outline a set: {set: {score: [N]}}; the first set is filled."""
     names = list(next(iter(sets.values())))
@@ -122,10 +129,11 @@ def histograms(path: Path, sets: dict[str, dict[str, np.ndarray]]) -> Path:
             panel.stairs(share, edges, label=label, fill=not number, alpha=0.7, color=f"C{number}")
         panel.set(title=name.replace("_", " "), ylim=(0, None))
         panel.tick_params(labelsize=7)
-    axes[0].legend(fontsize=6)
+    axes[0].legend()
     return save(figure, path)
 
 
+@styled
 def errors(path: Path, found: dict[str, dict]) -> Path:
     """Relative errors with their standard deviation in bins of t and of r (DM Fig. 14).
 
@@ -145,11 +153,12 @@ def errors(path: Path, found: dict[str, dict]) -> Path:
         tops = [found[target][axis][name]["mean"] for name in titles]
         panel.set_ylim(0, min(1.5, 1.3 * float(np.nanmax(np.concatenate(tops)))))
         panel.set(xlabel=axis, title=f"MAPE, r to {target}")
-        panel.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+        panel.grid()
+    axes[0].legend()
     return save(figure, path)
 
 
+@styled
 def descent(path: Path, curves: dict[str, np.ndarray], end: float) -> Path:
     """Means and quantile bands of curves [steps, B] along sampling (DM Fig. 30, 31)."""
     figure, axes = grid(len(curves), 3.6, 3.0)
@@ -161,7 +170,7 @@ def descent(path: Path, curves: dict[str, np.ndarray], end: float) -> Path:
         panel.plot(steps, values.mean(1), color=END)
         if name == "distance":
             panel.axhline(end, color=TARGET, linestyle="--", linewidth=1, label="√c0")
-            panel.legend(fontsize=7)
+            panel.legend()
         panel.set(xlabel="step", title=name.replace("_", " "))
-        panel.grid(alpha=0.3)
+        panel.grid()
     return save(figure, path)

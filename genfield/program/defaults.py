@@ -14,12 +14,13 @@ from genfield.registry import FRACTION, NOT_NEGATIVE, POSITIVE, OneOf, Range
 OPEN = ("data", "net", "time", "coupling", "rematching", "loss", "sampler")
 # Fields that may differ when a run is continued: how long, how often, where; never what is learned.
 MAY_CHANGE = ("train", "checkpoint", "sampler", "sample", "evaluate", "mesh")
-MAY_CHANGE += ("profile", "compilation_cache")
+MAY_CHANGE += ("profile", "compilation_cache", "figures")
 MAY_CHANGE += ("autoencoder", "autoencoder_sha256", "autoencoder_dtype")
 GUIDANCE = ("auto", "direction", "displacement")
 ROUNDINGS = ("nearest", "truncate", "shift")
 CENTERS = ("middle", "edm")
 FORMATS = ("npz", "png")
+FIGURES = ("png", "svg", "pdf")  # `figures.style.FORMATS`, which needs matplotlib
 RESIZES = ("tf1_bilinear", "antialiased")  # `features.resize.CONVENTIONS`, which needs JAX
 
 
@@ -148,6 +149,9 @@ SECTIONS = dict(
         reference_split="train",
         paper=ConfigDict(),  # the paper's values, by metric, for the closing table
         paper_note="",  # of what they are, where a run is known to be of something else
+    ),
+    figures=dict(
+        format=one_of("png", FIGURES),  # of curves, fields and studies; images stay PNG
     ),
     mesh=dict(
         data=-1,  # -1: all devices that are left

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -39,14 +40,15 @@ def _pictures(exp: Experiment, params, step: int, seed: int, samples) -> list[Ca
     curves = []
     if exp.weights is None:  # else trained elsewhere
         rows = lambda: logbook.read_metrics(folder)
-        curves = [lambda: figures.curves(folder / "figures" / "loss.png", rows())]
+        curves = [lambda: figures.curves(named(exp, "loss"), rows())]
     if len(shape) < 3 and exp.data.draw is None and shape != (2,):
         if len(shape) != 2:
             return curves
         samples = generate.make_drawer(exp)(params, SERIES, seed, poll).x
         with processes.together():
             real = exp.data.examples["train"].gather(np.arange(SERIES))["x1"]
-        return [lambda: figures.series(grid, samples, real), *curves]
+        path = grid.with_suffix(f".{exp.config.figures.format}")
+        return [lambda: figures.series(path, samples, real), *curves]
     if len(shape) != 1:
         if samples is None:
             count = evaluation.pictured(exp.config)
@@ -59,7 +61,7 @@ def _pictures(exp: Experiment, params, step: int, seed: int, samples) -> list[Ca
 def _of_points(exp: Experiment, params, out) -> list[Callable]:
     """Level sets of the field, and the ways of samples in the plane."""
     target = evaluation.target_points(exp, exp.config.seed + 1, 4_000)
-    method, folder = exp.objective.method, exp.workdir / "figures"
+    method = exp.objective.method
     name, source = method.name.replace("_", " "), source_points(exp)
     time = _time_of_picture(exp) if exp.objective.clock else None
     whole = sharding.replicated(exp.mesh)
@@ -68,9 +70,9 @@ def _of_points(exp: Experiment, params, out) -> list[Callable]:
     known = figures.on_grids(field, figures.extent_of(out.x, target, source), time)
     descend = dict(descend=method.teaches == "gradient", t=time, title=name)
     clouds = (known, out.x, target, source)
-    pictures = [lambda: figures.level_sets(folder / "level_sets.png", *clouds, **descend)]
+    pictures = [lambda: figures.level_sets(named(exp, "level_sets"), *clouds, **descend)]
     if out.trace is not None:
-        path = folder / "trajectories.png"
+        path = named(exp, "trajectories")
         pictures.append(lambda: figures.trajectories(path, out.trace, title=name))
     return pictures
 
@@ -86,6 +88,11 @@ def drawn(
     if exp.decoder is not None:
         return exp.decoder.on_host(samples, levels=True, tick=poll)
     return to_uint8(samples) if exp.data.pixels else samples
+
+
+def named(exp: Experiment, name: str) -> Path:
+    """Where a figure of a run goes, in the format of its config."""
+    return exp.workdir / "figures" / f"{name}.{exp.config.figures.format}"
 
 
 def _time_of_picture(exp: Experiment) -> float:

@@ -173,7 +173,7 @@ def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     folder = workdir / "studies"
     modes.make_folder(folder)
     modes.begin_on_weights(exp)
-    picture = lambda tail: folder / f"{file}{tail}.png"
+    picture = lambda tail: folder / f"{file}{tail}.{config.figures.format}"
     seed = config.seed + config.sample.seed
     return Subject(exp, generate.parameters(exp, state), step, seed, picture)
 

@@ -32,7 +32,7 @@ class Subject(NamedTuple):
     params: Any
     step: int
     seed: int  # of noise and samples: config.seed + config.sample.seed
-    picture: Callable[[str], Path]  # tail of a name ("" or "_x") -> a PNG's path
+    picture: Callable[[str], Path]  # tail of a name ("" or "_x") -> its path
 
 
 class Study(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,6 +145,17 @@ def test_tensorboard_has_figures_and_pictures_and_a_full_disk_is_told(tmp_path, 
         opened.write(step, "train", {"loss": 0.5})
     opened.close()
     assert opened.opened == {}
+
+
+def test_loggers_are_given_png_alone_and_say_so(tmp_path, capsys):
+    seen = []
+    board = SimpleNamespace(images=lambda step, name, path: seen.append(path.name))
+    record = SimpleNamespace(name="board", make=lambda workdir, config, step: board)
+    opened = loggers.Loggers([record], tmp_path, {}, 0)
+    for name in ("a.png", "b.svg"):
+        opened.images(1, "figure", tmp_path / name)
+    assert seen == ["a.png"]
+    assert f"board show no svg: see {tmp_path / 'b.svg'}" in "".join(capsys.readouterr())
 
 
 def records(path):

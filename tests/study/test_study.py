@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -440,6 +441,16 @@ def test_straightness(flow, edm, findings):
     adaptive = "--config.sampler={'name':'probability_flow','rtol':1e-3,'atol':1e-3}"
     [row] = findings("straightness", edm, *few, adaptive)["figures"]["rows"]
     np.testing.assert_allclose(row["deviation"], fine["deviation"], rtol=0.03)
+
+
+def test_pictures_of_a_study_as_the_config_says(flow, capsys):
+    """And what is no format is told before anything is drawn."""
+    few = ["study", "straightness", f"--workdir={flow}", "--num=4", "--metric=none"]
+    assert main([*few, "--num_steps=1", "--name=vectors", "--config.figures.format=svg"]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("picture: ")]
+    [path] = [Path(line.removeprefix("picture: ")) for line in shown]
+    assert path.name == "vectors.svg" and path.read_text().startswith("<?xml")
+    says(capsys, [*few, "--config.figures.format=gif"], ["figures.format", "png, svg, pdf"])
 
 
 def test_straightness_of_an_adaptive_solver_is_that_of_small_steps(flow, findings):

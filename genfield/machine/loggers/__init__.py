@@ -61,7 +61,10 @@ class Loggers:
             self._guarded(name, f"write step {step}", logger.write, step, split, values)
 
     def images(self, step: int, name: str, path: Path) -> None:
-        """A picture of a step, a PNG."""
+        """A picture of a step. Loggers show PNGs; others stay where they are, which is said."""
+        if self.opened and path.suffix != ".png":
+            logbook.say(f"{', '.join(self.opened)} show no {path.suffix[1:]}: see {path}")
+            return
         for each, logger in list(self.opened.items()):
             self._guarded(each, f"write a picture of step {step}", logger.images, step, name, path)
 
