@@ -50,7 +50,7 @@ def pictures(cell: dict) -> int:
 
 
 def draws(cell: dict) -> bool:
-    return bool(re.search(r"^(?:    )?(plt\.show|show_rows|show)\(", source(cell), re.MULTILINE))
+    return bool(re.search(r"^(plt\.show|show_rows|show)\(", source(cell), re.MULTILINE))
 
 
 @each
