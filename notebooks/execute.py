@@ -2,12 +2,13 @@
 
 A notebook runs in an empty folder of its own, with a copy of the package alone on the path: what it
 reads, the package brings. Its metadata keep a hash of its code, which tells outputs that no longer
-belong to it, and the processor seconds that it took.
+belong to it, and the processor seconds that it took; docs/notebooks.md is told the minutes.
 """
 
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -100,6 +101,15 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def tell(page: Path, name: str, seconds: float) -> None:
+    """Writes the minutes of a notebook into its row of the page's table, the last cell."""
+    row = rf"(^\|.*/{re.escape(name)}\.ipynb\).*\| )[\d.]+ min \|$"
+    text, found = re.subn(row, rf"\g<1>{seconds / 60:.1f} min |", page.read_text(), flags=re.M)
+    if found != 1:
+        raise SystemExit(f"{page} has {found} rows of {name}, and should have one")
+    page.write_text(text)
+
+
 def main(names: list[str]) -> None:
     import nbformat
 
@@ -110,6 +120,7 @@ def main(names: list[str]) -> None:
             notebook = execute(path, install(folder.with_name("packages")), folder)
         path.write_text(nbformat.writes(notebook) + "\n")
         seconds = notebook.metadata["genfield"]["processor_seconds"]
+        tell(ROOT / "docs" / "notebooks.md", path.stem, seconds)
         print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, {seconds} processor seconds")
 
 

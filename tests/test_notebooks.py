@@ -192,6 +192,18 @@ def test_listed():
         assert row.endswith(f"| {seconds / 60:.1f} min |"), row
 
 
+def test_minutes_go_into_the_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"| [{n}](../notebooks/{n}.ipynb) | x | 1.0 min |\n" for n in "ab"))
+    execute.tell(page, "b", 129)
+    assert [line.split("| ")[-1] for line in page.read_text().splitlines()] == [
+        "1.0 min |",
+        "2.1 min |",
+    ]
+    with pytest.raises(SystemExit, match="0 rows of c"):
+        execute.tell(page, "c", 60)
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     return execute.install(tmp_path_factory.mktemp("packages"))
