@@ -157,7 +157,7 @@ def _serve_folder(app: flask.Flask, folder: Folder) -> None:
 
 
 def _serve_run(app, folder: Folder, shown: dict, name: str, reopen: Callable) -> None:
-    loading, asked = threading.Lock(), lambda: flask.request.get_json()
+    loading = threading.Lock()
 
     def run():
         subject: Subject = shown["subject"]
@@ -176,7 +176,7 @@ def _serve_run(app, folder: Folder, shown: dict, name: str, reopen: Callable) ->
 
     def images():
         subject: Subject = shown["subject"]
-        out = subject.samples(asked())
+        out = subject.samples(_asked())
         if "trace" in out:
             raise UserError("these samples are points: ask for /api/samples")
         with subject.computing():
@@ -187,16 +187,24 @@ def _serve_run(app, folder: Folder, shown: dict, name: str, reopen: Callable) ->
     def samples():
         subject: Subject = shown["subject"]
         subject._check_plane()
-        return flask.jsonify(subject.samples(asked()))
+        return flask.jsonify(subject.samples(_asked()))
 
-    field = lambda: flask.jsonify(shown["subject"].field(asked()))
-    levels = lambda: flask.jsonify(shown["subject"].levels(asked()))
+    field = lambda: flask.jsonify(shown["subject"].field(_asked()))
+    levels = lambda: flask.jsonify(shown["subject"].levels(_asked()))
     app.add_url_rule("/api/run", view_func=run)
     app.add_url_rule("/api/status", view_func=status)
     for path, view in (("load", load), ("images", images), ("samples", samples)):
         app.add_url_rule(f"/api/{path}", view_func=view, methods=["POST"])
     app.add_url_rule("/api/field", "field", field, methods=["POST"])
     app.add_url_rule("/api/levels", "levels", levels, methods=["POST"])
+
+
+def _asked():
+    """The JSON of a request."""
+    try:
+        return flask.request.get_json()
+    except RecursionError:
+        raise UserError("a request is a JSON object, not a deep nest of lists") from None
 
 
 def _png(image: np.ndarray) -> str:

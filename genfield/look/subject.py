@@ -5,6 +5,7 @@ One computation at a time, each within bounds of numbers and of time.
 
 import contextlib
 import functools
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -16,15 +17,16 @@ from contourpy import contour_generator
 from matplotlib.ticker import MaxNLocator
 
 from genfield import rng
+from genfield.data import to_unit
 from genfield.errors import UserError
 from genfield.fields import Prediction
 from genfield.look import asked, choices
 from genfield.look.asked import number
 from genfield.look.programs import Program
-from genfield.preconditionings import PRECONDITIONINGS
-from genfield.program import evaluate, pictures
+from genfield.program import evaluate, generate, pictures
 from genfield.program.open_run import Run
 from genfield.program.parts import one_level
+from genfield.sampling.diffusion import SIGMA_MAX, SIGMA_MIN
 
 SECONDS = 30.0  # that one computation may take
 WAITING = 20.0  # seconds that one waits for another
@@ -113,9 +115,12 @@ class Subject:
         level = one_level(exp.config, exp.methods)
         if level is not None:
             return {"name": "noise level", "low": level, "high": level, "start": level}
-        known = PRECONDITIONINGS.get(exp.config.preconditioning)
-        low, high = (0.002, 80.0) if known is None else (known.lowest, known.highest)
-        return {"name": "noise level", "low": max(low, 1e-3), "high": high, "start": 1.0}
+        first = exp.sampler.stages[0]
+        levels = np.array((SIGMA_MIN, SIGMA_MAX))
+        if first.method.levels is not None:
+            levels = np.asarray(first.method.levels(first.arguments, first.num_steps), float)
+        low, high = levels[levels > 0].min(), levels.max()
+        return {"name": "noise level", "low": low, "high": high, "start": math.sqrt(low * high)}
 
     @functools.cached_property
     def _choices(self) -> dict[str, choices.Choice]:
@@ -236,6 +241,9 @@ class Subject:
 
     def _noise(self, seed: int, index: np.ndarray) -> np.ndarray:
         """Where samples of these indices start, as `--mode=sample` has it."""
+        starts = self.exp.data.starts
+        if starts is not None:
+            return to_unit(starts.gather(index % starts.size)["x0"])
         draw, shape = self.exp.data.draw_source, self.exp.data.shape
         one = (lambda k: jax.random.normal(k, shape)) if draw is None else lambda k: draw(k, 1)[0]
         return np.asarray(rng.per_index(rng.stream(seed, "start"), index, one))
@@ -312,15 +320,13 @@ class Subject:
         size = next(size for size in BATCHES if size >= n)
         index = np.arange(-(-size // self.exp.mesh.size) * self.exp.mesh.size, dtype=np.int32)
         scale = _first_level(program)
-        if starts is None:
-            x = self._noise(seed, index)
-        else:
-            x = np.resize(starts, (len(index), 2)) / scale
-        cond = None
-        if self.exp.data.num_classes:
-            cond = (
-                index % self.exp.data.num_classes if label is None else np.full_like(index, label)
-            )
+        x = (
+            self._noise(seed, index)
+            if starts is None
+            else np.resize(starts, (len(index), 2)) / scale
+        )
+        labels = () if label is None else (label,)
+        cond = generate.labels_of(self.exp, index % n, n, labels)
         keys = rng.per_index(rng.stream(seed, "sampler"), index, lambda key: key)
         out = program(self.run.params, keys, x, cond, sizes, SECONDS)
         if not self.plane:

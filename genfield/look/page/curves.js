@@ -2,38 +2,50 @@
 
 import { element, get, short } from "./api.js";
 
-const SIZE = { width: 360, height: 190, left: 46, right: 10, top: 10, bottom: 24 };
+const SIZE = { width: 360, height: 190, left: 46, right: 20, top: 10, bottom: 24 };
 const SPEED = ["examples_per_second", "step_seconds", "data_seconds", "dispatch_seconds", "device_seconds", "mfu"];
 const SPACE = "http://www.w3.org/2000/svg";
 
 export class Curves {
   constructor(root) {
-    Object.assign(this, { root, token: "", charts: new Map() });
+    Object.assign(this, { token: "", cards: new Map() });
     this.empty = element("p", { className: "empty", textContent: "The run has written no figures yet." });
-    this.main = element("div", { className: "cards" });
-    this.machine = element("div", { className: "cards" });
-    this.head = element("h2", { textContent: "Speed", hidden: true });
-    root.append(this.empty, this.main, this.head, this.machine);
+    this.places = { alone: element("div", { className: "stats" }), curve: element("div", { className: "cards" }), speed: element("div", { className: "cards" }) };
+    this.head = element("h2", { textContent: "Speed" });
+    root.append(this.empty, this.places.alone, this.places.curve, this.head, this.places.speed);
   }
 
   async refresh() {
     const found = await get(`/api/curves?since=${encodeURIComponent(this.token)}`);
     if (!found.curves) return;
     this.token = found.token;
-    const names = Object.keys(found.curves), rank = (name) => (name === "loss" ? 0 : Object.keys(found.curves[name]).some((s) => s !== "train") ? 1 : 2);
+    const names = Object.keys(found.curves);
+    const evaluated = (name) => Object.keys(found.curves[name]).some((split) => split !== "train");
+    const rank = (name) => (name === "loss" ? 0 : evaluated(name) ? 1 : 2);
     names.sort((a, b) => rank(a) - rank(b));
     this.empty.hidden = names.length > 0;
+    for (const place of Object.values(this.places)) place.replaceChildren();
     for (const name of names) {
-      if (!this.charts.has(name)) {
-        const figure = element("figure");
-        this.charts.set(name, figure);
-        (SPEED.includes(name) ? this.machine : this.main).append(figure);
-      }
-      chart(this.charts.get(name), name, found.curves[name]);
+      if (!this.cards.has(name)) this.cards.set(name, element("figure"));
+      const card = this.cards.get(name), splits = drawable(found.curves[name]);
+      const alone = splits.every(([, points]) => points.length < 2);
+      this.places[SPEED.includes(name) ? "speed" : alone ? "alone" : "curve"].append(card);
+      (alone ? figure : chart)(card, name, splits);
     }
-    for (const [name, figure] of this.charts) if (!names.includes(name)) { figure.remove(); this.charts.delete(name); }
-    this.head.hidden = this.machine.children.length === 0;
+    this.head.hidden = this.places.speed.children.length === 0;
   }
+}
+
+// Figures that are not finite came as null, and are left out.
+function drawable(splits) {
+  const finite = Object.entries(splits).map(([split, points]) => [split, points.filter(([, value]) => value !== null)]);
+  return finite.filter(([, points]) => points.length);
+}
+
+function figure(card, name, splits) {
+  const values = splits.map(([split, [[step, value]]]) => element("b", { textContent: short(value), title: `${split}, step ${step}` }));
+  if (!values.length) values.push(element("b", { textContent: "not finite" }));
+  card.replaceChildren(...values, element("figcaption", { textContent: name.replaceAll("_", " ") }));
 }
 
 function svg(kind, attributes, text) {
@@ -43,17 +55,14 @@ function svg(kind, attributes, text) {
   return made;
 }
 
-function chart(figure, name, splits) {
+function chart(card, name, whole) {
   const caption = element("figcaption", {}, element("span", { textContent: name.replaceAll("_", " ") }));
   const reading = element("span", { className: "quiet" });
   caption.append(reading);
-  const whole = Object.entries(splits).map(([split, points]) => [split, points.filter(([, value]) => value !== null)]).filter(([, points]) => points.length);
   const rest = () => {
     reading.replaceChildren(...whole.map(([split, points]) => element("span", { className: `key ${split}`, textContent: `${split} ${short(points.at(-1)[1])}` })));
   };
   rest();
-  figure.replaceChildren(caption);
-  if (!whole.length) return;
   const scale = scales(whole.flatMap(([, points]) => points));
   const drawing = svg("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, class: "chart", role: "img", "aria-label": `${name} against the step` });
   axes(drawing, scale);
@@ -75,7 +84,7 @@ function chart(figure, name, splits) {
     reading.replaceChildren(`step ${at}`, ...whole.map(([split, points]) => element("span", { className: `key ${split}`, textContent: short(nearest(points)[1]) })));
   });
   drawing.addEventListener("pointerleave", () => { cursor.setAttribute("visibility", "hidden"); rest(); });
-  figure.append(drawing);
+  card.replaceChildren(caption, drawing);
 }
 
 function scales(points) {

@@ -57,12 +57,27 @@ function table(rows) {
   return element("div", { className: "table" }, element("table", {}, body));
 }
 
+// A measured figure of a card, with its spread over seeds where there are several.
+function measured(value) {
+  if (!holds(value) || typeof value.value !== "number") return value;
+  return typeof value.sd === "number" ? `${shown(value.value)} ± ${Number(value.sd.toPrecision(2))}` : value.value;
+}
+
+// A card's figures first, what they depend on after, its config elsewhere.
+export function card(root, value, empty) {
+  if (!value) { record(root, value, empty); return; }
+  const { metrics = {}, config, ...rest } = value;
+  record(root, { metrics: Object.fromEntries(Object.entries(metrics).map(([name, one]) => [name, measured(one)])), ...rest });
+}
+
 // A record's sections as tables, its own fields first.
 export function record(root, value, empty) {
   root.replaceChildren();
   if (!value) { root.append(element("p", { className: "empty", textContent: empty })); return; }
   const own = Object.entries(value).filter(([, one]) => !holds(one)), columns = element("div", { className: "columns" });
   if (own.length) columns.append(element("div", {}, element("h2", { textContent: "run" }), table(own)));
-  for (const [name, one] of Object.entries(value)) if (holds(one)) columns.append(element("div", {}, element("h2", { textContent: name.replaceAll("_", " ") }), table(leaves(one))));
+  for (const [name, one] of Object.entries(value)) {
+    if (holds(one) && Object.keys(one).length) columns.append(element("div", {}, element("h2", { textContent: name.replaceAll("_", " ") }), table(leaves(one))));
+  }
   root.append(columns);
 }

@@ -2,7 +2,7 @@
 
 import { element, get, post, told } from "./api.js";
 import { Curves } from "./curves.js";
-import { Pictures, record } from "./folder.js";
+import { card, Pictures, record } from "./folder.js";
 import { Images } from "./images.js";
 import { Plane } from "./plane.js";
 
@@ -34,9 +34,10 @@ function build(facts) {
 
 function head(facts) {
   document.title = `${facts.name} · genfield look`;
-  byId("name").textContent = facts.name;
-  const shape = facts.shape.join("×"), classes = facts.classes.length ? `, ${facts.classes.length} classes` : "";
-  byId("about").textContent = `${facts.method.replaceAll("_", " ")} on ${facts.data} (${shape}${classes}), checkpoint of step ${facts.step}`;
+  byId("name").replaceChildren(...facts.name.split(/(?<=[_-])/).flatMap((part) => [part, element("wbr")]));
+  const shape = facts.plane ? "in the plane" : `of shape ${facts.shape.join("×")}`;
+  const classes = facts.classes.length ? `, ${facts.classes.length} classes` : "";
+  byId("about").textContent = `${facts.method.replaceAll("_", " ")} on ${facts.data}, ${shape}${classes}, at the checkpoint of step ${facts.step}`;
 }
 
 function newer(step, newest) {
@@ -49,10 +50,10 @@ async function start() {
   head(facts);
   build(facts);
   const curves = new Curves(byId("curves")), pictures = new Pictures(byId("pictures"));
-  const { card, config, summary } = facts.records;
-  record(byId("card"), card || summary, "The run has no card yet: it is written when a training ends.");
+  const { config, summary } = facts.records;
+  card(byId("card"), facts.records.card || summary, "The run has no card yet: it is written when a training ends.");
   record(byId("config"), config, "The run has no config.");
-  if (facts.plane) window.plane = new Plane(facts);
+  if (facts.plane) new Plane(facts);
   if (facts.images) new Images(facts);
   byId("newer").querySelector("button").addEventListener("click", async (event) => {
     event.target.disabled = true;

@@ -80,7 +80,7 @@ export class Plane {
     this.found = await post("/api/levels", this.at());
     told(null);
     const { what } = this.found;
-    this.legend.textContent = what === "speed" ? "Colour and lines: how fast samples move." : `Colour and lines: the ${what}, darkest where it is least.`;
+    this.legend.textContent = what === "speed" ? "Colour and lines: how fast samples move." : `Colour and lines: the ${what}, bluest where it is least.`;
     this.draw();
   }
 
@@ -218,7 +218,7 @@ function arrows(pen, to, list, side, colour) {
   if (!(most > 0)) return;
   for (const [x, y, u, v] of list) {
     const long = Math.hypot(u, v);
-    if (long > 0) arrow(pen, to([x, y]), [u / long, v / long], cell * (0.3 + 0.6 * Math.sqrt(long / most)), colour, 1.1, 0.8);
+    if (long > 0) arrow(pen, to([x, y]), [u / long, v / long], cell * (0.25 + 0.5 * Math.sqrt(long / most)), colour, 1.1, 0.8);
   }
 }
 
