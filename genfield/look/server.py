@@ -176,9 +176,9 @@ def _serve_run(app, folder: Folder, shown: dict, name: str, reopen: Callable) ->
 
     def images():
         subject: Subject = shown["subject"]
+        if subject.plane:
+            raise UserError("samples of this run are points, not images")
         out = subject.samples(_asked())
-        if "trace" in out:
-            raise UserError("these samples are points: ask for /api/samples")
         with subject.computing():
             x = subject.run.decode(out["x"])
         labels = None if out["labels"] is None else out["labels"][: len(x)].tolist()
@@ -186,7 +186,7 @@ def _serve_run(app, folder: Folder, shown: dict, name: str, reopen: Callable) ->
 
     def samples():
         subject: Subject = shown["subject"]
-        subject._check_plane()
+        subject.check_plane()
         return flask.jsonify(subject.samples(_asked()))
 
     field = lambda: flask.jsonify(shown["subject"].field(_asked()))

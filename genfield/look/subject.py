@@ -38,7 +38,7 @@ SEEDS = 2**31 - 1
 GRID, ARROWS, LEVELS = 81, 4, 12  # points a side; every so many has an arrow; level sets
 TARGET = 800  # points of the data that are shown
 PROGRAMS = 24  # compiled samplers that are kept
-BATCHES = 1, 16, 64, 256, 512  # a computation is compiled for so many samples
+BATCHES = 1, 16, 64, 256, 512  # in the plane a sampler is compiled for so many samples
 
 
 class Busy(UserError):
@@ -194,7 +194,7 @@ class Subject:
     def field(self, request: dict) -> dict:
         """The field at points: {"points", "t", "label"} -> its output, and where samples move."""
         request = asked.fields(request, "points", "t", "label")
-        self._check_plane()
+        self.check_plane()
         points = asked.points(request.get("points"), "points", POINTS)
         x, t = np.asarray(points, np.float32), self._time(request.get("t"))
         label = self._asked_label(request.get("label"))
@@ -207,7 +207,7 @@ class Subject:
     def levels(self, request: dict) -> dict:
         """The field on a grid: {"t", "label"} -> values, level sets and arrows."""
         request = asked.fields(request, "t", "label")
-        self._check_plane()
+        self.check_plane()
         t, label = self._time(request.get("t")), self._asked_label(request.get("label"))
         left, right, below, above = self._extent
         xs, ys = np.linspace(left, right, GRID), np.linspace(below, above, GRID)
@@ -227,7 +227,8 @@ class Subject:
             }
         )
 
-    def _check_plane(self) -> None:
+    def check_plane(self) -> None:
+        """Raises UserError unless the run is one in the plane."""
         if not self.plane:
             raise UserError("the field is shown of runs in the plane alone")
 
@@ -306,7 +307,7 @@ class Subject:
         label = self._asked_label(request.get("label"))
         starts, most = None, POINTS if self.plane else IMAGES
         if request.get("starts") is not None:
-            self._check_plane()
+            self.check_plane()
             starts = np.asarray(asked.points(request["starts"], "starts", most), np.float32)
         elif not (self.plane or self.exp.pictures):
             raise UserError("samples are drawn here of images and in the plane alone")
@@ -317,14 +318,13 @@ class Subject:
 
     def _drawn(self, program, sizes, seed, label, starts, num) -> dict:
         n = num if starts is None else len(starts)
-        size = next(size for size in BATCHES if size >= n)
+        size = next(size for size in BATCHES if size >= n) if self.plane else n
         index = np.arange(-(-size // self.exp.mesh.size) * self.exp.mesh.size, dtype=np.int32)
         scale = _first_level(program)
-        x = (
-            self._noise(seed, index)
-            if starts is None
-            else np.resize(starts, (len(index), 2)) / scale
-        )
+        if starts is None:
+            x = self._noise(seed, index)
+        else:
+            x = np.resize(starts, (len(index), 2)) / scale
         labels = () if label is None else (label,)
         cond = generate.labels_of(self.exp, index % n, n, labels)
         keys = rng.per_index(rng.stream(seed, "sampler"), index, lambda key: key)
