@@ -13,11 +13,11 @@ if __name__ == "__main__":
 from genfield.program import command
 
 
-def main(argv: list[str]) -> int:
-    """Runs a command line; returns the exit code."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line, or that of this process; returns the exit code."""
     from genfield.look import cli
 
-    return command.main(argv, cli.run)
+    return command.main(sys.argv if argv is None else argv, cli.run)
 
 
 if __name__ == "__main__":

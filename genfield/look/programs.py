@@ -12,6 +12,7 @@ import numpy as np
 from genfield import registry
 from genfield.errors import UserError
 from genfield.program.experiment import Experiment
+from genfield.program.methods import package
 from genfield.program.sampler import POSITIONS, Course, Stage
 from genfield.rng import fold_in
 from genfield.sampling import Samples, stopping
@@ -19,6 +20,13 @@ from genfield.sampling.core import Pieces, joined, pieces, stage_trace
 
 PIECE = 0.3  # seconds that a piece is to take
 GROWTH = 8  # at most, from one piece to the next
+
+
+def sized(stage: Stage) -> bool:
+    """Whether a stage is made for any step size at once: not those of one's own, which may ask
+    what number it is."""
+    ours = package()[registry.Sampler].get(stage.method.name) is stage.method
+    return ours and "step_size" in stage.arguments
 
 
 class TooLong(UserError):
@@ -54,7 +62,7 @@ class Program:
 
     def _sampler(self, stage: Stage, section: dict, size):
         """A stage's sampler with its step size put in; its other arguments stand."""
-        if "step_size" not in stage.arguments:
+        if not sized(stage):
             return stage.sampler
         sampler = stage.method.make(**stage.arguments | {"step_size": size})
         if stage.rule is None:

@@ -58,13 +58,15 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = LARGEST
     app.json.sort_keys = False
     folder = Folder(run.experiment.workdir)
-    shown = {"subject": Subject(run)}
+    lock = threading.Lock()
+    again = lambda: Subject(reopen(), lock)
+    shown = {"subject": Subject(run, lock)}
     app.before_request(lambda: _check_caller(host))
     app.after_request(_with_headers)
     app.register_error_handler(Exception, _told)
     _serve_page(app)
     _serve_folder(app, folder)
-    _serve_run(app, folder, shown, name, reopen)
+    _serve_run(app, folder, shown, name, again)
     return app
 
 
@@ -145,6 +147,9 @@ def _serve_folder(app: flask.Flask, folder: Folder) -> None:
         content, kind = folder.picture(number)
         return flask.Response(content, mimetype=kind)
 
+    def records():
+        return flask.jsonify(folder.records())
+
     def curves():
         token, found = folder.curves()
         if token and token == flask.request.args.get("since"):
@@ -153,25 +158,24 @@ def _serve_folder(app: flask.Flask, folder: Folder) -> None:
 
     app.add_url_rule("/api/pictures", view_func=pictures)
     app.add_url_rule("/picture/<int:number>", view_func=picture)
+    app.add_url_rule("/api/records", view_func=records)
     app.add_url_rule("/api/curves", view_func=curves)
 
 
-def _serve_run(app, folder: Folder, shown: dict, name: str, reopen: Callable) -> None:
-    loading = threading.Lock()
-
+def _serve_run(app, folder: Folder, shown: dict, name: str, again: Callable) -> None:
     def run():
         subject: Subject = shown["subject"]
         facts = {"name": name, "step": subject.run.step, "newest": folder.newest()}
         with subject.computing():
             facts |= subject.facts
-        return flask.jsonify(**facts, records=folder.records())
+        return flask.jsonify(facts)
 
     def status():
         return flask.jsonify(step=shown["subject"].run.step, newest=folder.newest())
 
     def load():
-        with loading:
-            shown["subject"] = Subject(reopen())
+        with shown["subject"].computing():
+            shown["subject"] = again()
         return flask.jsonify(step=shown["subject"].run.step)
 
     def images():

@@ -22,7 +22,7 @@ from genfield.errors import UserError
 from genfield.fields import Prediction
 from genfield.look import asked, choices
 from genfield.look.asked import number
-from genfield.look.programs import Program
+from genfield.look.programs import Program, sized
 from genfield.program import evaluate, generate, pictures
 from genfield.program.open_run import Run
 from genfield.program.parts import one_level
@@ -46,11 +46,15 @@ class Busy(UserError):
 
 
 class Subject:
-    """A run, opened; what it computes may be asked from several threads."""
+    """A run, opened; what it computes may be asked from several threads.
 
-    def __init__(self, run: Run):
+    Args:
+      lock: held while it computes; None: its own.
+    """
+
+    def __init__(self, run: Run, lock: threading.Lock | None = None):
         self.run, self.exp = run, run.experiment
-        self._lock, self._programs = threading.Lock(), OrderedDict()
+        self._lock, self._programs = lock or threading.Lock(), OrderedDict()
         self.plane = self.exp.data.shape == (2,)
         exp = self.exp
         self._at = jax.jit(lambda params, *at: exp.objective.field(params)(*at))
@@ -250,9 +254,10 @@ class Subject:
         return np.asarray(rng.per_index(rng.stream(seed, "start"), index, one))
 
     def _program(self, name: str, section: dict, guidance: float) -> Program:
-        """The compiled sampler of a section; its step sizes do not matter, they are arguments."""
+        """The compiled sampler of a section; most step sizes do not matter, they are arguments."""
         made = choices.course(self.exp, section, guidance)
-        key = name, tuple(stage.num_steps for stage in made.stages), guidance
+        size = lambda stage: None if sized(stage) else stage.arguments.get("step_size")
+        key = name, guidance, *((stage.num_steps, size(stage)) for stage in made.stages)
         if key not in self._programs:
             sections = choices.Choice(name, section).stages
             self._programs[key] = Program(self.exp, made, sections)

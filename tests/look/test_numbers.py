@@ -1,6 +1,7 @@
 """What the page shows is what the run computes: its field, its samples, its curves."""
 
 import base64
+import dataclasses
 import io
 import json
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genfield import rng, sampling
+from genfield import registry, rng, sampling
 from genfield.data import to_uint8
+from genfield.errors import UserError
 from genfield.look import choices
+from genfield.look import subject as look
 from genfield.look.folder import POINTS, Folder
 from genfield.study.subject import Subject, source
 
@@ -70,6 +73,25 @@ def test_sliders_set_the_step_size_and_the_steps(page, moons, step_size, num_ste
         jax.random.key(0), moons.field, x, sampler, num_steps=num_steps, trace=1
     )
     np.testing.assert_allclose(found["trace"], jax.jit(run)().trace, atol=1e-4)
+
+
+def test_a_sampler_of_one_s_own_may_ask_its_step_size(moons):
+    def halving(step_size: float):
+        if step_size > 1:
+            raise ValueError("step_size must be at most 1")
+        return sampling.gradient_descent(step_size / 2)
+
+    known = moons.experiment.methods[registry.Sampler]["gradient_descent"]
+    own = dataclasses.replace(known, name="halving", make=halving)
+    methods = moons.experiment.methods.with_own([own])
+    seen = look.Subject(moons._replace(experiment=moons.experiment._replace(methods=methods)))
+    for size in (0.2, 0.4):
+        stages = [{"step_size": size, "num_steps": 1}]
+        found = seen.samples({"sampler": "halving", "stages": stages, "starts": START})
+        moved = np.asarray(START) - size / 2 * moons.field(np.asarray(START, np.float32)).direction
+        np.testing.assert_allclose(found["trace"][-1], moved, atol=1e-4)
+    with pytest.raises(UserError, match="at most 1"):
+        seen.samples({"sampler": "halving", "stages": [{"step_size": 2}], "starts": START})
 
 
 def test_samplers_are_those_that_suit_the_field(page):

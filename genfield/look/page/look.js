@@ -45,14 +45,21 @@ function newer(step, newest) {
   byId("newer").querySelector("span").textContent = `There is a newer checkpoint, of step ${newest}.`;
 }
 
+let known = "";
+
+async function records() {
+  const found = await get("/api/records"), told = JSON.stringify(found);
+  if (told === known) return;
+  known = told;
+  card(byId("card"), found.card || found.summary, "The run has no card yet: it is written when a training ends.");
+  record(byId("config"), found.config, "The run has no config.");
+}
+
 async function start() {
   const facts = await get("/api/run");
   head(facts);
   build(facts);
   const curves = new Curves(byId("curves")), pictures = new Pictures(byId("pictures"));
-  const { config, summary } = facts.records;
-  card(byId("card"), facts.records.card || summary, "The run has no card yet: it is written when a training ends.");
-  record(byId("config"), config, "The run has no config.");
   if (facts.plane) new Plane(facts);
   if (facts.images) new Images(facts);
   byId("newer").querySelector("button").addEventListener("click", async (event) => {
@@ -62,7 +69,7 @@ async function start() {
   let lost = false;
   const follow = async () => {
     try {
-      await Promise.all([curves.refresh(), pictures.refresh(), get("/api/status").then(({ step, newest }) => newer(step, newest))]);
+      await Promise.all([curves.refresh(), pictures.refresh(), records(), get("/api/status").then(({ step, newest }) => newer(step, newest))]);
       if (lost) told(null);
       lost = false;
     } catch (error) {
