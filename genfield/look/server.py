@@ -7,10 +7,10 @@ with threads, beside which JAX computes; no event loop has to be kept free.
 import base64
 import io
 import ipaddress
-import mimetypes
 import threading
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import flask
@@ -27,6 +27,12 @@ from genfield.program.open_run import Run
 
 LARGEST = 2**17  # bytes of a request
 LOCAL = ("localhost", "127.0.0.1", "::1")
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -56,7 +62,7 @@ def create_app(
     """
     app = flask.Flask("genfield.look", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST
-    app.json.sort_keys = False
+    app.json.sort_keys, app.url_map.merge_slashes = False, False
     folder = Folder(run.experiment.workdir)
     lock = threading.Lock()
     again = lambda: Subject(reopen(), lock)
@@ -124,9 +130,9 @@ def _told(error: Exception):
 def _serve_page(app: flask.Flask) -> None:
     """The page's own files, read once, by their names alone."""
     files = {
-        entry.name: (entry.read_bytes(), mimetypes.guess_type(entry.name)[0])
+        entry.name: (entry.read_bytes(), TYPES[Path(entry.name).suffix])
         for entry in (resources.files("genfield.look") / "page").iterdir()
-        if entry.is_file()
+        if Path(entry.name).suffix in TYPES
     }
 
     def page(name: str = "index.html"):

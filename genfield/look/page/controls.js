@@ -61,7 +61,8 @@ export class SamplerControls {
     const { facts } = this;
     if (facts.guidance !== null) {
       const show = (at) => short(at / 10);
-      root.append(slider("Guidance scale", { at: Math.round(facts.guidance * 10), ends: [0, 100], show }, (at) => { this.guidance = at / 10; this.changed(); }));
+      const at = Math.round(facts.guidance * 10);
+      root.append(slider("Guidance scale", { at, ends: [0, Math.min(200, Math.max(100, 2 * at))], show }, (at) => { this.guidance = at / 10; this.changed(); }));
     }
     const row = element("div", { className: "row" });
     if (facts.classes.length) {
