@@ -19,6 +19,7 @@ RECIPES = {
 def get_config(size: str = "full"):
     config = shared.cifar10(size)
     config.net.distance_head = "cifar_narrow" if size == "small" else "cifar"
+    config.net.distance_time_scale = 1.0  # "distance input rescaling"
     config.time = dict(name="skewed")
     config.loss = dict(name="distance_marching", epsilon=4.0, c0=4.0)
     config.loss.update(one_step_weight=0.1, eikonal_weight=1.0)

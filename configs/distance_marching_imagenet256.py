@@ -13,6 +13,7 @@ RECIPES = shared.sit_recipes(head=62_801)
 def get_config(variant: str = "B/2"):
     config = shared.imagenet256(variant)
     config.net.distance_head = "imagenet"
+    config.net.distance_time_scale = 1 / 100  # "distance input rescaling"
     config.time = dict(name="uniform", high=0.999)
     config.loss = dict(name="distance_marching", epsilon=100.0, c0=100.0)
     config.loss.update(one_step_weight=1.0, eikonal_weight=30.0)

@@ -1,7 +1,10 @@
 """Equilibrium Matching, CIFAR-10 (arXiv:2510.02300, B.1).
 
-Loss and sampler are those of ImageNet (Table 7): for CIFAR-10 the paper searched the multiplier,
-which it does not give, and took steps of size 1. Times are DM's (arXiv:2602.02928, Table 6).
+Stated: c(γ), as for ImageNet (Table 7). Inferred: the multiplier, which was searched and is not
+given, and the sampler, which is ImageNet's. The paper took "a step size of 1": that fits
+integrating -f over unit time, as flow matching's code does: config.sampler = dict(name="heun",
+num_steps=50, times="edm"). A field times a factor is a step times it, so that `study sweep`
+searches both without training anew. Times are DM's (arXiv:2602.02928, Table 6).
 
 U-Net and training (AdamW at 1e-4, 512 images a step): cifar10 in shared.py. `:medium` is half as
 wide, for one GPU; `:small` is narrow, for a CPU, some minutes. Needs --config.data.path=…, a

@@ -92,7 +92,8 @@ class SiT(layers.Network):
       scan: one compiled block looped over the stack, or (False) unrolled: the same checkpoint.
       remat: what of each block the backward pass computes again, "none", "dots" (all but matrix
         products) or "full".
-      distance_head, direction_scale, distance_input_scale: see `heads.create`.
+      distance_head, direction_scale, distance_time_scale, distance_time_gradient,
+        distance_input_scale: see `heads.create`.
       dtype, attention ("xla", "chunked", "auto"): computation.
     Raises:
       UserError: a patch size that does not divide the image, heads that do not divide the width.
@@ -112,6 +113,8 @@ class SiT(layers.Network):
         remat: layers.Remat = False,
         distance_head: str | None = None,
         direction_scale: float | None = None,
+        distance_time_scale: Positive | None = None,
+        distance_time_gradient: bool | None = None,
         distance_input_scale: float | None = None,
         dtype="float32",
         attention="xla",
@@ -154,9 +157,8 @@ class SiT(layers.Network):
         self.norm = plain_norm(width, rngs=rngs)
         self.modulation = dit_linear(width, 2 * width, ZERO, rngs=rngs)
         self.last = dit_linear(width, pixels * self.outputs, ZERO, rngs=rngs)
-        head = distance_head, direction_scale, distance_input_scale
-        sizes = {"channels": shape[-1], "num_classes": num_classes}
-        self.distance = heads.create(*head, **sizes, rngs=rngs)
+        given = direction_scale, distance_time_scale, distance_time_gradient, distance_input_scale
+        self.distance = heads.create(distance_head, given, shape[-1], num_classes, rngs)
 
     def embed(self, t, cond):
         """[B] times, [B] labels or None -> [B, width] condition, float32."""
@@ -195,6 +197,8 @@ class SiT(layers.Network):
         return h
 
     def __call__(self, x, t, cond, rngs=None):
+        if self.distance is not None:
+            distance, t = self.distance(x, t, cond)
         grid = x.shape[1] // self.patch_size, x.shape[2] // self.patch_size
         positions = position_table(*grid, self.width)[None]
         condition = placement.by_batch(self.embed(t, cond))
@@ -202,7 +206,7 @@ class SiT(layers.Network):
         h = self.run_blocks(h, condition.astype(self.compute)).astype(jnp.float32)
         shift, scale = jnp.split(self.modulation(jax.nn.silu(condition)), 2, axis=-1)
         y = self.unpatchify(self.last(modulate(self.norm(h), shift, scale)), x.shape)
-        return y if self.distance is None else self.distance(x, y, cond)
+        return y if self.distance is None else self.distance.prediction(y, distance)
 
 
 METHOD = registry.Network(

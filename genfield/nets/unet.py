@@ -185,9 +185,7 @@ def _key(stage: StageSize) -> str:
     return f"{stage.level}_{stage.index}"
 
 
-def _check_fields(
-    shape, widths, channels, dropout, attention_levels, attention, resampling
-) -> list[bool]:
+def _check(shape, widths, channels, dropout, attention_levels, attention, resampling) -> list[bool]:
     """For each level, whether it attends; UserError for fields that do not fit."""
     if not widths or channels < 1 or channels % 2:
         raise errors.UserError("net 'unet' needs even channels and at least one multiplier")
@@ -239,7 +237,8 @@ class UNet(layers.Network):
       smallest_group: fewest channels of a group of the norms, which are 32 groups where they can;
         1 for 32 whatever the width, as in the published code.
       null_row: what the null class adds to the embedding, see NULL_ROWS.
-      distance_head, direction_scale, distance_input_scale: see `heads.create`.
+      distance_head, direction_scale, distance_time_scale, distance_time_gradient,
+        distance_input_scale: see `heads.create`.
       dtype, attention ("xla", "chunked", "auto"): computation; remat: what of a stage the
         backward pass computes again, "none", "dots" or "full".
     Raises:
@@ -268,6 +267,8 @@ class UNet(layers.Network):
         null_row="learned",
         distance_head: str | None = None,
         direction_scale: float | None = None,
+        distance_time_scale: Positive | None = None,
+        distance_time_gradient: bool | None = None,
         distance_input_scale: float | None = None,
         dtype="float32",
         attention="xla",
@@ -278,11 +279,9 @@ class UNet(layers.Network):
     ):
         widths = tuple(channels * multiplier for multiplier in channel_multipliers)
         rows = registry.choose("null_row", null_row, {**NULL_ROWS, "learned": self.label_rows})
-        fields = (channels, dropout, attention_levels, attention, resampling)
-        attends = _check_fields(shape, widths, *fields)
+        attends = _check(shape, widths, channels, dropout, attention_levels, attention, resampling)
         self.channels, self.num_res_blocks, self.num_levels = channels, num_res_blocks, len(widths)
-        self.dropout, self.max_period = dropout, max_period
-        self.remat = layers.remat_of(remat)
+        self.dropout, self.max_period, self.remat = dropout, max_period, layers.remat_of(remat)
         self.compute = layers.compute_dtype(dtype)
         options = {"rngs": rngs, "dtype": self.compute}
         normed = options | {"smallest_group": smallest_group}
@@ -303,14 +302,14 @@ class UNet(layers.Network):
         self.first = layers.torch_conv(shape[-1], widths[0], 3, **options)
         self.down = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in down})
         self.shrink = resizing(range(len(widths) - 1), average_pool)
-        middle = self.middle_attention, False
-        self.middle1, self.middle2 = (stage(widths[-1], widths[-1], a) for a in middle)
+        self.middle1 = stage(widths[-1], widths[-1], self.middle_attention)
+        self.middle2 = stage(widths[-1], widths[-1])
         self.up = nnx.Dict({_key(s): stage(s.inputs, s.outputs, attends[s.level]) for s in up})
         self.grow = resizing(range(1, len(widths)), upsample_nearest)
         self.norm = group_norm(widths[0], **normed | {"dtype": jnp.float32})
         self.last = layers.torch_conv(widths[0], shape[-1], 3, rngs=rngs, zero=True)
-        head = distance_head, direction_scale, distance_input_scale
-        self.distance = heads.create(*head, channels=shape[-1], num_classes=num_classes, rngs=rngs)
+        given = direction_scale, distance_time_scale, distance_time_gradient, distance_input_scale
+        self.distance = heads.create(distance_head, given, shape[-1], num_classes, rngs)
 
     def embed(self, t, cond, augmentation=None):
         """[B] times, [B] labels or None, augmentation or None -> [B, 4 x channels], float32."""
@@ -321,6 +320,8 @@ class UNet(layers.Network):
         return embedding if self.labels is None else embedding + self.labels(cond)
 
     def __call__(self, x, t, cond, rngs=None, augmentation=None):
+        if self.distance is not None:
+            distance, t = self.distance(x, t, cond)
         embedding = placement.by_batch(self.embed(t, cond, augmentation)).astype(self.compute)
 
         def run(stage, h):
@@ -343,7 +344,7 @@ class UNet(layers.Network):
             if level:
                 h = run(self.grow[str(level)], h) if self.grow else upsample_nearest(h)
         y = self.last(jax.nn.silu(self.norm(h.astype(jnp.float32))))
-        return y if self.distance is None else self.distance(x, y, cond)
+        return y if self.distance is None else self.distance.prediction(y, distance)
 
 
 METHOD = registry.Network(

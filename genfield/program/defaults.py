@@ -101,6 +101,7 @@ SECTIONS = dict(
         rate=fraction(0.0),  # a step; or
         half_life=not_negative(0.0),  # in images
         ramp_up=fraction(0.0),  # > 0: the half-life is at most this share of the images so far
+        warmup=False,  # whether the rate is at most (1 + n) / (10 + n) after n steps
     ),
     train=dict(
         steps=positive(1000),

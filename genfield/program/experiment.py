@@ -302,6 +302,7 @@ def jit_train_step(experiment: Experiment) -> Callable:
         rng.stream(config.seed, "train"),
         ema_rate=experiment.ema_rate,
         ema_ramp_up=config.ema.ramp_up,
+        ema_warmup=config.ema.warmup,
         accumulate=config.optimizer.accumulate,
         draw_batch=draw_batch(experiment),
         fixed=tuple(experiment.fixed),

@@ -78,6 +78,10 @@ def _of_absent_players(facts: Facts) -> set[str]:
     return known - read(facts.loss) - field.read
 
 
+def _no_average(facts: Facts) -> bool:
+    return not (facts.config.ema.rate or facts.config.ema.half_life)
+
+
 RULES = (
     Rule(
         ("train",),
@@ -91,8 +95,8 @@ RULES = (
     ),
     Rule(
         ("train",),
-        _if(lambda f: not (f.config.ema.rate or f.config.ema.half_life), "ema", "ramp_up"),
-        "is of an average, and none is kept: set config.ema.rate or half_life, or ramp_up=0",
+        _if(_no_average, "ema", "ramp_up", "warmup"),
+        "is of an average, and none is kept: set config.ema.rate or half_life, or leave it out",
     ),
     Rule(
         ("train",),

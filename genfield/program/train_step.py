@@ -49,6 +49,7 @@ def make_train_step(
     *,
     ema_rate: float = 0.0,
     ema_ramp_up: float = 0.0,
+    ema_warmup: bool = False,
     accumulate: int = 1,
     draw_batch: Callable[[Array], dict] | None = None,
     fixed: tuple[tuple[str, ...], ...] = (),
@@ -58,6 +59,7 @@ def make_train_step(
     Args:
       ema_rate: of the average, a step. ema_ramp_up: > 0: its half-life is at most this share of
         the steps so far (EDM's implementation has 0.05), so that early weights are soon forgotten.
+        ema_warmup: the rate is at most (1 + n) / (10 + n) after n steps (flow_matching's code).
       key: of the run; step k draws from fold_in(key, k) and from nothing else.
       accumulate: microbatches; what is drawn does not depend on it, only dropout does.
       draw_batch: key -> batch, for problems drawn on the device; then `batch` holds no data.
@@ -108,7 +110,7 @@ def make_train_step(
 
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate = _ramped(ema_rate, ema_ramp_up, state.step + 1)
+        rate = _ramped(ema_rate, ema_ramp_up, ema_warmup, state.step + 1)
         ema = optax.incremental_update(params, state.ema, 1 - rate) if state.ema else {}
         if state.ema:
             ema = fixed_arrays.put(ema, {path: fixed_arrays.at(params, path) for path in fixed})
@@ -119,11 +121,13 @@ def make_train_step(
     return step
 
 
-def _ramped(rate: float, ramp_up: float, steps: Array) -> Array | float:
+def _ramped(rate: float, ramp_up: float, warmup: bool, steps: Array) -> Array | float:
     """The decay of an average after so many steps."""
-    if not (rate and ramp_up):
+    if not rate:
         return rate
-    return 0.5 ** (1 / jnp.minimum(math.log(0.5) / math.log(rate), ramp_up * steps))
+    if ramp_up:
+        rate = 0.5 ** (1 / jnp.minimum(math.log(0.5) / math.log(rate), ramp_up * steps))
+    return jnp.minimum(rate, (1 + steps) / (10 + steps)) if warmup else rate
 
 
 def batch_at(step_key: Array, batch: dict, draw_batch: Callable | None) -> dict:

@@ -5,7 +5,7 @@ The field is a velocity, which points to the data: `fields.negate` makes one of 
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import diffrax
 import equinox as eqx
@@ -16,8 +16,27 @@ from jax import Array
 
 from genfield import registry
 from genfield.fields import Field, direction, evaluations
-from genfield.registry import Positive, PositiveInt
+from genfield.registry import OneOf, Positive, PositiveInt
 from genfield.sampling.core import Pieces, Sampler, Samples, advance, start
+
+# EDM's grid (Karras et al., arXiv:2206.00364, eq. 5), by its noise levels σ and its ρ.
+SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 0.002, 7.0
+
+
+def _edm_times(k, n):
+    """1 / (1 + σ_k), as the straight path has (1 - t) / t of noise to data; the last of n is 1."""
+    high, low = SIGMA_MAX ** (1 / RHO), SIGMA_MIN ** (1 / RHO)
+    sigma = (high + (k / jnp.maximum(n - 1, 1)) * (low - high)) ** RHO
+    return jnp.where(k == n, 1.0, 1 / (1 + sigma))
+
+
+# (k, n) -> the time of point k of 0 … n. k / n rather than a running sum, so that the last is 1.
+TIMES: dict[str, Callable] = {"even": lambda k, n: k / n, "edm": _edm_times}
+
+
+def grid(times: str, num_steps: int) -> Array:
+    """The times [num_steps + 1] of TIMES at which a solver of fixed steps stands."""
+    return registry.choose("times", times, TIMES)(jnp.arange(num_steps + 1), num_steps)
 
 
 def _clock(x: Array, num_steps: int):
@@ -25,29 +44,45 @@ def _clock(x: Array, num_steps: int):
     return start(x, memory=(jnp.int32(0), jnp.int32(num_steps)))
 
 
-def _times(state) -> tuple[Array, Array, Array, tuple]:
+def _times(state, times: str, step_size: float | None) -> tuple[Array, Array, Array, tuple]:
     """t and next t as [B], the step, and the advanced clock."""
     k, n = state.memory
-    like = jnp.zeros(state.x.shape[:1], jnp.float32)
-    # k/n rather than a running sum, so that the last step ends at exactly 1.
-    return like + k / n, like + (k + 1) / n, 1.0 / n, (k + 1, n)
+    like, at = jnp.zeros(state.x.shape[:1], jnp.float32), registry.choose("times", times, TIMES)
+    t, t_next = at(k, n), at(k + 1, n)
+    if step_size is not None:
+        h = step_size
+    else:
+        h = 1.0 / n if times == "even" else t_next - t
+    return like + t, like + t_next, h, (k + 1, n)
 
 
-def euler() -> Sampler:
-    """x <- x + h v(x, t), order 1; one evaluation a step."""
+def euler(
+    step_size: Positive | None = None, times: Annotated[str, OneOf(TIMES)] = "even"
+) -> Sampler:
+    """x <- x + h v(x, t), order 1; one evaluation a step.
+
+    step_size: h of every step, in the place of the time that it takes: EqM's integration sampler
+      with η (arXiv:2510.02300, Table 7), which need not end where time does.
+    times: "even", k / n; "edm", 1 / (1 + σ) of EDM's noise levels σ from 80 to 0.002, then 1, which
+      flow_matching's code takes for CIFAR-10. It starts at t = 1/81.
+    """
+    registry.choose("times", times, TIMES)
 
     def step(key, field, state, cond):
-        t, _, h, clock = _times(state)
+        t, _, h, clock = _times(state, times, step_size)
         return advance(state, state.x + h * direction(field(state.x, t, cond)), 1, memory=clock)
 
     return Sampler(init=_clock, step=step)
 
 
-def heun() -> Sampler:
-    """The explicit trapezoidal rule, order 2; two evaluations a step."""
+def heun(
+    step_size: Positive | None = None, times: Annotated[str, OneOf(TIMES)] = "even"
+) -> Sampler:
+    """The explicit trapezoidal rule, order 2; two evaluations a step. Arguments as `euler`."""
+    registry.choose("times", times, TIMES)
 
     def step(key, field, state, cond):
-        t, t_next, h, clock = _times(state)
+        t, t_next, h, clock = _times(state, times, step_size)
         v = direction(field(state.x, t, cond))
         v_next = direction(field(state.x + h * v, t_next, cond))
         return advance(state, state.x + 0.5 * h * (v + v_next), 2, memory=clock)
@@ -212,31 +247,22 @@ def ode_pieces(
 
 
 METHODS = (
-    registry.Sampler(
-        name="euler",
-        make=euler,
-        follows="velocity",
-        clock=True,
-        noisy=lambda bound: False,
-        needs_output=None,
-        product="direction",
-        step_scales_field=True,
-        levels=None,
-        steps=None,
-        adaptive=False,
-    ),
-    registry.Sampler(
-        name="heun",
-        make=heun,
-        follows="velocity",
-        clock=True,
-        noisy=lambda bound: False,
-        needs_output=None,
-        product="direction",
-        step_scales_field=True,
-        levels=None,
-        steps=None,
-        adaptive=False,
+    *(
+        registry.Sampler(
+            name=make.__name__,
+            make=make,
+            follows="velocity",
+            clock=True,
+            noisy=lambda bound: False,
+            needs_output=None,
+            product="direction",
+            step_scales_field=True,
+            levels=None,
+            steps=None,
+            adaptive=False,
+            times=lambda bound, num_steps: grid(bound["times"], num_steps),
+        )
+        for make in (euler, heun)
     ),
     *(
         registry.Sampler(

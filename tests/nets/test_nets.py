@@ -474,6 +474,28 @@ def test_distance_scales_are_fields():
     close(output.distance, apply(params, 50 * x, t, cond).distance)
 
 
+@pytest.mark.parametrize("name", ["unet", "sit"])
+def test_direction_sees_the_distance_as_its_time(name):
+    """v(x) = v(x, s u(x)) of the network with a time, u of the unscaled image; and who trains u."""
+    plain, params, x, _, cond = build(name)
+    seeing = jit(variant(name, distance_time_scale=0.5))
+    output = seeing(params, x, jnp.zeros(BATCH), cond)
+    unscaled = jit(variant(name, distance_input_scale=1.0))
+    expected = unscaled(params, x, 0.5 * output.distance, cond)
+    close(output.direction, expected.direction)
+    close(output.distance, expected.distance)
+    other = plain(params, x, jnp.zeros(BATCH), cond).direction
+    assert np.abs(output.direction - other).max() > 1e-5
+
+    def of_head(apply):
+        loss = lambda p: apply(p, x, jnp.zeros(BATCH), cond).direction.sum()
+        return jax.tree.leaves(jit(jax.grad(loss))(params)["distance"]["head"])
+
+    assert not any(np.any(np.asarray(a)) for a in of_head(variant(name, distance_time_scale=0.5)))
+    trained = variant(name, distance_time_scale=0.5, distance_time_gradient=True)
+    assert all(np.any(np.asarray(a)) for a in of_head(trained)[:4])
+
+
 def test_sharded_initialisation_equals_unsharded():
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     config, *_ = CASES["sit"]
@@ -516,6 +538,12 @@ def test_sharded_initialisation_equals_unsharded():
         (UNET | {"num_res_blocks": -1}, IMAGE, "num_res_blocks must not be negative"),
         (UNET | {"max_period": 0.0}, IMAGE, "max_period must be positive"),
         (UNET | {"direction_scale": 0.1}, IMAGE, "direction_scale has no effect"),
+        (UNET | {"distance_time_scale": 1.0}, IMAGE, "distance_time_scale has no effect"),
+        (
+            UNET | {"distance_head": "cifar", "distance_time_gradient": True},
+            IMAGE,
+            "distance_time_gradient has no effect where the direction does not see",
+        ),
         (UNET | {"distance_head": "cifer"}, IMAGE, "did you mean 'cifar'"),
         (SIT, (2,), "use 'mlp'"),
         (SIT | {"patch_size": 8}, IMAGE, "4x8 images are not divisible by 8"),

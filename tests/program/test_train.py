@@ -127,9 +127,17 @@ def test_accumulation_draws_the_same_and_gives_the_same_gradient(tmp_path):
     chex.assert_trees_all_close(one.params, four.params, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("ramp_up", "rates"), [(0.0, (0.5, 0.5, 0.5)), (0.5, (0.25, 0.5, 0.5))])
-def test_ema_follows_its_definition(tmp_path, ramp_up, rates):
-    exp = prepare(moons(ema__half_life=16.0, ema__ramp_up=ramp_up), tmp_path)
+@pytest.mark.parametrize(
+    ("change", "rates"),
+    [
+        ({}, (0.5, 0.5, 0.5)),
+        ({"ema__ramp_up": 0.5}, (0.25, 0.5, 0.5)),
+        ({"ema__warmup": True}, (2 / 11, 3 / 12, 4 / 13)),
+    ],
+    ids=["constant", "ramp_up", "warmup"],
+)
+def test_ema_follows_its_definition(tmp_path, change, rates):
+    exp = prepare(moons(ema__half_life=16.0, **change), tmp_path)
     assert exp.ema_rate == pytest.approx(0.5)  # one batch of 16 images is one half-life
     state = exp.init()
     expected = jax.device_get(state.params)

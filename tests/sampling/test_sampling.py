@@ -1,6 +1,7 @@
 """What every sampler promises, in one table; then orders, closed forms and stationary laws."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import chex
@@ -364,6 +365,31 @@ def test_fixed_steps_are_their_formulas():
     for sampler, expected in ((sampling.euler(), euler), (sampling.heun(), heun)):
         out = sampling.sample(jax.random.key(0), stream, starts(), sampler, num_steps=n)
         np.testing.assert_allclose(out.x, expected, rtol=1e-4, atol=1e-5)
+
+
+def edm_times(n):
+    sigma = (80 ** (1 / 7) + np.arange(n) / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    return np.append(1 / (1 + sigma), 1.0)
+
+
+@pytest.mark.parametrize("step_size", [None, 0.05])
+def test_fixed_steps_on_other_times(step_size):
+    """EDM's grid, and steps of a size of their own, against loops in float64."""
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    v = lambda x, t: (x @ turn - 0.5 * x) * (1 + 2 * t)
+    times = edm_times(5)
+    euler = heun = np.asarray(starts(), np.float64)
+    for t, after in itertools.pairwise(times):
+        h = after - t if step_size is None else step_size
+        euler = euler + h * v(euler, t)
+        slope = v(heun, t)
+        heun = heun + 0.5 * h * (slope + v(heun + h * slope, after))
+    for make, expected in ((sampling.euler, euler), (sampling.heun, heun)):
+        made = make(step_size=step_size, times="edm")
+        out = sampling.sample(jax.random.key(0), stream, starts(), made, num_steps=5)
+        np.testing.assert_allclose(out.x, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="unknown times"):
+        sampling.euler(times="uniform")
 
 
 @functools.cache

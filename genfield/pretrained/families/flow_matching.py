@@ -183,7 +183,7 @@ def described(facts: dict[str, Any], notes: tuple[str, ...] = ()) -> Description
         teaches="velocity",
         clock=True,
         loss={"name": "flow_matching"},
-        program={"sampler": {"name": "heun", "num_steps": 25}},  # 50 evaluations
+        program={"sampler": {"name": "heun", "num_steps": 50, "times": "edm"}},
         notes=notes,
         any_size=True,
     )
