@@ -120,7 +120,7 @@ def sit_loop() -> Row:
 
 
 def sample() -> Row:
-    """EqM's sample_gd.py: 249 evaluations of descent, which it calls 250 steps, of two latents."""
+    """EqM's sample_gd.py: 25 of its steps of descent, of two latents."""
     import torch
 
     net = equilibrium()[0].eval()
@@ -130,7 +130,7 @@ def sample() -> Row:
         for _ in range(n):
             x, t = torch.randn(2, 4, 32, 32), torch.ones(2)
             with torch.no_grad():
-                for _ in range(249):
+                for _ in range(25):
                     x = x + 0.003 * net(x, t, y)
 
     return Row(run, size(net))
