@@ -21,7 +21,8 @@ import genfield
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HOME = PROJECT["urls"]["Homepage"]
 SOURCES = ("genfield", "configs", "examples")
-FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE")
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+FILES += ("CHANGELOG.md", "CITATION.cff")
 BACKEND = int(metadata.version("setuptools").partition(".")[0])
 RUN = ("--config.train.steps=4", "--config.checkpoint.every=2", "--config.net.width=8")
 RUN += ("--config.evaluate.repeats=1", "--config.evaluate.num_samples=64", "--config.sample.num=16")
