@@ -16,6 +16,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 SITE = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PENDING = {"which_method.md", "gallery.md", "dansm.md", "edm.md"}  # of README, being written
+KINDS = (registry.Loss, registry.Network, registry.Sampler, registry.DataSource)
+KINDS += (registry.Coupling, registry.Rematching, registry.TimeLaw)
 
 
 def test_addresses_are_those_of_the_project():
@@ -73,7 +75,7 @@ def fields() -> set[str]:
 
     walk(base(), "")
     methods = package()
-    for kind in (registry.Loss, registry.Network, registry.Sampler, registry.DataSource):
+    for kind in KINDS:
         for record in methods[kind].values():
             known |= set(registry.parameters(record.target))
     return known
