@@ -58,6 +58,8 @@ def check(exp: Experiment, mode: str = "train") -> None:
             f"{data.shape[-1]} channels of {config.data.name!r}"
         )
     batch = {"x1": jax.ShapeDtypeStruct((config.batch_size, *data.shape), jnp.float32)}
+    if data.num_classes:
+        batch["label"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     if config.data.get("real") is not None:
         batch["real"] = batch["x1"]
     key = rng.stream(config.seed, "check")

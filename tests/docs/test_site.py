@@ -1,5 +1,6 @@
 """What the site, the README and pyproject.toml say of one another; what the site asks for."""
 
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -7,10 +8,16 @@ from pathlib import Path
 import pytest
 from blocks import NAMES, PAGES, ROOT
 
+from genfield import registry
+from genfield.program.defaults import OPEN, base
+from genfield.program.methods import package
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SITE = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PENDING = {"which_method.md", "gallery.md", "dansm.md", "edm.md"}  # of README, being written
+KINDS = (registry.Loss, registry.Network, registry.Sampler, registry.DataSource)
+KINDS += (registry.Coupling, registry.Rematching, registry.TimeLaw)
 
 
 def test_addresses_are_those_of_the_project():
@@ -53,3 +60,32 @@ def test_a_page_has_one_title(page):
     """The site takes it for links whose text is the name of the file."""
     lines = page.read_text(encoding="utf-8").splitlines()
     assert Path(page).suffix == ".md" and lines[0].startswith("# ")
+
+
+@functools.cache
+def fields() -> set[str]:
+    """Every field that a config may have, as flags name it; what any method takes, alone."""
+    known = {"a.b"}  # which stands for any
+
+    def walk(section, prefix):
+        for name, value in section.items():
+            known.add(f"{prefix}{name}")
+            if hasattr(value, "items"):
+                walk(value, f"{prefix}{name}.")
+
+    walk(base(), "")
+    methods = package()
+    for kind in KINDS:
+        for record in methods[kind].values():
+            known |= set(registry.parameters(record.target))
+    return known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_fields_in_the_text_are_known(page):
+    """Flags within a sentence, which no program reads: --config.a.b=…"""
+    known = fields()
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`--config\.([a-z_0-9.]+)=", text):
+        section, _, field = name.partition(".")
+        assert name in known or (section in OPEN and field.rpartition(".")[2] in known), name

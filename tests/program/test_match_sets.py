@@ -136,6 +136,14 @@ def test_classes_need_labels(tmp_path):
         prepare(config_of("two_moons", within_classes=True), tmp_path)
 
 
+def test_a_training_within_classes(tmp_path):
+    """The whole program, whose own look at what is drawn has labels where the data have them."""
+    section = "{'name':'greedy','within_classes':True}"
+    fields = {"train.steps": 2, "coupling": section}
+    assert run(tmp_path, TINY_DIGITS, small=fields) == 0
+    assert (2, "train") in losses(tmp_path)
+
+
 def test_match_sets_smaller_than_a_batch_are_groups(tmp_path):
     config = config_of("digits")
     config.match_size = 4
