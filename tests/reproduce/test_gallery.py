@@ -85,7 +85,7 @@ def test_pictures_load_fast():
     for name in gallery.ANIMATED:
         assert gallery.place(FOLDER, name, "png").stat().st_size < 1_500_000
     pictures = (ROOT / "docs" / "images").rglob("*.*")
-    assert sum(p.stat().st_size for p in pictures) < 8_000_000
+    assert sum(p.stat().st_size for p in pictures) < 6_000_000
 
 
 # What is shown
