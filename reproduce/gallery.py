@@ -4,7 +4,7 @@
 
 Each picture goes to --out, with a thumbnail in its folder thumbs and, in gallery.json, the
 processor's seconds that it took. What is there is left as it is; --again draws it anew. All of them
-take about LENGTH minutes on two CPU cores, and need scikit-learn (genfield[digits]).
+take about three minutes of a core, and need scikit-learn (genfield[digits]).
 """
 
 import argparse

@@ -167,10 +167,11 @@ def marching(path: Path, budget: Budget) -> Path:
     frames = [_frame(figure, moving, s) for s in np.linspace(0, 1, budget.frames)]
     plt.close(figure)
     palette = frames[-1].quantize(64)
-    held = np.array(palette.getpalette()).reshape(-1, 3)
-    held[held.sum(1).argmax()] = 255  # white stays white
-    palette.putpalette(held.astype(np.uint8).tobytes())
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    held = np.array(flat[0].getpalette()).reshape(-1, 3)
+    held[flat[0].getpixel((0, 0))] = 255  # white stays white
+    for frame in flat:
+        frame.putpalette(held.astype(np.uint8).tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
     durations = [70] * (len(flat) - 1) + [70 * HOLD]
     flat[0].save(path, save_all=True, append_images=flat[1:], duration=durations, loop=0)
@@ -193,7 +194,8 @@ def _frame(figure, moving, share: float) -> Image.Image:
         before, after = walk.trace[k], walk.trace[k + 1]
         dots.set_offsets(before + (place - k) * (after - before))
         dots.set_color([style.START if share == 0 else style.END])
-        panel.set_xlabel(f"{np.ceil(share * walk.nfe):.0f} of {walk.nfe:.0f} evaluations")
+        made = np.ceil(walk.evaluations(place))
+        panel.set_xlabel(f"{made:.0f} of {walk.nfe:.0f} evaluations")
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=100)
     return Image.open(held).convert("RGB")

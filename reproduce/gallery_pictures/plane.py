@@ -39,11 +39,23 @@ class Method(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """Positions [K+1, N, 2], evaluations a sample, and times [K+1] where they are not even."""
+    """How samples went.
+
+    Attributes:
+      trace: positions, [K+1, N, 2]. nfe: evaluations a sample. times: of the positions, [K+1],
+        where they are not even. counts: evaluations up to each, [K+1]; None: as many for each step.
+    """
 
     trace: np.ndarray
     nfe: float
     times: np.ndarray | None = None
+    counts: np.ndarray | None = None
+
+    def evaluations(self, place: float) -> float:
+        """How many it took up to a place between 0 and K."""
+        steps = np.arange(len(self.trace))
+        counts = steps * self.nfe / steps[-1] if self.counts is None else self.counts
+        return float(np.interp(place, steps, counts))
 
 
 @functools.cache
@@ -66,7 +78,9 @@ def source(num: int, normal: bool, seed: int = 1) -> jax.Array:
 
 
 def _follow(*stages) -> Callable:
-    """A march from eight Gaussians by samplers of x itself, each with its number of steps."""
+    """A march from eight Gaussians by samplers of x itself: (sampler, steps, calls a step)."""
+    counts = np.cumsum([0, *np.concatenate([[calls] * steps for _, steps, calls in stages])])
+    stages = [stage[:2] for stage in stages]
 
     @functools.partial(jax.jit, static_argnums=1)
     def go(key, field, x0):
@@ -74,7 +88,7 @@ def _follow(*stages) -> Callable:
 
     def march(model: str, num: int) -> Walk:
         out = go(rng.stream(2, "sampler"), opened(model).field, source(num, False))
-        return Walk(np.asarray(out.trace), float(out.nfe.mean()))
+        return Walk(np.asarray(out.trace), float(out.nfe.mean()), counts=counts)
 
     return march
 
@@ -112,9 +126,10 @@ def _langevin(step_size: float, num_steps: int, trace: int) -> Callable:
 
 
 EDM_STEPS, LINES = 18, (0, 1)
+EULER = (sampling.euler(), 100, 1)
 METHODS = {
-    "Flow matching": Method("two_moons/flow_matching", "Euler", _follow((sampling.euler(), 100))),
-    "DANSM": Method("two_moons/greedy_matching", "Euler", _follow((sampling.euler(), 100))),
+    "Flow matching": Method("two_moons/flow_matching", "Euler", _follow(EULER)),
+    "DANSM": Method("two_moons/greedy_matching", "Euler", _follow(EULER)),
     "EDM": Method(
         "two_moons/edm",
         "Heun",
@@ -133,12 +148,12 @@ METHODS = {
     "Equilibrium Matching": Method(
         "two_moons/equilibrium_matching",
         "descent",
-        _follow((sampling.gradient_descent(0.0025), 100)),
+        _follow((sampling.gradient_descent(0.0025), 100, 1)),
     ),
     "Distance Marching": Method(
         "two_moons/distance_marching",
         "march, HMC",
-        _follow((sampling.sphere_tracing(0.2), 20), (sampling.hamiltonian(), 16)),
+        _follow((sampling.sphere_tracing(0.2), 20, 1), (sampling.hamiltonian(), 16, 6)),
     ),
 }
 

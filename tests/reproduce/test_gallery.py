@@ -85,7 +85,7 @@ def test_pictures_load_fast():
     for name in gallery.ANIMATED:
         assert gallery.place(FOLDER, name, "png").stat().st_size < 1_500_000
     pictures = (ROOT / "docs" / "images").rglob("*.*")
-    assert sum(p.stat().st_size for p in pictures) < 8_000_000
+    assert sum(p.stat().st_size for p in pictures) < 6_000_000
 
 
 # What is shown
@@ -110,6 +110,7 @@ def test_walks_end_at_the_data(title):
     far = lambda x: np.sqrt(((x[:, None] - data[None]) ** 2).sum(-1)).min(1)
     assert np.median(far(walk.trace[-1])) < 0.3
     assert np.median(far(walk.trace[0])) > 0.5
+    assert walk.evaluations(len(walk.trace) - 1) == walk.nfe
     assert walk.times is None or (np.diff(walk.times) > 0).all()
 
 

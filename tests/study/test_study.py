@@ -450,7 +450,7 @@ def test_pictures_of_a_study_as_the_config_says(flow, capsys):
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("picture: ")]
     [path] = [Path(line.removeprefix("picture: ")) for line in shown]
     assert path.name == "vectors.svg" and path.read_text().startswith("<?xml")
-    says(capsys, [*few, "--config.figures.format=gif"], ["figures.format", "png, svg, pdf"])
+    says(capsys, [*few, "--config.figures.format=gif"], ["figures.format", "pdf, png, svg"])
 
 
 def test_straightness_of_an_adaptive_solver_is_that_of_small_steps(flow, findings):
