@@ -49,10 +49,10 @@ class Subject:
     """A run, opened; what it computes may be asked from several threads.
 
     Args:
-      lock: held while it computes; None: its own.
+      lock: a threading.Lock that is held while it computes; None: its own.
     """
 
-    def __init__(self, run: Run, lock: threading.Lock | None = None):
+    def __init__(self, run: Run, lock: Any = None):
         self.run, self.exp = run, run.experiment
         self._lock, self._programs = lock or threading.Lock(), OrderedDict()
         self.plane = self.exp.data.shape == (2,)
