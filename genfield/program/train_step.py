@@ -111,14 +111,18 @@ def make_train_step(
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = _ramped(ema_rate, ema_ramp_up, ema_warmup, state.step + 1)
-        ema = optax.incremental_update(params, state.ema, 1 - rate) if state.ema else {}
-        if state.ema:
-            ema = fixed_arrays.put(ema, {path: fixed_arrays.at(params, path) for path in fixed})
+        ema = _averaged(state.ema, params, rate, fixed) if state.ema else {}
         new = TrainState(state.step + 1, params, ema, optimizer)
         new = jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, state)
         return new, {"loss": loss, "grad_norm": norm, "finite": finite, **terms}
 
     return step
+
+
+def _averaged(ema: dict, params: dict, rate: Array | float, fixed: tuple) -> dict:
+    """The average a step later; arrays at the paths `fixed` are those of `params`."""
+    ema = optax.incremental_update(params, ema, 1 - rate)
+    return fixed_arrays.put(ema, {path: fixed_arrays.at(params, path) for path in fixed})
 
 
 def _ramped(rate: float, ramp_up: float, warmup: bool, steps: Array) -> Array | float:
