@@ -144,7 +144,7 @@ def composition(path: Path, budget: Budget) -> Path:
     titles = ("Equilibrium Matching", "Distance Marching")
     steps = min(250, budget.steps)
     figure, axes = plt.subplots(
-        3 * len(PAIRS), len(titles), figsize=(8.6, 4.6), layout="constrained", sharex=True
+        3 * len(PAIRS), len(titles), figsize=(8.6, 6.3), layout="constrained", sharex=True
     )
     labels = [jnp.repeat(jnp.asarray(classes), EACH) for classes in zip(*PAIRS, strict=True)]
     for column, title in zip(axes.T, titles, strict=True):
