@@ -82,7 +82,7 @@ def watched(page) -> tuple[list, list]:
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     return asked, wrong
 
 
