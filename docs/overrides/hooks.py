@@ -16,37 +16,7 @@ LOG = logging.getLogger("mkdocs.hooks.repository")
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(!?)(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s]+)(\))")
 FENCE = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
-# Pages that are being written: until they are there, the site leaves them out.
-PENDING = (
-    "which_method",
-    "gallery",
-    "notebooks",
-    "dansm",
-    "edm",
-    "adding_a_method",
-    "pods",
-    "look",
-)
-PENDING = {f"{name}.md" for name in PENDING if not (ROOT / "docs" / f"{name}.md").exists()}
 PAGES = {"CHANGELOG.md": "changelog.md"}  # files of the repository that are pages of the site
-
-
-def on_config(config):
-    """Leaves out what is being written."""
-
-    def there(entries):
-        kept = []
-        for entry in entries:
-            if isinstance(entry, dict):
-                [(title, value)] = entry.items()
-                if isinstance(value, str) and value in PENDING:
-                    continue
-                entry = {title: there(value) if isinstance(value, list) else value}
-            kept.append(entry)
-        return kept
-
-    config.nav = there(config.nav)
-    return config
 
 
 def on_files(files, config):
@@ -63,8 +33,6 @@ def on_page_markdown(markdown, page, config, files):
 
     def linked(match):
         picture, text, target, end = match.groups()
-        if posixpath.basename(target.partition("#")[0]) in PENDING:
-            return text[1:-2]
         to = _target(target, picture, place, page, config, files)
         return picture + _named(text, target, place) + to + end
 
