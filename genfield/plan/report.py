@@ -9,8 +9,8 @@ from genfield.machine.tables import columns
 TITLES = {"train": "train step", "sample": "sampler step", "decode": "decoding"}
 
 LOW_EFFORT = (
-    "compiled with low effort: with --effort=full it may take less memory and much less traffic, as "
-    "TPUs then keep arrays in the core's own memory"
+    "compiled with low effort: with --effort=full it may take less memory and much less traffic, "
+    "as TPUs then keep arrays in the core's own memory"
 )
 
 
