@@ -41,6 +41,13 @@ class Place(NamedTuple):
     stacks: Mapping[str, Any] = {}
 
 
+class Rows(NamedTuple):
+    """Rows of a global batch, one after another: the first of them, and how many all are."""
+
+    start: jax.Array
+    total: int
+
+
 _PLACE: contextvars.ContextVar[Place | None] = contextvars.ContextVar("place", default=None)
 _ONCE: contextvars.ContextVar[bool] = contextvars.ContextVar("once", default=False)
 
@@ -74,6 +81,15 @@ def platform() -> str:
 def _by_hand() -> bool:
     """Whether the code runs on each device by itself."""
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def rows(size: int) -> Rows | None:
+    """Which of the global batch a device's `size` examples are, where each runs by itself."""
+    if not _by_hand():
+        return None
+    mesh = jax.sharding.get_abstract_mesh()
+    names = tuple(name for name in mesh.axis_names if name in mesh.manual_axes)
+    return Rows(size * jax.lax.axis_index(names), size * jax.lax.axis_size(names))
 
 
 def _mesh() -> Mesh | None:
@@ -278,8 +294,8 @@ def apart(
     cut evenly, is run `together`.
 
     Args:
-      network: of named subtrees of parameters, and of arrays [B, …], trees of them or None; it
-        draws nothing at random.
+      network: of named subtrees of parameters, and of arrays [B, …], trees of them or None; what
+        it draws at random for an example hangs on its place, `rows`.
       stacks: subtrees with a layer axis first. blocks: subtrees that call `gathered` as they run,
         stacks or not; of others than stacks they do where the network is run together.
       dtype: what matrices of blocks are computed in.
@@ -359,9 +375,10 @@ def check_summed(dtype) -> None:
     mesh, place = _mesh(), _PLACE.get()
     if mesh is not None and place.reduce_dtype is not None and dtype != place.reduce_dtype:
         raise UserError(
-            f"config.mesh.reduce_dtype={place.reduce_dtype.name} is for networks without dropout, "
-            "whose noise is drawn for the global batch at once: set config.net.dropout=0.0, "
-            f"config.net.dtype={place.reduce_dtype.name} or config.mesh.reduce_dtype=compute"
+            f"config.mesh.reduce_dtype={place.reduce_dtype.name} is not for networks with Flax's "
+            "dropout, whose noise is drawn for the global batch at once: take genfield.nets.layers."
+            f"Dropout, config.net.dtype={place.reduce_dtype.name} or "
+            "config.mesh.reduce_dtype=compute"
         )
 
 

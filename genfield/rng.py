@@ -4,12 +4,14 @@ The key of a training step is fold_in(stream(seed, "train"), step), and what the
 its parts, each named here by the number that is folded in.
 """
 
+import math
 import zlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.random import threefry_2x32
 
 # Parts of a step's key, and below it of the key that draws.
 DRAW, DROPOUT, DATA = 0, 1, 2
@@ -44,6 +46,37 @@ def coupling_key(key: Array) -> Array:
 def per_index(key: Array, index: Array, draw: Callable[[Array], Array]) -> Array:
     """draw(fold_in(key, i)) for each i: sample i is the same in any batch and on any mesh."""
     return jax.vmap(lambda i: draw(jax.random.fold_in(key, i)))(index)
+
+
+# Part of what one key draws
+
+
+def uniform_rows(key: Array, first: Array, shape: tuple[int, ...], total: int) -> Array:
+    """Rows `first`, first + 1, … of jax.random.uniform(key, (total, *shape[1:])), to the bit.
+
+    JAX's own generator hashes the place of each number in the whole, 64 bits, so that no others are
+    drawn for it; with another one, or in float64, all are. shape: of the rows.
+    """
+    usual = jax.random.key_impl(key) == "threefry2x32" and jax.config.jax_threefry_partitionable
+    if not usual or jax.config.jax_enable_x64:
+        whole = jax.random.uniform(key, (total, *shape[1:]))
+        return jax.lax.dynamic_slice_in_dim(whole, first, shape[0])
+    size = math.prod(shape[1:])
+    row = jnp.uint32(first) + jnp.arange(shape[0], dtype=jnp.uint32)[:, None]
+    begin = row * jnp.uint32(size)
+    low = begin + jnp.arange(size, dtype=jnp.uint32)[None]
+    high = _high(row, size) + (low < begin).astype(jnp.uint32)
+    places = jnp.concatenate([high.ravel(), low.ravel()])
+    of_high, of_low = jnp.split(threefry_2x32(tuple(jax.random.key_data(key)), places), 2)
+    mantissas = ((of_high ^ of_low) >> 9) | jnp.uint32(0x3F800000)
+    return (jax.lax.bitcast_convert_type(mantissas, jnp.float32) - 1).reshape(shape)
+
+
+def _high(a: Array, b: int) -> Array:
+    """The upper 32 bits of a product of uint32, by halves."""
+    (a1, a0), (b1, b0) = (a >> 16, a & 0xFFFF), map(jnp.uint32, divmod(b, 2**16))
+    middle = a1 * b0 + (a0 * b0 >> 16)
+    return a1 * b1 + (middle >> 16) + (a0 * b1 + (middle & 0xFFFF) >> 16)
 
 
 # One key, or one a sample

@@ -94,20 +94,22 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
         return tree.unflatten(initial.draw(key, leaves, initials))
 
     def run(params, x, t, cond, key, train, extra):
-        keys = nnx.Rngs(dropout=key) if train and network.dropout > 0 else None
+        drops = train and network.dropout > 0
         params = fixed.completed(params, missing)
 
         def whole(params, x, t, cond, extra):
+            keys = nnx.Rngs(dropout=key) if drops else None
             return nnx.merge(graph, params)(x, t, cond, keys, **extra)
 
-        if keys is None:  # dropout draws for the whole batch
-            call = placement.apart(whole, record.stack, record.blocks, dtype)
-        else:
+        if drops and flax_drops:  # it draws for the whole batch
             placement.check_summed(dtype)
             call = placement.together(whole, record.stack, record.blocks, dtype)
+        else:
+            call = placement.apart(whole, record.stack, record.blocks, dtype)
         return call(params, x, t, cond, extra)
 
     dtype = getattr(network, "compute", jnp.float32)
+    flax_drops = any(type(module) is nnx.Dropout for _, module in nnx.iter_graph(network))
     missing = fixed.values(record.fixed, abstract)
     return Built(init, run, abstract, network.dropout > 0, network.augmentation_size)
 

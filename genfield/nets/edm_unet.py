@@ -180,7 +180,7 @@ class Block(nnx.Module):
         self.conv1 = xavier_conv(inputs, outputs, 3, **options)
         self.shift = xavier_linear(embedding_size, outputs, **options)
         self.norm2 = group_norm(outputs, **options)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         self.conv2 = xavier_conv(outputs, outputs, 3, LAST_GAIN, **options)
         projects = inputs != outputs or resample is not None
         self.skip = xavier_conv(inputs, outputs, 1, **options) if projects else None

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from genfield import errors, placement, registry
+from genfield import errors, placement, registry, rng
 from genfield.nets.initial import Initial, constant, normal, uniform
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -93,6 +93,18 @@ def _products(primitive, *arguments, **parameters) -> bool:
     """Keeps products of activations with weights, and convolutions."""
     plain = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return primitive.name == "conv_general_dilated" or plain(primitive, *arguments, **parameters)
+
+
+class Dropout(nnx.Dropout):
+    """nnx's, on a batch [B, …]. Any mesh draws the noise that one device draws for all examples."""
+
+    def __call__(self, inputs, *, deterministic=None, rngs=None):
+        rows = placement.rows(len(inputs))
+        if rows is None or deterministic or self.rate == 0:
+            return super().__call__(inputs, deterministic=deterministic, rngs=rngs)
+        kept = 1.0 - self.rate
+        mask = rng.uniform_rows(rngs, rows.start, inputs.shape, rows.total) < kept
+        return jax.lax.select(mask, inputs / kept, jnp.zeros_like(inputs))
 
 
 def check_image(net: str, shape: tuple[int, ...], factor: int, why: str) -> None:

@@ -41,7 +41,7 @@ class Block(nnx.Module):
         self.norm2 = layer_norm(width, **options)
         self.mlp1 = dit_linear(width, hidden, **options)
         self.mlp2 = dit_linear(hidden, width, ZERO, **options)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
 
     def attend(self, h):
         b, n, width = h.shape

@@ -88,7 +88,7 @@ class ResBlock(nnx.Module):
         self.conv1 = layers.torch_conv(inputs, outputs, 3, rngs=rngs, dtype=dtype)
         self.modulation = layers.torch_linear(embedding_size, modulations, rngs=rngs, dtype=dtype)
         self.norm2 = group_norm(outputs, **norm)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = layers.Dropout(dropout)
         self.conv2 = layers.torch_conv(outputs, outputs, 3, rngs=rngs, dtype=dtype, zero=True)
         self.skip = (
             layers.torch_conv(inputs, outputs, 1, rngs=rngs, dtype=dtype)

@@ -38,6 +38,12 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--slices", type=int, default=1, help="of TPUs, data across them")
     parser.add_argument("--out", help="folder of plan.json and plan.md")
     parser.add_argument("--suggest", action="store_true", help="also compile what would take less")
+    parser.add_argument(
+        "--effort",
+        choices=("full", "low"),
+        default="full",
+        help="of the compiler; low takes half as long for TPUs, and says more memory traffic",
+    )
     parser.add_argument("--shape", type=sides, help="of an example, where the config has none")
     parser.add_argument("--classes", type=int, help="of the data, where the config does not say")
     options, rest = parser.parse_known_args(argv)
@@ -65,7 +71,7 @@ def run(argv: list[str] | None) -> None:
     from genfield.machine.tables import columns
     from genfield.plan import plan, report
 
-    target = plan.target(machine)
+    target = plan.target(machine)._replace(effort=options.effort)
     made = plan.make(config, methods, target, options)
     tell(f"{made['headline']}\n\n{report.table(made)}\n")
     for line in report.notes(made):

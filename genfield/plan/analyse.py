@@ -17,15 +17,18 @@ from genfield.program.experiment import Experiment
 LARGEST = 10  # buffers that are named
 NOTABLE = 2**20  # bytes of a buffer that a warning is worth
 USED = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])")  # as TPUs' compiler says it
+LOW = {"exec_time_optimization_effort": -1.0, "memory_fitting_effort": -1.0}
+EFFORTS: dict[str, dict[str, float]] = {"full": {}, "low": LOW}
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Target(NamedTuple):
-    """What is compiled for: so many chips of a kind."""
+    """What is compiled for: so many chips of a kind, with that effort of EFFORTS."""
 
     machine: Machine
     chip: Chip
     devices: list
+    effort: str = "full"
 
 
 def program(exp: Experiment, traced: Traced, target: Target, model_flops: float | None) -> dict:
@@ -43,12 +46,14 @@ def program(exp: Experiment, traced: Traced, target: Target, model_flops: float 
         "batch": traced.batch,
         "flops": made / target.machine.count,
         "fits": True,
+        "effort": target.effort,
         "warnings": [],
     }
     if loops:
         out["warnings"].append(f"{loops:.0f} loops of unknown length count as one trip each")
+    lowered = traced.traced.lower()
     try:
-        compiled = traced.traced.lower().compile()
+        compiled = lowered.compile(compiler_options=EFFORTS[target.effort] or None)
     except Exception as error:  # the compiler for TPUs refuses what has no room
         out["memory_bytes"] = _refused(error, limit)
         return out | {"fits": False, "bytes": None, "collectives": None, "seconds": None}

@@ -8,6 +8,11 @@ from genfield.machine.tables import columns
 
 TITLES = {"train": "train step", "sample": "sampler step", "decode": "decoding"}
 
+LOW_EFFORT = (
+    "compiled with low effort: with --effort=full it may take less memory and much less traffic, "
+    "as TPUs then keep arrays in the core's own memory"
+)
+
 
 def size(count: float | None) -> str:
     """Bytes, in words."""
@@ -64,6 +69,8 @@ def notes(plan: dict) -> list[str]:
     out = []
     for name, part in programs(plan):
         title = TITLES[name]
+        if part["effort"] == "low":
+            out.append(f"{title}: {LOW_EFFORT}")
         for kind, found in (part["collectives"] or {}).items():
             out.append(f"{title}: {kind} {found['count']} x, {size(found['bytes'])} in all")
         if name == "train" and part["seconds"]:

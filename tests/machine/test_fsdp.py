@@ -8,15 +8,21 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.extend.random import threefry2x32_p
+from ml_collections import ConfigDict
 from test_fsdp_unets import LOSSES, check_bound, compiled, trained
 from test_fsdp_unets import config_of as config_of_loss
 from test_fsdp_unets import prepared as prepared_of
 
-from genfield import placement
+from genfield import placement, rng
 from genfield.configuration import base
 from genfield.errors import UserError
+from genfield.machine import sharding
+from genfield.nets import layers
 from genfield.plan import collectives, hlo, programs, shapes
 from genfield.program import config_io, objective
 from genfield.program.methods import package
@@ -96,7 +102,7 @@ def test_the_bound_holds_with_recomputing_and_on_two_axes(net, remat, tmp_path):
 
 @pytest.mark.slow
 def test_dropout_and_microbatches(tmp_path):
-    """Noise is drawn for the global batch; each microbatch gathers and scatters anew."""
+    """Noise is that of the global batch; each microbatch gathers and scatters anew."""
     exp = prepared(tmp_path, (2, 4), "transformer", dropout=0.1)
     alone = prepared(tmp_path, (1, 1), "transformer", dropout=0.1)
     program = compiled(exp)
@@ -125,8 +131,42 @@ def test_gradients_are_summed_in_float32_where_asked(tmp_path):
     text = str(programs.train(prepared(tmp_path, (8, 1), **half)).traced.jaxpr)
     assert "shard_map" not in text
     assert sums(prepared(tmp_path, (8, 1), **half, **asked)) == {"f32"}
-    exp = prepared(tmp_path, (8, 1), "transformer", dropout=0.1, **half, **asked)
-    with pytest.raises(UserError, match="reduce_dtype=float32 is for networks without dropout"):
+    assert sums(prepared(tmp_path, (8, 1), "transformer", dropout=0.1, **half, **asked)) == {"f32"}
+
+
+def test_each_device_drops_what_one_device_drops(tmp_path):
+    """To the bit, of any shape: the noise hangs on an example's place in the global batch."""
+    drop, key = layers.Dropout(0.3), jax.random.key(5)
+    call = lambda x: drop(x, rngs=key)
+    mesh = sharding.make_mesh(ConfigDict(dict(data=2, fsdp=4)), jax.devices())
+    split = placement.on(mesh, lambda x: placement.on_each(call)(x))
+    for shape, dtype in [((16, 5, 3), jnp.float32), ((8, 7), jnp.bfloat16), ((24,), jnp.float32)]:
+        x = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+        wanted = jax.jit(lambda x: nnx.Dropout(0.3)(x, rngs=key))(x)
+        assert 0 < (wanted == 0).sum() < x.size
+        np.testing.assert_array_equal(jax.jit(split)(x), wanted)
+
+
+def test_rows_of_noise_beyond_4_billion_numbers_are_those_of_the_whole():
+    """The place of a number has 64 bits; JAX's own count of them is the oracle, row by row."""
+    key, first, size = jax.random.key(1), 2**32 // 1000 - 1, 1000
+    found = rng.uniform_rows(key, jnp.int32(first), (3, size), 2**23)
+    place = (first * size + np.arange(3 * size)).astype(np.uint64)
+    assert place[0] < 2**32 < place[-1]
+    high, low = (part.astype(np.uint32) for part in (place >> 32, place & 0xFFFFFFFF))
+    bits = threefry2x32_p.bind(*jax.random.key_data(key), jnp.asarray(high), jnp.asarray(low))
+    bits = np.asarray(bits[0] ^ bits[1])
+    np.testing.assert_array_equal(found.ravel(), (bits >> 9).astype(np.float32) / 2**23)
+
+
+def test_dropout_of_another_kind_is_left_to_xla(tmp_path, monkeypatch):
+    """Flax's own, in a network on the package's base class: one device's noise, and no float32."""
+    monkeypatch.setattr(layers, "Dropout", nnx.Dropout)
+    fields = dict(dropout=0.1, dtype="bfloat16")
+    exp = prepared(tmp_path, (1, 8), "transformer", **fields)
+    assert "shard_map" not in str(programs.train(exp).traced.jaxpr)
+    exp = prepared(tmp_path, (8, 1), "transformer", **fields, **{"mesh.reduce_dtype": "float32"})
+    with pytest.raises(UserError, match="reduce_dtype=float32 is not for networks with Flax's"):
         programs.train(exp)
 
 

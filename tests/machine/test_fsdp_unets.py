@@ -150,10 +150,11 @@ def test_every_network_and_loss_sends_little(net, loss, mesh, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropout", [0.0, 0.1])  # without it each device runs by itself
+@pytest.mark.parametrize("mesh", [(1, 8), (2, 4)])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(("net", "loss"), SECOND)
-def test_losses_with_second_derivatives_gather_once(net, loss, dropout, tmp_path):
-    check(net, loss, (1, 8), tmp_path, dropout=dropout)
+def test_losses_with_second_derivatives_gather_once(net, loss, dropout, mesh, tmp_path):
+    check(net, loss, mesh, tmp_path, dropout=dropout)
 
 
 @pytest.mark.slow

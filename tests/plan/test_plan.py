@@ -172,6 +172,14 @@ def test_what_a_compiler_refuses_is_a_plan_that_does_not_fit():
         analyse._refused(RuntimeError("INTERNAL: something"), 1)
 
 
+def test_the_effort_of_the_compiler_is_told(tmp_path):
+    found = planned(tmp_path, "--topology=cpu:1", "--effort=low")
+    assert found["train"]["effort"] == found["sample"]["effort"] == "low"
+    assert "train step: compiled with low effort" in (tmp_path / "plan.md").read_text()
+    assert planned(tmp_path, "--topology=cpu:1")["train"]["effort"] == "full"
+    assert "low effort" not in (tmp_path / "plan.md").read_text()
+
+
 def of_a_machine(tmp_path, *flags) -> dict:
     """The plan of a train step of SiT-XL/2 in bfloat16, where its compiler is installed."""
     pytest.importorskip("libtpu" if flags[0].startswith("--topology=v") else "jax_cuda12_plugin")
