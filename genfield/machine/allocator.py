@@ -2,7 +2,8 @@
 
 XLA asks for the scratch of each step anew and frees it after. glibc maps such large pieces from the
 kernel and unmaps them, so that every step touches fresh pages: 220,000 page faults a step of a
-U-Net of 64 channels. From one heap that is kept there are none. Results are the same.
+U-Net of 64 channels. From one heap that is kept there are none. Results are the same. Where steps
+take below a millisecond, threads wait for that heap's lock (docs/performance.md).
 """
 
 import ctypes

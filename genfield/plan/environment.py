@@ -11,7 +11,7 @@ def of(machine: Machine) -> dict[str, str]:
     out = {"JAX_PLATFORMS": "cpu"}  # nothing runs on the devices that are planned for
     if machine.kind == CPU:
         fakes = f"--xla_force_host_platform_device_count={machine.count}"
-        flags = [os.environ.get("XLA_FLAGS", ""), fakes, *xla.added("cpu")]
+        flags = [os.environ.get("XLA_FLAGS", ""), *xla.added("cpu"), fakes]
         return out | {"XLA_FLAGS": " ".join(flags).strip()}
     if CHIPS[machine.kind].platform == "tpu":
         # Several processes may compile at once, and no metadata server is asked for a TPU.
