@@ -134,4 +134,8 @@ def test_a_newer_checkpoint_is_told_and_loaded(moons, client_of):
     found = told(page.get("/api/status"))
     assert found == {"step": moons.step, "newest": moons.step}
     (folder / "tmp.30").rmdir()
+    (folder / str(moons.step + 1)).mkdir()
+    found = told(page.get("/api/status"))
+    assert found == {"step": moons.step, "newest": moons.step + 1}
+    (folder / str(moons.step + 1)).rmdir()
     assert told(page.post("/api/load", json={})) == {"step": moons.step}

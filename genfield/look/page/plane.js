@@ -85,11 +85,11 @@ export class Plane {
   }
 
   async fetchField(point) {
-    const { field, moves, scalar } = await post("/api/field", { points: [point], ...this.at() });
+    const { moves, scalar } = await post("/api/field", { points: [point], ...this.at() });
     this.mouse = { point, move: moves[0] };
     const bold = (text) => element("b", { textContent: text });
     const pair = (two) => `(${two.map((one) => (one === null ? "–" : one.toFixed(3))).join(", ")})`;
-    const parts = ["At ", bold(pair(point)), " samples move along ", bold(pair(moves[0])), ", length ", bold(short(Math.hypot(...field[0])))];
+    const parts = ["At ", bold(pair(point)), " samples move along ", bold(pair(moves[0])), ", length ", bold(short(Math.hypot(...moves[0])))];
     if (scalar) parts.push(`, ${this.facts.scalar || "scalar"} `, bold(scalar[0] === null ? "–" : scalar[0].toFixed(3)));
     document.getElementById("reading").replaceChildren(...parts, ".");
     this.over();
