@@ -15,6 +15,7 @@ from genfield import placement, registry
 from genfield.errors import UserError
 from genfield.machine import fixed
 from genfield.nets import initial, layers
+from genfield.nets.layers import Dropout
 
 GIVEN = ("shape", "num_classes", "rngs")
 
@@ -101,7 +102,7 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
             keys = nnx.Rngs(dropout=key) if drops else None
             return nnx.merge(graph, params)(x, t, cond, keys, **extra)
 
-        if drops and flax_drops:  # it draws for the whole batch
+        if drops and kinds != {Dropout}:  # what else it draws is of the whole batch
             placement.check_summed(dtype)
             call = placement.together(whole, record.stack, record.blocks, dtype)
         else:
@@ -109,7 +110,8 @@ def _of_package(construct: Callable, record: registry.Network) -> Built:
         return call(params, x, t, cond, extra)
 
     dtype = getattr(network, "compute", jnp.float32)
-    flax_drops = any(type(module) is nnx.Dropout for _, module in nnx.iter_graph(network))
+    modules = (module for _, module in nnx.iter_graph(network))
+    kinds = {type(module) for module in modules if isinstance(module, nnx.Dropout)}
     missing = fixed.values(record.fixed, abstract)
     return Built(init, run, abstract, network.dropout > 0, network.augmentation_size)
 
