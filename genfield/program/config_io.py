@@ -32,7 +32,8 @@ def read(name: str) -> Loaded:
     """What `get_config` of a config file returns, and the methods declared there.
 
     An argument for it may follow a colon. The file may import files beside it. `name` is a path,
-    the name of a shipped recipe, or the config.json of a run, which runs nothing.
+    the name of a shipped recipe, or the config.json of a run, which runs nothing but
+    the copies of one's own files beside it.
     Raises:
       UserError: no such file, anything that it raises, or not a ConfigDict.
     """
