@@ -54,9 +54,7 @@ class Checker:
         elif program.startswith("launch/"):
             assert (ROOT / program).is_file(), f"no launcher {program}"
         else:
-            assert program in ("mkdocs", "cd", "git", "jupyter", "tensorboard"), (
-                f"unknown program {program}"
-            )
+            assert program in OTHERS, f"unknown program {program}"
 
     def command(self, name: str, *given: str) -> None:
         """`genfield NAME …`."""
