@@ -15,15 +15,6 @@ FORMATS = ("png", "svg", "pdf")
 BLACK, ORANGE, SKY, GREEN = "#000000", "#e69f00", "#56b4e9", "#009e73"
 BLUE, VERMILION, PURPLE = "#0072b2", "#d55e00", "#cc79a7"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
-METHODS = {  # one colour a method, in every picture that compares them
-    "Distance Marching": BLUE,
-    "Equilibrium Matching": VERMILION,
-    "Flux Matching": GREEN,
-    "Lines Matching": PURPLE,
-    "DANSM": ORANGE,
-    "Flow matching": SKY,
-    "EDM": BLACK,
-}
 # Start black, on the way yellow, end blue, as in the papers' figures; this yellow stays apart from
 # the target's vermilion where orange does not (deuteranopia).
 START, MIDDLE, END, TARGET = BLACK, "#e6c000", BLUE, VERMILION

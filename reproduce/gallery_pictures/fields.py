@@ -60,7 +60,7 @@ def head(axes, title: str, note: str, size: float = 10) -> None:
         note, (0.5, 1), (0, 8), "axes fraction", "offset points", ha="center", fontsize=size
     )
     axes.plot([0, 1], [1.018] * 2, transform=axes.transAxes, clip_on=False, linewidth=3,
-              color=style.METHODS[title], solid_capstyle="butt")  # fmt: skip
+              color=METHODS[title].colour, solid_capstyle="butt")  # fmt: skip
 
 
 def draw_field(axes, title: str, budget: Budget, arrows: int = 15) -> None:

@@ -105,7 +105,7 @@ def adaptive(path: Path, budget: Budget) -> Path:
     style.bare(left, (BOX, BOX), "two moons: evaluations by start")
     out = _stopped_digits(budget.digits)
     steps, images = np.asarray(out.nfe), np.asarray(out.x)
-    middle.hist(steps, bins=25, color=style.METHODS["Distance Marching"])
+    middle.hist(steps, bins=25, color=plane.METHODS["Distance Marching"].colour)
     middle.axvline(GOING, color="black", linestyle="--", linewidth=1, label="without stopping")
     middle.set(xlabel="evaluations", ylabel="digits", title="digits: evaluations a sample")
     middle.set_xlim(0, 1.06 * GOING)

@@ -139,7 +139,7 @@ def distance(path: Path, budget: Budget) -> Path:
     for panel, (title, values), what in zip(
         axes[2:], said.items(), ("learned distance u", "learned energy"), strict=True
     ):
-        style.scatter(panel, np.stack([true, values], 1)[thin], style.METHODS[title], 4, 0.6)
+        style.scatter(panel, np.stack([true, values], 1)[thin], METHODS[title].colour, 4, 0.6)
         rank = spearmanr(values, true).statistic
         panel.set(xlabel="true distance", ylabel=what)
         panel.set_title(f"{title}\nrank correlation {rank:.2f}")
@@ -172,7 +172,7 @@ def straightness(path: Path, budget: Budget) -> Path:
         bent[title] = float(np.nanmean(np.asarray(found.relative))), far
     last = axes[-1]
     for row, (title, (value, far)) in enumerate(bent.items()):
-        last.barh(row, value, color=style.METHODS[title], height=0.6)
+        last.barh(row, value, color=METHODS[title].colour, height=0.6)
         last.annotate(f" {value:.2f}, W2 {far:.2f}", (value, row), va="center")
     widest = max(value for value, _ in bent.values())
     last.set(yticks=range(len(bent)), yticklabels=list(bent), xlim=(0, 1.75 * widest))

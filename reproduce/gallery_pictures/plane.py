@@ -16,6 +16,7 @@ import numpy as np
 from genfield import pretrained, rng, sampling
 from genfield.data import toys
 from genfield.fields import Prediction
+from genfield.figures import style
 from genfield.metrics import path_geometry
 from genfield.sampling.diffusion import noise_levels
 
@@ -29,11 +30,13 @@ class Method(NamedTuple):
     """How a model of the plane is drawn.
 
     Attributes:
-      model: of the zoo. how: its sampler, in a word or two. march: (model, num) -> a Walk of `num`
+      model: of the zoo. colour: the method's, in every picture. how: its sampler, in a word or
+        two. march: (model, num) -> a Walk of `num`
         samples.
     """
 
     model: str
+    colour: str
     how: str
     march: Callable
 
@@ -128,15 +131,17 @@ def _langevin(step_size: float, num_steps: int, trace: int) -> Callable:
 EDM_STEPS, LINES = 18, (0, 1)
 EULER = (sampling.euler(), 100, 1)
 METHODS = {
-    "Flow matching": Method("two_moons/flow_matching", "Euler", _follow(EULER)),
-    "DANSM": Method("two_moons/greedy_matching", "Euler", _follow(EULER)),
+    "Flow matching": Method("two_moons/flow_matching", style.SKY, "Euler", _follow(EULER)),
+    "DANSM": Method("two_moons/greedy_matching", style.ORANGE, "Euler", _follow(EULER)),
     "EDM": Method(
         "two_moons/edm",
+        style.BLACK,
         "Heun",
         _down_levels(sampling.edm_heun(), noise_levels(EDM_STEPS), EDM_STEPS),
     ),
     "Lines Matching": Method(
         "two_moons/lines",
+        style.PURPLE,
         "two jumps",
         _down_levels(
             sampling.multistep(LINES, noise="line"),
@@ -144,14 +149,18 @@ METHODS = {
             len(LINES),
         ),
     ),
-    "Flux Matching": Method("two_moons/flux_matching", "Langevin", _langevin(0.002, 2_000, 20)),
+    "Flux Matching": Method(
+        "two_moons/flux_matching", style.GREEN, "Langevin", _langevin(0.002, 2_000, 20)
+    ),
     "Equilibrium Matching": Method(
         "two_moons/equilibrium_matching",
+        style.VERMILION,
         "descent",
         _follow((sampling.gradient_descent(0.0025), 100, 1)),
     ),
     "Distance Marching": Method(
         "two_moons/distance_marching",
+        style.BLUE,
         "march, HMC",
         _follow((sampling.sphere_tracing(0.2), 20, 1), (sampling.hamiltonian(), 16, 6)),
     ),

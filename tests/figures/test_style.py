@@ -61,11 +61,6 @@ def test_the_eye_of_the_test_confuses_red_and_green():
     assert np.linalg.norm(lab(red, "deuteranopia") - lab(green, "deuteranopia")) < full / 2
 
 
-def test_each_method_has_a_colour_of_its_own():
-    assert len(set(style.METHODS.values())) == len(style.METHODS)
-    assert set(style.METHODS.values()) <= set(style.PALETTE)
-
-
 def test_marks_are_seen_on_what_lies_below_them():
     """Black arrows and the lines of level sets on the darkest and lightest levels."""
     for level in (0.0, 1.0):

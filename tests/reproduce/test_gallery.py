@@ -114,8 +114,9 @@ def test_walks_end_at_the_data(title):
     assert walk.times is None or (np.diff(walk.times) > 0).all()
 
 
-def test_methods_of_the_plane_have_colours():
-    assert {*plane.METHODS} == {*style.METHODS}
+def test_each_method_has_a_colour_of_its_own():
+    colours = {method.colour for method in plane.METHODS.values()}
+    assert len(colours) == len(plane.METHODS) and colours <= {*style.PALETTE}
 
 
 def test_a_sheet_holds_its_images_row_by_row():
