@@ -24,9 +24,9 @@ GROWTH = 8  # at most, from one piece to the next
 
 def sized(stage: Stage) -> bool:
     """Whether a stage is made for any step size at once: not those of one's own, which may ask
-    what number it is."""
+    what number it is, and not where the steps follow from their number."""
     ours = package()[registry.Sampler].get(stage.method.name) is stage.method
-    return ours and "step_size" in stage.arguments
+    return ours and stage.arguments.get("step_size") is not None
 
 
 class TooLong(UserError):

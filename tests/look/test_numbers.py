@@ -75,6 +75,19 @@ def test_sliders_set_the_step_size_and_the_steps(page, moons, step_size, num_ste
     np.testing.assert_allclose(found["trace"], jax.jit(run)().trace, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_steps_may_follow_from_their_number(page, moons, name):
+    """Their step size is left open, and is no zero."""
+    asked = {"sampler": name, "stages": [{"num_steps": 12}], "starts": START}
+    found = told(page.post("/api/samples", json=asked))
+    sampler, x = getattr(sampling, name)(), np.asarray(START, np.float32)
+    velocity = lambda x, t=None, cond=None: -moons.field(x).direction
+    run = lambda: sampling.sample(jax.random.key(0), velocity, x, sampler, num_steps=12, trace=1)
+    known = jax.jit(run)().trace
+    assert np.abs(known[-1] - known[0]).max() > 0.1
+    np.testing.assert_allclose(found["trace"], known, atol=1e-4)
+
+
 def test_a_sampler_of_one_s_own_may_ask_its_step_size(moons):
     def halving(step_size: float):
         if step_size > 1:
