@@ -78,9 +78,8 @@ def sweep(
 
 def _step_size(first: sampler.Stage, num_steps: int | None) -> float:
     """The step of a sampler; of a clock, its share of [0, 1]."""
-    if "step_size" in first.arguments:
-        return float(first.arguments["step_size"])
-    return 1 / (num_steps or first.num_steps)
+    size = first.arguments.get("step_size")
+    return 1 / (num_steps or first.num_steps) if size is None else float(size)
 
 
 def _swept(subject: Subject, first: sampler.Stage, num_steps: int, base: float) -> Callable:
