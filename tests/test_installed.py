@@ -60,6 +60,10 @@ def test_the_wheel_holds_recipes_examples_and_models_and_works_from_there(source
         held = {name for name in wheel.namelist() if ".dist-info/" not in name}
         wheel.extractall(tmp_path / "there")
         scripts = wheel.read(next(n for n in wheel.namelist() if n.endswith("entry_points.txt")))
+        said = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", said)
+    assert f"{HOME}/raw/main/docs/images/gallery/opening.png" in links  # PyPI has no files beside
+    assert len(links) > 20 and all(re.match(r"https://|#", link) for link in links), links
     moved = files(ROOT / "configs") | files(ROOT / "examples")
     assert held == files(ROOT / "genfield") | {f"genfield/shipped/{name}" for name in moved}
     assert len([name for name in held if "/models/" in name]) > 30
