@@ -19,7 +19,7 @@ def get_config(variant: str = "annealed"):
     shared.variant(variant, dict.fromkeys(VARIANTS))
     config = shared.two_moons()
     config.time = dict(name="log_uniform", low=0.02, high=20.0)
-    config.loss = dict(name="flux_matching", group_size=128, sigma_data=config.sigma_data)
+    config.loss = dict(name="flux_matching", group_size=128)
     # The corrector's step goes with 1 / |f|², whose mean is infinite in the plane.
     config.sampler = dict(name="reverse_ve", num_steps=100, sigma_min=0.02, sigma_max=20.0)
     config.batch_size = 1024
@@ -27,6 +27,8 @@ def get_config(variant: str = "annealed"):
     config.train.update(steps=4_000, log_every=200)
     config.checkpoint.every = 2_000
     config.sample.num = config.sample.batch_size = 2_000
+    if variant == "annealed":
+        config.loss.sigma_data = config.sigma_data
     if variant == "score":
         config.loss = dict(name="denoising", stable_target=True, group_size=128)
     if variant in ("smoothed", "turning"):

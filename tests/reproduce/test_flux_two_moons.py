@@ -50,16 +50,16 @@ def test_the_divergence_sees_gradients_and_not_what_keeps_the_law(problem):
     np.testing.assert_allclose(both["J"], found["J"], rtol=0.02)
 
 
-def test_rows_that_are_there_are_not_trained_again(tmp_path, monkeypatch, capsys):
-    asked = []
+def test_rows_that_are_there_are_not_trained_again(tmp_path, monkeypatch):
+    asked, names = [], list(study.grid_of_rows())[:2]
 
     def measure(row, seeds):
         asked.append(seeds)
         return {str(seed): {"J": 0.1, "error": 0.2, "W2": 0.3} for seed in seeds}
 
-    monkeypatch.setattr("measure", measure)
+    monkeypatch.setattr(study, "measure", measure)
     run = lambda seeds: monkeypatch.setattr(
-        sys, "argv", ["", f"--workdir={tmp_path}", f"--seeds={seeds}", "--only", "denoising"]
+        sys, "argv", ["", f"--workdir={tmp_path}", f"--seeds={seeds}", "--only", *names]
     )
     run(2)
     study.main()
@@ -71,6 +71,9 @@ def test_rows_that_are_there_are_not_trained_again(tmp_path, monkeypatch, capsys
     assert asked[first:] == [[2]] * first
     found = json.loads((tmp_path / "rows.json").read_text())
     assert len(found) == first and all(len(runs) == 3 for runs in found.values())
+    monkeypatch.setattr(sys, "argv", ["", f"--workdir={tmp_path}", "--only", "unheard"])
+    with pytest.raises(SystemExit, match="no row 'unheard'; known: denoising"):
+        study.main()
     assert "0.1 | 0.2 | 0.3 | 3" in (tmp_path / "table.md").read_text()
 
 
@@ -78,7 +81,7 @@ def test_rows_that_are_there_are_not_trained_again(tmp_path, monkeypatch, capsys
 @pytest.mark.slow
 def test_a_training_of_few_steps(monkeypatch, net):
     """Through all of it once: the fitted law has a player of its own."""
-    monkeypatch.setattr("STEPS", 3)
+    monkeypatch.setattr(study, "STEPS", 3)
     row = study.grid_of_rows()[f"cross_chain, fitted, {net}, norm 0.1"]
     found = study.measure(row, [0])
     assert set(found) == {"0"} and all(np.isfinite(v) for v in found["0"].values())
