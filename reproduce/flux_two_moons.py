@@ -51,7 +51,7 @@ ESTIMATORS = {
 
 
 def grid_of_rows() -> dict[str, dict]:
-    """{name: how to train}: denoising, the table, then one time a batch, as it was before."""
+    """{name: how to train}: denoising, the table, other densities, one time a batch."""
     rows = {
         "denoising": PLAIN,
         "denoising, cosine and average": PLAIN | QUIET,
@@ -65,6 +65,9 @@ def grid_of_rows() -> dict[str, dict]:
                     name = f"{estimator}, {law}, {net}" + (f", norm {norm:g}" if norm else "")
                     rows[name] = flux(**options, **of_law) | {"net": net, "norm": norm}
                     rows[name]["until"] = 0.7 if norm else None
+    for group in (32, 64):
+        whole = flux(group_size=group, **LAWS["rate 2"]) | {"whole": True}
+        rows[f"cross_chain, rate 2, vector, groups of {group}, the batch's density"] = whole
     one = {"group_size": BATCH}
     rows["cross_chain, uniform, vector, one time a batch, constant rate"] = PLAIN | {
         "loss": one | LAWS["uniform"]
@@ -171,9 +174,12 @@ def risk(row: dict, field, params: dict, key, step):
     if "loss" not in row:
         target = scores.kde_field(x1)(sample.x, sigma)
         return fields.squared_norm(f(sample.x) - target).mean()
-    loss, _ = losses.flux_matching(
-        f, sample, key=k2, roles=params["roles"], learned_normalizer=False, **row["loss"]
-    )
+    if row.get("whole"):  # the density of the batch, in the place of each group's own
+        score = scores.kde_field(x1)
+        loss, _ = losses.flux_estimator(k2, f, sample.x, score, sigma=SIGMA, **row["loss"])
+    else:
+        options = {"learned_normalizer": False} | row["loss"]
+        loss, _ = losses.flux_matching(f, sample, key=k2, roles=params["roles"], **options)
     if not row["norm"]:
         return loss.mean()
     left = 1.0 if row["until"] is None else jnp.clip(1 - step / (row["until"] * STEPS), 0, 1)
