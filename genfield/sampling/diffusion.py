@@ -225,6 +225,8 @@ def predictor_corrector(
     Each step predicts as `reverse_ve` does, then corrects by a Langevin step at the new level, of
     size ε = 2 (ρ |z| / |f|)², z its noise: each sample's own. The last step has neither noise nor
     corrector, so it takes 2 num_steps - 1 evaluations (the paper's text says 2 num_steps).
+    It is for many features: in the plane 1 / |f|² has no finite mean where f has a zero, and
+    `reverse_ve` does better.
 
     Args:
       corrector_ratio: ρ.

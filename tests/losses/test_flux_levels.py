@@ -85,6 +85,45 @@ def test_without_players_the_loss_is_flux_matching_with_the_groups_density():
     np.testing.assert_array_equal(terms["flux"], expected)
 
 
+@pytest.mark.parametrize("rate", [0.0, 2.0])
+def test_a_rate_that_is_given_is_fixed(rate):
+    """It is the estimator's own, and nothing of the horizon's law is left to be learned."""
+    from genfield.rng import fold_in
+    from genfield.scores import kde_field
+
+    options = dict(learned_normalizer=False, rate=rate)
+    assert levels.flux_roles(jax.random.key(0), **options) == {}
+    s = sample()
+    expected, terms = losses.flux_estimator(
+        fold_in(jax.random.key(3), 0),
+        linear(PARAMS),
+        s.x,
+        kde_field(s.x1, GROUP),
+        sigma=s.t,
+        group_size=GROUP,
+        rate=jnp.float32(rate),
+    )
+    loss, found = evaluate({}, **options)
+    np.testing.assert_array_equal(loss, expected)
+    np.testing.assert_array_equal(found["horizon"], terms["horizon"])
+    # The quantile of the uniform law at the same draw, by the density's own integral.
+    even = np.asarray(evaluate({}, **options | {"rate": 0.0})[1]["horizon"], np.float64) / 4
+    quantile = -np.log1p(even * np.expm1(-4 * rate)) / rate if rate else 4 * even
+    np.testing.assert_allclose(found["horizon"], quantile, rtol=1e-4)
+
+
+def test_velocities_take_a_fixed_rate_too():
+    k0, k1 = jax.random.split(jax.random.key(5))
+    x0, x1 = jax.random.normal(k0, (N, 2)), jax.random.normal(k1, (N, 2))
+    s = paths.interpolate(paths.linear, x0, x1, jnp.full(N, 0.6))
+    run = lambda **options: losses.velocity_flux_matching(
+        linear(PARAMS), s, key=jax.random.key(0), roles={}, learned_normalizer=False, **options
+    )[1]["horizon"]
+    even = np.asarray(run(learned_horizon=False), np.float64) / 4
+    expected = -np.log1p(even * np.expm1(-8.0)) / 2
+    np.testing.assert_allclose(run(rate=2.0), expected, rtol=1e-4)
+
+
 OPTIONS = dict(mixing_weight=0.1, norm_weight=0.2, circulation_weight=0.3)
 
 

@@ -87,6 +87,7 @@ def flux_roles(
     *,
     learned_normalizer: bool = True,
     learned_horizon: bool = True,
+    rate: NotNegative | None = None,
     mixing_weight: NotNegative = 0.0,
     norm_weight: float = 0.0,
     circulation_weight: float = 0.0,
@@ -103,7 +104,7 @@ def flux_roles(
     networks = {name: level_network(next(keys)) for name, use in used.items() if use}
     if networks:
         roles["normalizer"] = networks
-    if learned_horizon:
+    if learned_horizon and rate is None:
         roles["horizon"] = level_network(next(keys))
     if circulation_weight:
         roles["statistics"] = {"circulation": jnp.ones((BUCKETS,))}
@@ -131,6 +132,7 @@ def flux_matching(
     chunk: PositiveInt | None = None,
     learned_normalizer: bool = True,
     learned_horizon: bool = True,
+    rate: NotNegative | None = None,
     mixing_weight: NotNegative = 0.0,
     norm_weight: float = 0.0,
     circulation_weight: float = 0.0,
@@ -148,6 +150,7 @@ def flux_matching(
       label, null_class: as `denoising`.
       learned_normalizer: off: the loss as it is. learned_horizon: the law of the horizon is a
         truncated exponential whose rate is learned (eq. 51); off: uniform.
+      rate: of that law where it is fixed, in the place of a learned one; 0 is uniform.
       mixing_weight: λ of the mixing proxy (eq. 45). norm_weight: of |σ f|², which selects the
         score.
       circulation_weight: of `circulation`, normalised by running statistics; its sign is the
@@ -162,6 +165,7 @@ def flux_matching(
     """
     score = kde_field(sample.x1, group_of(len(sample.x), group_size), label, null_class)
     options = dict(horizon=horizon, num_steps=num_steps, estimator=estimator, probed=probed)
+    options["rate"] = rate
     options |= dict(divergence=divergence, num_probes=num_probes, probe=probe, chunk=chunk)
     if sigma_data is not None and not sigma_data > 0:
         raise ValueError(f"sigma_data is a standard deviation > 0, got {sigma_data}")
@@ -208,6 +212,7 @@ def velocity_flux_matching(
     chunk: PositiveInt | None = None,
     learned_normalizer: bool = True,
     learned_horizon: bool = True,
+    rate: NotNegative | None = None,
 ) -> tuple[Array, dict]:
     """v-Flux Matching along the linear path (eq. 55-61): the marginals of a flow, other particles.
 
@@ -218,6 +223,7 @@ def velocity_flux_matching(
     group = group_of(len(sample.x), group_size)
     score = kde_field(expand(sample.t, sample.x1) * sample.x1, group, label, null_class)
     options = dict(horizon=horizon, num_steps=num_steps, estimator=estimator, probed=probed)
+    options["rate"] = rate
     options |= dict(divergence=divergence, num_probes=num_probes, probe=probe, chunk=chunk)
     options["target"] = kde_velocity(score)
     at_noise = lambda x, sigma=None, cond=None: field(x, 1 - sigma, cond)
@@ -252,12 +258,15 @@ def _start_of_scale(sigma: Array, sigma_data: float | None) -> Array:
 
 def _annealed(key, field: Callable, x, score, cond, sigma, roles, offset, group_size, options):
     """The normalised Flux loss, its scale starting at e^offset, and that of the horizon's rate."""
-    rate = jnp.exp(at_level(roles["horizon"], sigma)) if "horizon" in roles else None
+    learned = "horizon" in roles
+    if learned:
+        rate = jnp.exp(at_level(roles["horizon"], sigma))
+        options = options | {"rate": rate}
     flux, terms = flux_estimator(
-        key, field, x, score, cond, sigma=sigma, group_size=group_size, rate=rate, **options
+        key, field, x, score, cond, sigma=sigma, group_size=group_size, **options
     )
     loss = _scaled(roles, "flux", flux, sigma, offset)
-    if rate is not None:
+    if learned:
         scale = _log_scale(roles, "flux", sigma, offset)
         realized = jax.lax.stop_gradient(flux if scale is None else flux * jnp.exp(-scale))
         log_density = truncated_exponential_log_density(terms["horizon"], rate, options["horizon"])
