@@ -83,8 +83,9 @@ def _traced(subject: Subject, change: dict):
     config.sampler.update(change)
     exp, key = with_sampler(subject.exp, config), rng.stream(subject.seed, "sampler")
     levels = _levels(exp) if exp.objective.method.at_levels else None
-    first = sampler.stages(config.sampler, exp.methods)[0]
-    at = first.method.times and first.method.times(first.arguments, first.num_steps)
+    first, *others = sampler.stages(config.sampler, exp.methods)
+    whole = first.method.times is not None and not others and first.rule is None
+    at = first.method.times(first.arguments, first.num_steps) if whole else None
 
     def call(field, index, start, cond):
         keys = rng.per_index(key, index, lambda k: k)

@@ -462,6 +462,13 @@ def test_straightness_of_an_adaptive_solver_is_that_of_small_steps(flow, finding
     np.testing.assert_allclose(row["deviation"], fine["deviation"], rtol=0.05)
 
 
+def test_straightness_of_a_chain_counts_all_of_its_steps(flow, findings):
+    chain = "{'name':'euler','num_steps':2,'then':{'name':'heun','num_steps':2}}"
+    few = ["--num=20", "--metric=none", f"--config.sampler={chain}"]
+    [row] = findings("straightness", flow, *few)["figures"]["rows"]
+    assert row["nfe"] == 6 and row["deviation"] > 0
+
+
 def test_samples_that_stop_are_straight_in_their_own_time():
     ends, last = np.array([[3.0, 0.0], [6.0, 2.0]], np.float32), np.array([3, 6])
     trace = jnp.asarray((np.minimum(np.arange(7)[:, None], last) / last)[..., None] * ends)
