@@ -88,8 +88,11 @@ def _upwards(made: editing.Editor) -> Callable:
     if first.method.levels is None:
         if first.method.adaptive:
             return lambda keys, field, x, cond: first.sampler(backwards(field), x, cond=cond)
+        sampler = first.sampler
+        if "times" in first.arguments:  # which are those of a way from the noise
+            sampler = first.method.make(**first.arguments | {"times": "even"})
         return lambda keys, field, x, cond: sampling.sample(
-            keys, backwards(field), x, first.sampler, num_steps=first.num_steps, cond=cond
+            keys, backwards(field), x, sampler, num_steps=first.num_steps, cond=cond
         )
     if first.method.adaptive:
         if "reverse" not in first.arguments:

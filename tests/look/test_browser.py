@@ -20,7 +20,7 @@ WAIT = 120_000  # milliseconds: the first samples are compiled
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: pip install playwright"
+        "playwright.sync_api", reason="no playwright: pip install 'genfield[browser]'"
     )
     if not CHROMIUM.exists():
         pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
