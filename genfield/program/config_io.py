@@ -206,10 +206,12 @@ def _complete(config: ConfigDict) -> None:
 
 
 def _fill(config: ConfigDict, default: ConfigDict) -> None:
-    """Adds fields, no sections, that are missing or None, with their types."""
+    """Adds what is missing or None, with its types, but no sections that may be empty."""
     for field, value in default.items():
         if isinstance(value, ConfigDict):
-            if field not in OPEN and isinstance(config.get(field), ConfigDict):
+            if field not in OPEN and field not in config:
+                config[field] = value
+            elif field not in OPEN and isinstance(config.get(field), ConfigDict):
                 _fill(config[field], value)
         elif config.get(field) is None:
             config[field] = default.get_ref(field)
