@@ -32,7 +32,7 @@ COMMANDS = {
     "pairs": Command("main", "draw pairs of noise and sample, to train on", mode="pairs"),
     "export": Command("main", "write a run as one .safetensors file", mode="export"),
     "look": Command("look", "look at a run in the browser", extra="look"),
-    "study": Command("study", "what a trained field can do, one study a time"),
+    "study": Command("study", "what a trained field can do, one study at a time"),
     "compare": Command("compare", "what differs between two runs"),
     "prepare": Command("prepare", "images to latents or small pixels, once, in shards"),
     "autoencoder": Command("autoencoder", "train a small autoencoder of images"),

@@ -24,6 +24,10 @@ OPTIONAL = (
     ("ot", "W2 of more than 3,000 points in seconds", "transport"),
     ("tensorboardX", "TensorBoard events", "tensorboard"),
     ("wandb", "train.loggers: Weights & Biases", "wandb"),
+    ("flask", "genfield look", "look"),
+    ("scvelo", "cells for flux_matching_cells", "cells"),
+    ("libtpu", "genfield plan of TPUs", "plan-tpu"),
+    ("jax_cuda12_plugin", "genfield plan of GPUs", "plan-gpu"),
 )
 
 

@@ -5,12 +5,14 @@ import os
 import runpy
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from programs import ROOT
 
 import genfield
 from genfield import __main__ as console
+from genfield import doctor
 
 
 @pytest.fixture
@@ -152,3 +154,13 @@ def test_the_guard_starts_the_same_command_again(tmp_path):
     )
     done = process(sys.executable, script, *words, cwd=tmp_path)
     assert done.returncode == 9 and done.stdout.split() == [sys.executable, str(script), *words]
+
+
+# These bring no feature of the program that could be missed: devices, tools of the checkout.
+NOT_OF_THE_DOCTOR = {"cuda", "tpu", "notebooks", "docs", "test"}
+
+
+def test_the_doctor_names_every_extra_that_a_feature_wants():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(project["optional-dependencies"]) - NOT_OF_THE_DOCTOR
+    assert {extra for _, _, extra in doctor.OPTIONAL} == extras

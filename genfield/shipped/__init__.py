@@ -65,9 +65,11 @@ def find(name: str) -> Path | None:
 
 
 def near(name: str, most: int = 4) -> list[str]:
-    """Recipes, and config files of the current folder, whose names are like this one."""
+    """Recipes, examples, and config files of the current folder, whose names are like this one."""
     stem = Path(name).name.removesuffix(ENDING)
-    known = {recipe: recipe for recipe in recipes()}
+    examples = config_files(EXAMPLES)
+    known = {file.removesuffix(ENDING): f"{EXAMPLES.name}/{file}" for file in examples}
+    known |= {recipe: recipe for recipe in recipes()}
     known |= {file.removesuffix(ENDING): file for file in config_files(Path())}
     close = difflib.get_close_matches(stem, known, n=most)
     within = [other for other in known if stem and stem in other and other not in close]

@@ -63,6 +63,7 @@ def test_a_file_at_the_path_comes_first(tmp_path):
         ("configs/imagse.py", "did you mean images"),
         ("shared", "unknown config 'shared'"),
         ("own_loss", "unknown config 'own_loss'"),
+        ("own_network", "did you mean examples/own_network.py"),
         ("zzzz", "no name is like it. genfield configs lists"),
         (f"runs/{NAME}.py", "unknown config file in runs"),
         ("mien", "did you mean mine.py"),
