@@ -95,7 +95,12 @@ MISTAKES = [
     (MOONS, "loss.name=distance_marchin", "did you mean 'distance_marching'", "flow_matching"),
     (MOONS, "sampler.name=eulr", "'eulr'", "did you mean 'euler'", "nesterov", "dopri5"),
     (MOONS, "sampler.then.name=eulr", "'eulr'", "did you mean 'euler'"),
-    (MOONS, "sampler.name=dopri5", "'step_size'", "set the section anew: --config.sampler="),
+    (
+        MOONS,
+        "sampler.name=predictor_corrector",
+        "'step_size'",
+        "set the section anew: --config.sampler=",
+    ),
     (MOONS, "coupling.name=optimal", "'optimal'", "exact_assignment"),
     (MOONS, "rematching.name=nearst", "'nearst'", "did you mean 'nearest'"),
     (MOONS, "path=liner", "'liner'", "did you mean 'linear'"),
