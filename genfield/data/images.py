@@ -59,7 +59,7 @@ def images(
         `Dataset.examples["other_classes"]`. None: all classes.
       layout: of folders: "splits", "folders" (each is a class), "flat" (their names say nothing);
         "auto" looks.
-      labels_from: what says the classes: "folders", "table" (labels.csv, labels.json or EDM's
+      labels_from: where they stand: "folders", "table" (labels.csv, labels.json or EDM's
         dataset.json), "files" (a .cls or .json beside each image); "auto" looks.
       image_key, label_key: the columns of a Hugging Face data set; None: the only ones that can be.
       split: to train on. heldout_split: to evaluate on, perhaps the same one. Where there is no

@@ -229,7 +229,7 @@ class UNet(layers.Network):
       channel_multipliers: width of each level over the base; each further level halves the image.
       num_res_blocks: ResBlocks a level on the way down (one more on the way up).
       attention_levels: downsampling factors (1, 2, 4, ...) at which pixels attend.
-      num_heads, or head_channels: attention heads, or the channels of one.
+      num_heads: attention heads. head_channels: the channels of one; give either.
       resampling: between levels: "pool", "conv", "block", see RESAMPLINGS.
       adaptive_scale: the embedding scales and shifts; or (False) it is added.
       dropout: in every ResBlock.

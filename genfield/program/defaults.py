@@ -98,7 +98,7 @@ SECTIONS = dict(
         accumulate=positive(1),  # microbatches a step
     ),
     ema=dict(
-        rate=fraction(0.0),  # a step; or
+        rate=fraction(0.0),  # a step; 0: half_life, if that is not 0, else no average
         half_life=not_negative(0.0),  # in images
         ramp_up=fraction(0.0),  # > 0: the half-life is at most this share of the images so far
         warmup=False,  # whether the rate is at most (1 + n) / (10 + n) after n steps

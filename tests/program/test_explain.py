@@ -92,6 +92,11 @@ def test_fields_named_together_share_what_is_said_of_them():
     }
 
 
+def test_no_description_breaks_off(moons):
+    """As where a word before a colon is taken for the next argument."""
+    assert not re.findall(r"^ {2,}.* (?:the|or|and|a)(?:;.*)?$", moons, re.M)
+
+
 def test_what_a_command_line_changes_is_shown(capsys):
     argv = ["genfield", "--config=images:small", "--help"]
     assert main([*argv, "--config.net={'name': 'mlp'}", "--config.sampler.name=euler"]) == 0
