@@ -12,7 +12,8 @@ import shared
 from genfield.shipped import Recipe
 
 VARIANTS = ("annealed", "smoothed", "turning", "velocity", "score")
-RECIPES = dict.fromkeys(VARIANTS, Recipe(33_794, "10 to 20 min"))
+RECIPES = dict.fromkeys(VARIANTS, Recipe(33_794, "minutes"))
+RECIPES["annealed"] = Recipe(33_794, "about 3 min")
 
 
 def get_config(variant: str = "annealed"):
