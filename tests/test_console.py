@@ -157,7 +157,7 @@ def test_the_guard_starts_the_same_command_again(tmp_path):
 
 
 # These bring no feature of the program that could be missed: devices, tools of the checkout.
-NOT_OF_THE_DOCTOR = {"cuda", "tpu", "notebooks", "docs", "test"}
+NOT_OF_THE_DOCTOR = {"browser", "cuda", "tpu", "notebooks", "docs", "test"}
 
 
 def test_the_doctor_names_every_extra_that_a_feature_wants():
