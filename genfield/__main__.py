@@ -3,7 +3,6 @@
 Nothing slow is imported here: a module brings what it needs, after its signal handlers.
 """
 
-import importlib.util
 import runpy
 import sys
 from typing import NamedTuple
@@ -43,17 +42,10 @@ COMMANDS = {
 }
 
 
-def commands() -> dict[str, Command]:
-    """The commands of this installation, by name."""
-    there = lambda module: importlib.util.find_spec(f"genfield.{module}") is not None
-    return {name: command for name, command in COMMANDS.items() if there(command.module)}
-
-
 def usage() -> str:
     """What `genfield --help` prints."""
-    known = commands()
-    width = max(map(len, known))
-    lines = [f"  {name:{width}}  {command.says}" for name, command in known.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.says}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"genfield {genfield.__version__}: generative fields in JAX",
@@ -94,12 +86,11 @@ def start(argv: list[str]) -> None:
     if name in ("--version", "-version", "-V"):
         tell(f"genfield {genfield.__version__}")
         return
-    known = commands()
-    if name not in known:
+    if name not in COMMANDS:
         from genfield.registry import choose
 
-        choose("command", name, dict.fromkeys(known))
-    command = known[name]
+        choose("command", name, dict.fromkeys(COMMANDS))
+    command = COMMANDS[name]
     sys.argv[1:] = arguments(name, command, given)
     if not sys.flags.safe_path:
         sys.path.append("")  # modules of the current folder, as with python -m; these hide none

@@ -61,7 +61,7 @@ class Checker:
         if name.startswith("--"):
             assert name in ("--help", "--version") and not given, name
             return
-        asked = choose("command", name, console.commands())
+        asked = choose("command", name, console.COMMANDS)
         words = console.arguments(name, asked, list(given))
         self.module(f"genfield.{asked.module}", words)
 

@@ -46,7 +46,7 @@ def modular(line: Command) -> tuple[str, list[str]]:
     """The module behind a command line, and its arguments."""
     program, *words = line.words
     if program == "genfield" and not words[0].startswith("-"):
-        asked = console.commands()[words[0]]
+        asked = console.COMMANDS[words[0]]
         return f"genfield.{asked.module}", console.arguments(words[0], asked, words[1:])
     if program == "python" and words[0] == "-m":
         return words[1], words[2:]

@@ -90,11 +90,11 @@ def test_of_four_tasks_a_slow_one_is_named_and_one_that_dies_ends_the_job(
     output, _ = job.communicate(timeout=TIMEOUT)
     assert time.monotonic() - struck < 20
     line = next(row for row in log(tmp_path, 0).splitlines() if row.startswith("slow host"))
-    assert re.search(r"process 2 on \S+ needs 0\.\d+ s", line), line
+    found = re.search(r"process 2 on \S+ needs ([\d.e-]+) s .*, the others ([\d.e-]+) s", line)
+    assert found and float(found[1]) > float(found[2]), line
     assert (tmp_path / "codes").read_text() == "75 75 75 75" and job.returncode == 75
     for number in range(3):
-        # Where a busy machine lets JAX end the process before it has, its guard adds a line.
-        found, *_ = errors(tmp_path, number)
+        [found] = errors(tmp_path, number)
         assert re.match(r"genfield: error: process 3 on \S+ gave no sign of life", found)
         assert found.endswith(AGAIN)
     assert "process 3 on " in log(tmp_path, 3) and "was ended by SIGKILL" in log(tmp_path, 3)
