@@ -110,6 +110,9 @@ def test_walks_end_at_the_data(title):
     far = lambda x: np.sqrt(((x[:, None] - data[None]) ** 2).sum(-1)).min(1)
     start, end = (np.median(far(walk.trace[i])) for i in (0, -1))
     assert end < 0.3 and end < 0.7 * start, (start, end)
+    # Eight Gaussians lie around the moons, normal noise partly on them.
+    around = np.linalg.norm(walk.trace[0], axis=1).mean() > 3
+    assert start > (0.5 if around else 0.2), start
     assert walk.evaluations(len(walk.trace) - 1) == walk.nfe
     assert walk.times is None or (np.diff(walk.times) > 0).all()
 
