@@ -88,7 +88,7 @@ def sampling(shrink: bool) -> Iterator[dict]:
         exp = predicted.prepare(f"{SIT}:B/2", flags, on)
         run = generate.make_generator(exp, gather=False)
         params = generate.parameters(exp, exp.init())
-        size = generate.batch_size(exp, exp.config.sample.num, fixed=True)
+        size = generate.batch_size(exp, exp.config.sample.num, kept=True)
         draw = lambda run=run, params=params, size=size: jax.block_until_ready(
             run(params, 0, np.arange(size))[0].x
         )

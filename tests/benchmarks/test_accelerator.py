@@ -12,11 +12,11 @@ ALL = ("sit_b", "sit_xl", "sampling", "decoding", "attention", "methods", "match
 
 
 def report(tmp_path: Path, *flags: str) -> tuple[int, str, dict]:
-    """Exit code, what was printed, and the file."""
+    """Exit code, what was printed to both streams, and the file."""
     out = tmp_path / "accelerator.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), "--shrink"]
     run = subprocess.run([*command, f"--out={out}", *flags], capture_output=True, text=True)
-    return run.returncode, run.stdout, json.loads(out.read_text())["parts"]
+    return run.returncode, run.stdout + run.stderr, json.loads(out.read_text())["parts"]
 
 
 @pytest.mark.process
