@@ -1,10 +1,12 @@
 """Where parameters and activations lie on a mesh, for the code that runs inside a step.
 
-A mesh has two axes: `data` splits the batch, `fsdp` splits the batch and the parameters too. With
-fully sharded parameters each layer gathers its own weights when it needs them and lets go of them,
-and its gradients go back to the shards (ZeRO, arXiv:1910.02054, stage 3). Losses that go through
-the network more often than forward and back have them gathered once a call, and kept. XLA, left
-alone, splits features and gathers the global batch. On one device nothing here does anything.
+`data` splits the batch, `fsdp` splits the batch and the parameters too. Meshes have fsdp as two
+axes, its factors: an array that it does not divide is split by those, and kernels for GPUs ask for
+one mesh throughout a program. With fully sharded parameters each layer gathers its own weights when
+it needs them and lets go of them, and its gradients go back to the shards (ZeRO, arXiv:1910.02054,
+stage 3). Losses that go through the network more often than forward and back have them gathered
+once a call, and kept. XLA, left alone, splits features and gathers the global batch. On one device
+nothing here does anything.
 """
 
 import contextlib
@@ -21,8 +23,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from genfield.errors import UserError
 
-BATCH = PartitionSpec(("data", "fsdp"))
-MAJOR, MINOR = "fsdp_major", "fsdp_minor"  # factors of fsdp, for arrays that it does not divide
+MAJOR, MINOR = FSDP = "fsdp_major", "fsdp_minor"
+AXES = ("data", MAJOR, MINOR)
+BATCH = PartitionSpec(AXES)
 SMALLEST_SHARDED = 2**14  # elements; smaller arrays cost more to gather than to keep
 
 
@@ -98,12 +101,17 @@ def _mesh() -> Mesh | None:
     return None if place is None or place.mesh.size == 1 or _by_hand() else place.mesh
 
 
+def sizes(mesh: Mesh) -> dict[str, int]:
+    """How many devices each axis of the config has."""
+    return {"data": mesh.shape["data"], "fsdp": mesh.shape[MAJOR] * mesh.shape[MINOR]}
+
+
 def shards_parameters() -> bool:
     """Whether layers have to gather their weights."""
     mesh, place = _mesh(), _PLACE.get()
     if place is None or place.once:
         return False
-    return mesh.shape["fsdp"] > 1 if mesh is not None else bool(place.stacks)
+    return sizes(mesh)["fsdp"] > 1 if mesh is not None else bool(place.stacks)
 
 
 def factors(fsdp: int) -> tuple[int, int]:
@@ -123,7 +131,7 @@ def spec(shape: tuple[int, ...], fsdp: int, stacked: bool) -> PartitionSpec:
     fits = lambda n: [i for i in free if shape[i] % n == 0]
     at = lambda names: PartitionSpec(*(names.get(i) for i in range(len(shape))))
     if axes := fits(fsdp):
-        return at({max(axes, key=lambda i: shape[i]): "fsdp"})
+        return at({max(axes, key=lambda i: shape[i]): FSDP})
     major, minor = factors(fsdp)
     if minor == 1:
         return PartitionSpec()
@@ -139,21 +147,7 @@ def spec(shape: tuple[int, ...], fsdp: int, stacked: bool) -> PartitionSpec:
 
 def split(mesh: Mesh, shape: tuple[int, ...], stacked: bool = False) -> NamedSharding:
     """Where an array of the state lies: as `spec` says."""
-    found = spec(shape, mesh.shape["fsdp"], stacked)
-    plain = all(name in (None, "fsdp") for name in found)
-    return NamedSharding(mesh if plain else fine(mesh), found)
-
-
-def fine(mesh: Mesh) -> Mesh:
-    """The same devices, fsdp as two axes."""
-    shape = (mesh.shape["data"], *factors(mesh.shape["fsdp"]))
-    types = (jax.sharding.AxisType.Auto,) * 3
-    return Mesh(mesh.devices.reshape(shape), ("data", MAJOR, MINOR), axis_types=types)
-
-
-def _on_fine(found: PartitionSpec) -> PartitionSpec:
-    """What `spec` says, by the axes of `fine`."""
-    return PartitionSpec(*((MAJOR, MINOR) if name == "fsdp" else name for name in found))
+    return NamedSharding(mesh, spec(shape, sizes(mesh)["fsdp"], stacked))
 
 
 def specs(tree, fsdp: int, stacks: tuple[str, ...]) -> dict[str, Any]:
@@ -213,7 +207,7 @@ def gathered(tree, dtype=None, stack: str | None = None):
     if not shards_parameters() or (_by_hand() and stack not in place.stacks):
         return tree  # they are whole
     leaves, structure = jax.tree.flatten(tree)
-    fsdp = place.mesh.shape["fsdp"]
+    fsdp = sizes(place.mesh)["fsdp"]
     if stack is None:
         places = [spec(leaf.shape, fsdp, False) for leaf in leaves]
     else:
@@ -247,7 +241,7 @@ def _whole(
 
 def _by_xla(found: PartitionSpec, mesh: Mesh) -> tuple[Callable, Callable]:
     """A gather that XLA puts in, and its transpose: a plain constraint would reduce everywhere."""
-    shard = NamedSharding(mesh if "fsdp" in found else fine(mesh), found)
+    shard = NamedSharding(mesh, found)
     whole = NamedSharding(mesh, PartitionSpec())
     put = jax.lax.with_sharding_constraint
     return lambda w: put(put(w, shard), whole), lambda w: put(w, shard)
@@ -255,7 +249,7 @@ def _by_xla(found: PartitionSpec, mesh: Mesh) -> tuple[Callable, Callable]:
 
 def _by_axes(found: PartitionSpec) -> tuple[Callable, Callable]:
     """A gather by the names of axes, and its transpose: sums that are scattered."""
-    ways = [(i, name) for i, name in enumerate(_on_fine(found)) if name is not None]
+    ways = [(i, name) for i, name in enumerate(found) if name is not None]
 
     def gather(w):
         if len(ways) == 1:
@@ -306,7 +300,7 @@ def apart(
         rows = [len(leaf) for leaf in jax.tree.leaves(examples)]
         if mesh is None or any(n % mesh.size for n in rows) or not _gains(place, stacks, dtype):
             return together(network, stacks, blocks, dtype)(params, *examples)
-        found = specs(params, mesh.shape["fsdp"], stacks)
+        found = specs(params, sizes(mesh)["fsdp"], stacks)
         held = {} if place.once else _of_layers(found, {*stacks} & {*blocks})
         whole = _gathering(found, stacks, blocks, dtype, place)
 
@@ -314,13 +308,11 @@ def apart(
             with _told(_PLACE, place._replace(stacks=held)):
                 return network(whole(params, held), *examples)
 
-        batch = PartitionSpec(("data", MAJOR, MINOR))
-        names = jax.tree.map(_on_fine, found, is_leaf=_is_spec)
         run = jax.shard_map(
             local,
-            mesh=fine(mesh),
-            in_specs=(names, *(batch for _ in examples)),
-            out_specs=batch,
+            mesh=mesh,
+            in_specs=(found, *(BATCH for _ in examples)),
+            out_specs=BATCH,
             check_vma=False,
         )
         return run(params, *examples)
@@ -332,7 +324,7 @@ def _gains(place: Place, stacks: tuple[str, ...], dtype) -> bool:
     """Whether a network is better run by each device by itself."""
     if place.reduce_dtype is not None and jnp.dtype(dtype) != place.reduce_dtype:
         return True
-    return place.mesh.shape["fsdp"] > 1 and bool(stacks or place.once)
+    return sizes(place.mesh)["fsdp"] > 1 and bool(stacks or place.once)
 
 
 def together(
@@ -347,7 +339,7 @@ def together(
         mesh, place = _mesh(), _PLACE.get()
         if mesh is None:
             return network(params, *examples)
-        found = specs(params, mesh.shape["fsdp"], stacks)
+        found = specs(params, sizes(mesh)["fsdp"], stacks)
         held = {} if place.once else _of_layers(found, {*stacks} & {*blocks})
         still = () if place.once else blocks
         whole = _gathering(found, stacks, blocks, dtype, place)

@@ -8,11 +8,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from genfield.errors import UserError
-from genfield.placement import BATCH, split
+from genfield.placement import AXES, BATCH, factors, split
 
 
 def make_mesh(section, devices=None) -> Mesh:
-    """A (data, fsdp) mesh over all devices; of several TPU slices, data goes across them.
+    """A mesh of all devices, (data, fsdp by its factors); data goes across several TPU slices.
 
     Args:
       section: has `data` and `fsdp`; one of them may be -1, for the devices that are left.
@@ -30,18 +30,21 @@ def make_mesh(section, devices=None) -> Mesh:
             f"config.mesh data={section.data}, fsdp={section.fsdp} does not cover {n} devices: "
             "their product must be the device count, and at most one may be -1"
         )
-    shape, axes = tuple(sizes.values()), dict(axis_types=(AxisType.Auto,) * 2)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1 or devices[0].platform != "tpu":
-        return jax.make_mesh(shape, tuple(sizes), **axes, devices=devices)
-    if shape[0] % slices:
+    shape = tuple(sizes.values())
+    if devices[0].platform != "tpu":  # whose nodes count as slices to jax.make_mesh
+        placed = mesh_utils.create_device_mesh(shape, devices)
+    elif (slices := len({getattr(device, "slice_index", 0) for device in devices})) == 1:
+        placed = jax.make_mesh(shape, tuple(sizes), devices=devices).devices
+    elif shape[0] % slices:
         raise UserError(
             f"config.mesh data={shape[0]}, fsdp={shape[1]}: data goes across the {slices} slices "
             f"and fsdp within them, so data must be a multiple of {slices}"
         )
-    within, across = (shape[0] // slices, shape[1]), (slices, 1)
-    placed = mesh_utils.create_hybrid_device_mesh(within, across, devices=devices)
-    return Mesh(placed, tuple(sizes), **axes)
+    else:
+        within, across = (shape[0] // slices, shape[1]), (slices, 1)
+        placed = mesh_utils.create_hybrid_device_mesh(within, across, devices=devices)
+    placed = placed.reshape(shape[0], *factors(shape[1]))
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,7 @@ import jax
 from genfield.machine import flops
 from genfield.machine.checkpoint import named_leaves
 from genfield.machine.chips import GIB, Chip, Machine, at_peak
-from genfield.placement import SMALLEST_SHARDED
+from genfield.placement import SMALLEST_SHARDED, sizes
 from genfield.plan import collectives, hlo
 from genfield.plan.programs import Traced
 from genfield.program.experiment import Experiment
@@ -170,7 +170,7 @@ def _warnings(exp: Experiment, text: hlo.Program, found: list, batch: int) -> It
 
 
 def _undivided(exp: Experiment) -> Iterator[str]:
-    fsdp = exp.mesh.shape["fsdp"]
+    fsdp = sizes(exp.mesh)["fsdp"]
     leaves = named_leaves(exp.abstract.params).items()
     whole = [
         (name, leaf)

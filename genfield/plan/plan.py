@@ -6,6 +6,7 @@ from pathlib import Path
 from genfield.errors import tell
 from genfield.machine import chips, flops
 from genfield.nets import count_parameters
+from genfield.placement import sizes
 from genfield.plan import analyse, devices, programs, report, shapes, suggest
 from genfield.plan.analyse import Target
 from genfield.program import experiment, speed
@@ -28,7 +29,7 @@ def make(config, methods: Methods | None, target: Target, options: argparse.Name
     methods, machine = methods or package(), target.machine
     exp = prepare(config, methods, target, options)
     out: dict = {"config": options.config, "topology": machine.name, "slices": machine.slices}
-    out |= {"chips": machine.count, "mesh": dict(exp.mesh.shape), "batch_size": config.batch_size}
+    out |= {"chips": machine.count, "mesh": sizes(exp.mesh), "batch_size": config.batch_size}
     out |= {"parameters": count_parameters(exp.abstract.params)}
     for name, trace in programs.PROGRAMS.items():
         tell(f"compiling the {report.TITLES[name]} for {machine.name} …")

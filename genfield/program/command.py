@@ -248,8 +248,9 @@ def describe(exp) -> None:
     from genfield.machine import fixed
     from genfield.machine.logbook import say
     from genfield.nets import count_parameters
+    from genfield.placement import sizes
 
-    mesh = ", ".join(f"{axis} {size}" for axis, size in exp.mesh.shape.items())
+    mesh = ", ".join(f"{axis} {size}" for axis, size in sizes(exp.mesh).items())
     batch, count = exp.config.batch_size, jax.process_count()
     kind = jax.devices()[0].device_kind
     total = count_parameters(fixed.without(exp.abstract.params, exp.fixed))

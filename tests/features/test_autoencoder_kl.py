@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from ml_collections import ConfigDict
 from tiny_autoencoders import CASES, made, params, sizes, state
 
 from genfield.errors import UserError
@@ -120,7 +120,7 @@ def test_tiles_bound_the_memory(functions):
 
 
 def test_a_split_batch_stays_split(functions):
-    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    mesh = sharding.make_mesh(ConfigDict({"data": 4, "fsdp": 2}), jax.devices())
     split, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     case, wanted = "published", made("published")
     placed = jax.device_put(params(case), everywhere)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.random import threefry2x32_p
 from ml_collections import ConfigDict
 from test_fsdp_unets import LOSSES, check_bound, compiled, trained
@@ -22,7 +23,7 @@ from genfield import placement, rng
 from genfield.configuration import base
 from genfield.errors import UserError
 from genfield.machine import sharding
-from genfield.nets import layers
+from genfield.nets import attention, layers, sit
 from genfield.plan import collectives, hlo, programs, shapes
 from genfield.program import config_io, objective
 from genfield.program.methods import package
@@ -187,6 +188,39 @@ def test_weights_are_gathered_as_layers_run_or_at_once(loss, gather, at_once, tm
     assert found == {"f32[64,192]": not at_once, "f32[2,64,192]": at_once}
 
 
+@custom_partitioning
+def _by_its_own_rules(x):
+    """As attention of cuDNN is: a call that XLA partitions as it is told."""
+    return x
+
+
+_by_its_own_rules.def_partition(
+    infer_sharding_from_operands=lambda mesh, arguments, result: arguments[0].sharding,
+    partition=lambda mesh, arguments, result: (
+        mesh,
+        lambda x: x,
+        result.sharding,
+        (arguments[0].sharding,),
+    ),
+    sharding_rule="b s h d -> b s h d",
+)
+
+
+@pytest.mark.parametrize("width", [64, 132])
+def test_a_kernel_with_rules_of_its_own_is_in_the_program(tmp_path, monkeypatch, width):
+    """JAX takes it only where one mesh is named throughout, of arrays that fsdp divides or not."""
+
+    def attend(query, *arguments):
+        plain = attention.attend(query, *arguments)
+        return plain + 0 * _by_its_own_rules(jax.lax.stop_gradient(query))
+
+    monkeypatch.setattr(sit, "attend", attend)
+    exp = prepared(tmp_path, (1, 8), width=width)
+    traced = programs.train(exp).traced
+    assert "custom_partitioning" in str(traced.jaxpr)
+    traced.lower()
+
+
 @pytest.mark.parametrize("fsdp", [16, 256, 1024])
 def test_the_state_of_a_chip_falls_as_they_become_more(fsdp):
     """SiT-XL/2: 1152 and 3456 have no factor 256."""
@@ -196,7 +230,7 @@ def test_the_state_of_a_chip_falls_as_they_become_more(fsdp):
     data = shapes.dataset(config, package())
     _, params = objective.create_net(config, data)
     sizes = dict(zip((placement.MAJOR, placement.MINOR), placement.factors(fsdp), strict=True))
-    sizes |= {"fsdp": fsdp, None: 1}
+    sizes |= {placement.FSDP: fsdp, None: 1}
     total = held = 0
     for name, places in placement.specs(params, fsdp, ("blocks",)).items():
         for leaf, spec in zip(*map(jax.tree.leaves, (params[name], places)), strict=True):

@@ -82,7 +82,7 @@ def compare_meshes(make_config, meshes, tmp_path, monkeypatch):
         exp = prepare(make_config(), tmp_path, mesh)
         if mesh[1] > 1:
             specs = [a.sharding.spec for a in jax.tree.leaves(exp.abstract.params)]
-            assert any("fsdp" in spec for spec in specs)
+            assert any(placement.FSDP in spec for spec in specs)
         check_same(loss_and_gradient(exp), loss, gradient, sample)
 
 
