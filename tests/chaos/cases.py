@@ -89,9 +89,10 @@ class Case:
         self.zygote, self.problem, self.workdir, self.wanted = zygote, problem, workdir, wanted
         self.lost, self.silent, self.story = [], [], []
         self.struck, self.seconds, self.whole, self.step = 0, 0.0, False, None
+        self.variables = {}
 
     def _run(self, fault=None) -> Outcome:
-        out = self.zygote.run(self.problem, self.workdir, fault)
+        out = self.zygote.run(self.problem, self.workdir, fault, self.variables)
         self.seconds += out.seconds
         last = out.output.strip().rpartition("\n")[2]
         self.story.append(f"{fault or 'undisturbed'}: {out.code}, {last[:200]}")
@@ -99,6 +100,8 @@ class Case:
 
     def strike(self, fault) -> bool:
         """Runs under a fault; whether the run came to its end all the same."""
+        if hasattr(fault, "surroundings"):
+            self.variables = fault.surroundings(self.workdir, self.zygote.home)
         out = self._run(fault)
         landed = fault.landed(out) if hasattr(fault, "landed") else True
         self.struck += landed
