@@ -88,13 +88,13 @@ def _forget(folder: Path) -> None:
             if time.time() - max(known.st_atime, known.st_mtime) > KEPT:
                 file.unlink()
             elif known.st_mtime >= last - SLACK and file.name.endswith(ENDING):
-                if not _whole(file.read_bytes()):
+                if not whole(file.read_bytes()):
                     file.unlink()
     stamp.touch()
     os.utime(stamp, (begun, begun))
 
 
-def _whole(packed: bytes) -> bool:
+def whole(packed: bytes) -> bool:
     """Whether a program as JAX packs it comes to its end; it uses zstd where it finds that."""
     if packed.startswith(ZSTD):
         return _unpacks(packed)
@@ -107,7 +107,7 @@ def _whole(packed: bytes) -> bool:
 
 
 def _unpacks(packed: bytes) -> bool:
-    """`_whole` of zstd; what this Python cannot unpack is left alone."""
+    """`whole` of zstd; what this Python cannot unpack is left alone."""
     try:
         import zstandard
     except ImportError:

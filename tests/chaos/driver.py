@@ -13,6 +13,7 @@ What else it may have:
     aim(facts)            is told the reference's `Facts` before it is used
     mend(workdir)         takes the fault away, before the same command runs again
     landed(outcome)       whether it met the run
+    broken(workdir)       what else is lost when the same command has ended, in a list
     answered(outcome)     what is wrong with how the run ended, or None
 
 Each file of this folder may list its KINDS: how to make a fault from a seed, and for which modes.

@@ -27,7 +27,7 @@ TICK = 0.002  # between two looks at a process' clock
 PLACES = ("time", "touch", "late")
 DEAD = (-signal.SIGKILL, -signal.SIGXFSZ)
 CACHE = "own_cache"  # in the path of compiled programs that are a case's own
-MISSING = 3  # programs that this cache lacks
+PROGRAMS = 8  # that every mode compiles, at least
 
 
 def touches(event: str, args: tuple) -> bool:
@@ -183,28 +183,25 @@ def several(number: signal.Signals) -> Callable[[int], list[Signal]]:
 
 
 class Compiling(Signal):
-    """A kill while compiled programs are written: some are missing in a cache of the run's own."""
+    """A kill while compiled programs are written, into a cache of the run's own."""
 
     def __init__(self, seed: int):
         super().__init__(signal.SIGKILL, seed, CACHE)
         self.name = "SIGKILL in the cache"
 
     def aim(self, facts: Facts) -> None:
-        """As many touches as programs are missing."""
-        self.touch = int(self.share * MISSING)
+        """The cache is empty, and any of the programs may be met."""
+        self.touch = int(self.share * PROGRAMS)
 
     def surroundings(self, workdir: Path, home: Path) -> dict[str, str]:
-        """Makes the cache at the first strike, of links to the programs that the home keeps."""
+        """The cache that is a user's where JAX is not told of another."""
         cache = workdir.with_name(f"{workdir.name}_{CACHE}")
-        folder = cache / "compiled" / compiled.kind_of_cpu()
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            known = sorted((home / "compiled").glob("*-cache"))
-            gone = random.Random(self.seed).sample(range(len(known)), min(MISSING, len(known)))
-            for number, program in enumerate(known):
-                if number not in gone:
-                    os.link(program, folder / program.name)
         return {"JAX_COMPILATION_CACHE_DIR": "", "GENFIELD_CACHE": str(cache)}
+
+    def broken(self, workdir: Path) -> list[str]:
+        """Programs that no start can use, and that none replaces."""
+        programs = workdir.with_name(f"{workdir.name}_{CACHE}").rglob("*-cache")
+        return [f"torn: {path.name}" for path in programs if not compiled.whole(path.read_bytes())]
 
 
 KINDS = {
