@@ -13,6 +13,7 @@ from .problems import PROBLEMS, Problem, reference
 from .signals import Counter
 
 FRESH = 20  # of so many cases one runs in interpreters of its own
+IMPORTS = 3.0  # processor seconds that such a one takes before it does what a forked one does
 
 
 class Found(NamedTuple):
@@ -72,10 +73,11 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     faults = kind.make(seed)
     faults = faults if isinstance(faults, list) else [faults]
     for fault in faults:
-        if hasattr(fault, "aim"):
-            fault.aim(facts)
         if seed % FRESH == 0 and not hasattr(fault, "fresh"):
             fault.fresh = True
+        if hasattr(fault, "aim"):
+            starts = IMPORTS if getattr(fault, "fresh", False) else 0.0
+            fault.aim(facts._replace(seconds=facts.seconds + starts))
         if case.strike(fault):
             break
     found = case.end()
@@ -123,7 +125,7 @@ class Case:
         return out.code == 0
 
     def _read(self) -> None:
-        """The folder is readable, and never goes back behind what was readable before."""
+        """The folder is readable, never goes back behind what was before, and no file is torn."""
         try:
             step = invariants.readable(self.workdir)
         except Exception as error:
@@ -132,6 +134,7 @@ class Case:
         if self.step is not None and (step is None or step < self.step):
             self.lost.append(f"open_run read step {self.step}, and now {step}")
         self.step = step
+        self.lost += invariants.torn(self.workdir)
 
     def _problems(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):

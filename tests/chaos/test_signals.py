@@ -64,6 +64,16 @@ def test_a_file_that_is_lost_changed_or_too_much_is_found(zygote, tmp_path, name
     assert any(name in line for line in invariants.check(PROBLEMS["train"], workdir, wanted))
 
 
+def test_a_part_of_a_file_is_found(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros(1000))
+    (tmp_path / "b.json").write_text('{"whole": 1}')
+    assert invariants.torn(tmp_path) == []
+    for name in ("a.npz", "b.json"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-1])
+    assert sorted(line.split(":")[1] for line in invariants.torn(tmp_path)) == [" a.npz", " b.json"]
+
+
 def test_a_checkpoint_of_other_parameters_or_counts_is_found(zygote, tmp_path):
     wanted, _ = cases.made(zygote, PROBLEMS["train"])
     workdir = shutil.copytree(wanted, tmp_path / "run")
