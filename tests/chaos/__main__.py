@@ -67,7 +67,8 @@ def main(argv: list[str]) -> int:
         return 130
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        shutil.rmtree(folder, ignore_errors=not tally.failures)
+        if not tally.failures:  # what is lost may be looked at
+            shutil.rmtree(folder, ignore_errors=True)
     print(table([tally]))
     return int(bool(tally.failures))
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +100,11 @@ class Case:
         self.variables = {}
 
     def _run(self, fault=None) -> Outcome:
-        out = self.zygote.run(self.problem, self.workdir, fault, self.variables)
+        try:
+            out = self.zygote.run(self.problem, self.workdir, fault, self.variables)
+        except TimeoutError as error:
+            self.lost.append(f"{fault}: {error}")
+            out = Outcome(-signal.SIGKILL, str(error), 0.0)
         self.seconds += out.seconds
         last = out.output.strip().rpartition("\n")[2]
         self.story.append(f"{fault or 'undisturbed'}: {out.code}, {last[:200]}")
