@@ -52,7 +52,8 @@ def main() -> int:
         return 0
     kind = kinds()[asked.kind]
     modes = tuple(asked.modes.split(",")) if asked.modes else kind.modes
-    home, tally = Path(asked.home).resolve(), Tally.read(Path(asked.out))
+    home, out = Path(asked.home).resolve(), Path(asked.out)
+    tally = Tally.read(out) if asked.runs > 1 else Tally(out, [], [])  # one is run again
     folder = home / f"work_{os.getpid()}"
     folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
