@@ -13,7 +13,7 @@ import numpy as np
 
 from genfield.data import identity, shards
 from genfield.errors import UserError, tell
-from genfield.machine import logbook
+from genfield.machine import lock, logbook
 from genfield.machine.tables import differences
 from genfield.prepare import crop, encoder
 from genfield.prepare.encoder import Encoder
@@ -199,6 +199,8 @@ def fill(options: Options, source: Source, made: Encoder, parts: list[Shard]) ->
                 progress.update(done)
             part.close()
     finally:
+        for part in parts:
+            part.let_go()
         pool.shutdown(cancel_futures=True)
 
 
@@ -301,6 +303,7 @@ def finish(out: Path, settings: dict, source: Source, parts: list[Shard], made: 
         np.save(unfinished, np.asarray(source.labels, np.int32)[kept])
         unfinished.replace(out / shards.LABELS)
     _write_json(out / shards.FINISHED, manifest)
+    lock.sweep(out / shards.SHARDS)
 
 
 def _write_json(path: Path, value: dict) -> None:
