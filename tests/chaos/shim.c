@@ -13,7 +13,9 @@
      short   every write writes a part of what it was given, drawn from the seed
      before  milliseconds that a rename takes before it is done; after: behind it
      lost    the rename `at` is done, and told as failed, as by a server whose answer was lost
-     stale   files changed in so many milliseconds before cannot be seen for as long; one in three
+     kill    the process is killed at the call `at`; 2: behind a rename that was done
+     slow    milliseconds that a read takes
+     stale   files changed in so many milliseconds before cannot be seen for as long; one in two
      back    seconds by which the clock of the wall jumps back, at the call `at` of Python
 */
 #define _GNU_SOURCE
@@ -21,6 +23,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -35,15 +38,15 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OPEN, CREATE, WRITE, FSYNC, RENAME, MAKE, REMOVE, READ, STAT, BYTES, CLOCK, COUNTED };
+enum { OPEN, CREATE, WRITE, FSYNC, RENAME, MAKE, REMOVE, READ, STAT, BYTES, CLOCK, HITS, COUNTED };
 static const char *NAMES[] = {"open", "create", "write", "fsync", "rename",
                               "make", "remove", "read",  "stat"};
 enum { OPS = sizeof NAMES / sizeof *NAMES };
 
 static struct {
-    int armed, code, cut, lost;
+    int armed, code, cut, lost, kill;
     unsigned ops;
-    long at, times, bytes, before, after, stale, back;
+    long at, times, bytes, before, after, stale, back, slow;
     uint64_t seed;
     char under[2 * PATH_MAX];
     struct timespec since;
@@ -102,6 +105,8 @@ void chaos_arm(const char *given) {
     fault.before = number(spec, "before", 0);
     fault.after = number(spec, "after", 0);
     fault.lost = (int)number(spec, "lost", 0);
+    fault.kill = (int)number(spec, "kill", 0);
+    fault.slow = number(spec, "slow", 0);
     fault.stale = number(spec, "stale", 0);
     fault.back = number(spec, "back", 0);
     clock_gettime(CLOCK_REALTIME, &fault.since);
@@ -160,6 +165,8 @@ static int failing(int op) {
     if (!(fault.ops >> op & 1) || !fault.at) return 0;
     long now = ++seen;
     if (now < fault.at || (fault.times && now >= fault.at + fault.times)) return 0;
+    counts[HITS]++;
+    if (fault.kill == 1) kill(getpid(), SIGKILL);
     return fault.code;
 }
 
@@ -176,10 +183,14 @@ static ssize_t allowed(int descriptor, size_t size) {
     if (code) { errno = code; return -1; }
     if (fault.bytes >= 0) {
         long left = fault.bytes - written;
+        counts[HITS] += (long)size > left;
         if (left <= 0 && size) { errno = fault.code; return -1; }
         if ((long)size > left) size = (size_t)left;
     }
-    if (fault.cut && size > 1) size = 1 + draw() % size;
+    if (fault.cut && size > 1) {
+        counts[HITS]++;
+        size = 1 + draw() % size;
+    }
     written += (long)size;
     counts[BYTES] += (long)size;
     return (ssize_t)size;
@@ -187,7 +198,9 @@ static ssize_t allowed(int descriptor, size_t size) {
 
 static void pause_for(long milliseconds) {
     struct timespec time = {milliseconds / 1000, milliseconds % 1000 * 1000000};
-    if (milliseconds) nanosleep(&time, NULL);
+    if (!milliseconds) return;
+    counts[HITS]++;
+    nanosleep(&time, NULL);
 }
 
 static double between(struct timespec a, struct timespec b) {
@@ -202,8 +215,10 @@ static int stale(const char *path) {
     double age = between(found.st_ctim, fault.since);
     uint64_t hash = fault.seed;
     for (const char *c = path; *c; c++) hash = (hash ^ (unsigned char)*c) * 1099511628211u;
-    return age > 0 && age < fault.stale && between(fault.since, now) < fault.stale &&
-           S_ISREG(found.st_mode) && hash >> 20 & 1 && hash >> 40 & 1;
+    int hides = age > 0 && age < fault.stale && between(fault.since, now) < fault.stale &&
+                S_ISREG(found.st_mode) && hash >> 20 & 1;
+    counts[HITS] += hides;
+    return hides;
 }
 
 /* ---- Opening */
@@ -313,7 +328,9 @@ ON_A_FILE(ftruncate64, WRITE, (int descriptor, off64_t size), (descriptor, size)
     ssize_t name declared {                                     \
         static ssize_t (*real) declared;                        \
         if (!real) real = dlsym(RTLD_NEXT, #name);              \
-        MAY_FAIL(watched(descriptor), READ, -1);                \
+        int about = watched(descriptor);                        \
+        MAY_FAIL(about, READ, -1);                              \
+        if (about) pause_for(fault.slow);                       \
         return real passed;                                     \
     }
 READING(read, (int descriptor, void *data, size_t size), (descriptor, data, size))
@@ -353,10 +370,11 @@ NAMING(rmdir, REMOVE, AT_FDCWD, (const char *path), (path))
         static int (*real) declared;                            \
         if (!real) real = dlsym(RTLD_NEXT, #name);              \
         int about = watched_at(folder, to), code = about ? failing(RENAME) : 0; \
-        if (code && !fault.lost) { errno = code; return -1; }   \
+        if (code && !fault.lost && !fault.kill) { errno = code; return -1; }   \
         if (about) pause_for(fault.before);                     \
         int done = real passed;                                 \
         if (about) pause_for(fault.after);                      \
+        if (code && fault.kill) kill(getpid(), SIGKILL);        \
         if (code && !done) { errno = code; return -1; }         \
         return done;                                            \
     }
@@ -375,6 +393,8 @@ int clock_gettime(clockid_t which, struct timespec *out) {
         return 0;
     if (strstr(caller.dli_fname, "site-packages")) return 0;
     counts[CLOCK]++;
-    if (fault.back && ++seen >= fault.at) out->tv_sec -= fault.back;
+    if (!fault.back || ++seen < fault.at) return 0;
+    counts[HITS]++;
+    out->tv_sec -= fault.back;
     return 0;
 }
