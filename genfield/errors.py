@@ -112,11 +112,25 @@ def mendable(error: Exception) -> str | None:
 
 
 def of_system(error: BaseException) -> int | None:
-    """The system's number of an error of files, of Python or told by TensorStore; None of others."""
+    """The system's number of an error of files, Python's or TensorStore's; None of others."""
     if isinstance(error, OSError):
         return error.errno
     code = OS_CODE.search(str(error))
     return int(code[1]) if code else None
+
+
+def of_machine(error: BaseException | None) -> str | None:
+    """What the machine lacks just now, by this error or one that it came of, and how to mend it.
+
+    None: the error is of a file or of the program, and will come again.
+    """
+    names = "EMFILE ENFILE ENOMEM EIO ESTALE ETIMEDOUT ENOSPC EROFS"
+    codes = [getattr(errno, name, -1) for name in names.split()]
+    while error is not None:
+        if isinstance(error, MemoryError) or of_system(error) in codes:
+            return mendable(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _of_files(error: Exception) -> str | None:

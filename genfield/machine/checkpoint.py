@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from genfield.errors import UserError, local
+from genfield.errors import UserError, local, of_machine
 from genfield.machine import fixed, processes, sharding
 
 FOLDER = "checkpoints"
@@ -172,7 +172,8 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {known}")
         damaged = {}
         for candidate in [step] if step is not None else known[::-1]:
-            problem, found = self._read(candidate, abstract, older)
+            with processes.together():
+                problem, found = self._read(candidate, abstract, older)
             problem = processes.common(problem) or _differs(found)
             if problem is None:
                 self._set_aside(damaged)
@@ -214,6 +215,8 @@ class Checkpoints:
         """What keeps this process from reading its part of a checkpoint, or None; and the part.
 
         Nothing in it is collective: on another process it may end elsewhere.
+        Raises:
+          UserError: this machine cannot read it now, whole as it may be.
         """
         try:
             lacking = self._lacking(step, older)
@@ -228,6 +231,9 @@ class Checkpoints:
                 state[name] = fixed.put(state[name], placed)
             return None, _Found(read, expected, state, out["meta"])
         except Exception as error:  # anything can come out of a damaged file
+            if short := of_machine(error):  # which says nothing of the checkpoint
+                place = self.folder / str(step)
+                raise UserError(f"cannot read checkpoint {place} now: {short}") from error
             return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", None
 
     def _set_aside(self, damaged: dict[int, str]) -> None:

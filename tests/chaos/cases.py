@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from . import invariants
+from . import invariants, shim
 from .driver import Facts, Kind, Outcome, Zygote, answered
 from .problems import PROBLEMS, Problem, reference
 from .signals import Counter
@@ -53,8 +53,9 @@ def _make(zygote: Zygote, problem: Problem, folder: Path) -> dict:
     for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
         counted.unlink(missing_ok=True)
+        counted.with_suffix(".calls").unlink(missing_ok=True)
         problem.prepare(folder, zygote.home)
-        out = zygote.run(problem, folder, Counter(str(counted)))
+        out = zygote.run(problem, folder, Counter(str(counted), folder))
         if out.code:
             raise RuntimeError(f"{problem.mode} undisturbed ends with {out.code}:\n{out.output}")
     return {"seconds": out.seconds, "touches": counted.stat().st_size}
@@ -72,6 +73,8 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     for fault in faults if isinstance(faults, list) else [faults]:
         if hasattr(fault, "aim"):
             fault.aim(facts)
+        if hasattr(fault, "meet"):
+            fault.meet(problem, workdir, shim.calls(wanted.with_name(f"{mode}.calls")))
         if seed % FRESH == 0 and not hasattr(fault, "fresh"):
             fault.fresh = True
         if case.strike(fault):

@@ -46,7 +46,8 @@ def calls(file: Path) -> dict[str, int]:
     """How often each operation was called, of the file that `count` names."""
     stored = file.read_bytes() if file.exists() else b""
     size = 8 * len(COUNTED)
-    return dict(zip(COUNTED, struct.unpack(f"{len(COUNTED)}q", stored.ljust(size, b"\0"))))
+    numbers = struct.unpack(f"{len(COUNTED)}q", stored.ljust(size, b"\0"))
+    return dict(zip(COUNTED, numbers, strict=True))
 
 
 class AtFiles:

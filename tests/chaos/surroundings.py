@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,7 +197,9 @@ class Config(Fault):
         text = {
             "comment": "# a comment\n" + CONFIG.read_text(),
             "width": CONFIG.read_text().replace("width=16", "width=24"),
-            "seed": CONFIG.read_text().replace("return config", "config.seed = 7\n    return config"),
+            "seed": CONFIG.read_text().replace(
+                "return config", "config.seed = 7\n    return config"
+            ),
             "syntax": CONFIG.read_text()[:-40],
         }
         if self.what == "gone":
@@ -291,7 +292,7 @@ class Twice(Fault):
         self.problem = problem.mode
 
     def parent(self, pid: int, workdir: Path) -> None:
-        """Beside the run: the second one is told that there is a first, or works when it is done."""
+        """Beside the run: the second is told of the first, or works when that is done."""
         from .driver import answered
 
         until_used(pid, self.seconds)
