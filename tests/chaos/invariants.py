@@ -5,7 +5,9 @@ the clock is left out, all else is equal to the bit. `readable` reads it as `ope
 moment.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -20,7 +22,7 @@ OF_THE_CLOCK = re.compile(
     r"compilation_cache|\w*_s)$"
 )
 TEMPORARY = re.compile(
-    r"(\.new|\.unfinished|\.tmp|\.part)$|^unfinished_|orbax-checkpoint-tmp|^\.[0-9a-f]{32}|_shards$"
+    r"(\.new|\.unfinished|\.tmp|\.part)$|^unfinished_|orbax-checkpoint-tmp|^\.|_shards$"
 )
 CHECKPOINTS = "checkpoints"
 LOGGER = "events."  # TensorBoard's, one more at each start, named by the time
@@ -168,7 +170,8 @@ def readable(workdir: Path) -> int | None:
     from genfield.errors import UserError
 
     try:
-        return open_run(workdir).step
+        with contextlib.redirect_stdout(io.StringIO()):
+            return open_run(workdir).step
     except UserError as error:
         if "\n" in str(error) or not re.search(r"holds no (finished )?checkpoint", str(error)):
             raise
