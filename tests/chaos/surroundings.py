@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .driver import Kind
-from .problems import CONFIG, PROBLEMS, SMALL, Problem, of_run
+from .problems import CONFIG, PROBLEMS, Problem, on_a_run
 from .signals import state, until_used
 
 MEGABYTE = 1 << 20
@@ -260,13 +260,13 @@ def on_arrays(workdir: Path) -> list[str]:
     """Training on a file by memory map."""
     data = f"--config.data.path={data_of(workdir)}"
     more = ("data.name=arrays", "data.labels=False", "label_dropout=0.0")
-    command = of_run("train", f"--config={CONFIG}", overrides=(*SMALL, *more))
-    return [*command(workdir), data]
+    given = [data, *(f"--config.{one}" for one in more)]
+    return on_a_run("train", f"--config={CONFIG}", *given)(workdir)
 
 
 def on_a_page(workdir: Path) -> list[str]:
     """Training by a page of its own."""
-    return of_run("train", f"--config={page_of(workdir)}", overrides=SMALL)(workdir)
+    return on_a_run("train", f"--config={page_of(workdir)}")(workdir)
 
 
 PROBLEMS |= {
