@@ -1,7 +1,7 @@
 /* Faults at the file layer, for LD_PRELOAD: what libc does below a folder is counted, and may fail.
 
-   chaos_arm("seed=3;at=12;ops=write;errno=28;under=/run") sets one fault; CHAOS_SHIM in the
-   environment does so when the library is loaded. Without, calls go through as they are. Fields:
+   chaos_arm("seed=3;at=12;ops=write;errno=28;under=/run") sets one fault. Without, calls go through
+   as they are. Fields:
 
      under   a folder, or several with ':', that the fault is for
      count   a file that is mapped, with how often each operation was called there
@@ -15,10 +15,11 @@
      lost    the rename `at` is done, and told as failed, as by a server whose answer was lost
      kill    the process is killed at the call `at`; 2: behind a rename that was done
      slow    milliseconds that a read takes
-     stale   files changed in so many milliseconds before cannot be seen for as long; one in two
+     stale   what was changed in so many milliseconds before is not seen for as long; one in two
      back    seconds by which the clock of the wall jumps back, at the call `at` of Python
 */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -114,11 +115,6 @@ void chaos_arm(const char *given) {
     fault.armed = 1;
 }
 
-__attribute__((constructor)) static void begin(void) {
-    const char *given = getenv("CHAOS_SHIM");
-    if (given) chaos_arm(given);
-}
-
 /* ---- What a call is about, and what becomes of it */
 
 static int below(const char *path) {
@@ -207,16 +203,24 @@ static double between(struct timespec a, struct timespec b) {
     return 1e3 * (double)(b.tv_sec - a.tv_sec) + 1e-6 * (double)(b.tv_nsec - a.tv_nsec);
 }
 
+/* Whether the file or folder of a run that a path lies in, such as checkpoints/12, is not seen. */
 static int stale(const char *path) {
+    size_t length = strlen(fault.under), more = 0;
+    char whole[PATH_MAX];
     struct stat found;
     struct timespec now;
-    if (!fault.stale || fstatat(AT_FDCWD, path, &found, 0)) return 0;
+    if (!fault.stale || strlen(path) <= length) return 0;
+    for (int depth = 0; depth < 2 && path[length + more]; depth++)
+        more += 1 + strcspn(path + length + more + 1, "/");
+    snprintf(whole, sizeof whole, "%.*s", (int)(length + more), path);
+    if (fstatat(AT_FDCWD, whole, &found, 0)) return 0;
     clock_gettime(CLOCK_REALTIME, &now);
     double age = between(found.st_ctim, fault.since);
     uint64_t hash = fault.seed;
-    for (const char *c = path; *c; c++) hash = (hash ^ (unsigned char)*c) * 1099511628211u;
+    for (const char *c = whole + length; *c; c++)
+        hash = (hash ^ (unsigned char)*c) * 1099511628211u;
     int hides = age > 0 && age < fault.stale && between(fault.since, now) < fault.stale &&
-                S_ISREG(found.st_mode) && hash >> 20 & 1;
+                (hash ^ hash >> 20 ^ hash >> 40) & 1;
     counts[HITS] += hides;
     return hides;
 }
@@ -295,20 +299,11 @@ size_t fwrite(const void *data, size_t size, size_t count, FILE *stream) {
     return done;
 }
 
-#define COPYING(name, declared, passed, size)                   \
-    ssize_t name declared {                                     \
-        static ssize_t (*real) declared;                        \
-        if (!real) real = dlsym(RTLD_NEXT, #name);              \
-        ssize_t share = allowed(to, size);                      \
-        if (share < 0) return -1;                               \
-        size = (size_t)share;                                   \
-        return real passed;                                     \
-    }
-COPYING(sendfile, (int to, int from, off_t *at, size_t size), (to, from, at, size), size)
-COPYING(sendfile64, (int to, int from, off64_t *at, size_t size), (to, from, at, size), size)
-COPYING(copy_file_range,
-        (int from, off64_t *a, int to, off64_t *b, size_t size, unsigned flags),
-        (from, a, to, b, size, flags), size)
+ssize_t sendfile64(int to, int from, off64_t *at, size_t size) {
+    REAL(ssize_t, sendfile64, int, int, off64_t *, size_t);
+    ssize_t share = allowed(to, size);
+    return share < 0 ? -1 : real_sendfile64(to, from, at, (size_t)share);
+}
 
 #define ON_A_FILE(name, op, declared, passed)                   \
     int name declared {                                         \
@@ -347,6 +342,18 @@ READING(pread64, (int descriptor, void *data, size_t size, off64_t at),
         if (about && stale(path)) { errno = ENOENT; return -1; } \
         return real passed;                                     \
     }
+struct dirent64 *readdir64(DIR *folder) {
+    REAL(struct dirent64 *, readdir64, DIR *);
+    char whole[PATH_MAX];
+    struct dirent64 *found = real_readdir64(folder);
+    while (found && fault.armed && fault.stale && link_of(dirfd(folder), whole, PATH_MAX - 300)) {
+        snprintf(whole + strlen(whole), 300, "/%s", found->d_name);
+        if (!below(whole) || !stale(whole)) break;
+        found = real_readdir64(folder);
+    }
+    return found;
+}
+
 LOOKING(stat, AT_FDCWD, (const char *path, struct stat *out), (path, out))
 LOOKING(stat64, AT_FDCWD, (const char *path, struct stat64 *out), (path, out))
 
@@ -360,27 +367,21 @@ LOOKING(stat64, AT_FDCWD, (const char *path, struct stat64 *out), (path, out))
         return real passed;                                     \
     }
 NAMING(mkdir, MAKE, AT_FDCWD, (const char *path, mode_t mode), (path, mode))
-NAMING(mkdirat, MAKE, folder, (int folder, const char *path, mode_t mode), (folder, path, mode))
 NAMING(unlink, REMOVE, AT_FDCWD, (const char *path), (path))
 NAMING(unlinkat, REMOVE, folder, (int folder, const char *path, int flags), (folder, path, flags))
 NAMING(rmdir, REMOVE, AT_FDCWD, (const char *path), (path))
 
-#define RENAMING(name, folder, declared, passed)                \
-    int name declared {                                         \
-        static int (*real) declared;                            \
-        if (!real) real = dlsym(RTLD_NEXT, #name);              \
-        int about = watched_at(folder, to), code = about ? failing(RENAME) : 0; \
-        if (code && !fault.lost && !fault.kill) { errno = code; return -1; }   \
-        if (about) pause_for(fault.before);                     \
-        int done = real passed;                                 \
-        if (about) pause_for(fault.after);                      \
-        if (code && fault.kill) kill(getpid(), SIGKILL);        \
-        if (code && !done) { errno = code; return -1; }         \
-        return done;                                            \
-    }
-RENAMING(rename, AT_FDCWD, (const char *path, const char *to), (path, to))
-RENAMING(renameat, place, (int folder, const char *path, int place, const char *to),
-         (folder, path, place, to))
+int rename(const char *from, const char *to) {
+    REAL(int, rename, const char *, const char *);
+    int about = watched_at(AT_FDCWD, to), code = about ? failing(RENAME) : 0;
+    if (code && !fault.lost && !fault.kill) { errno = code; return -1; }
+    if (about) pause_for(fault.before);
+    int done = real_rename(from, to);
+    if (about) pause_for(fault.after);
+    if (code && fault.kill) kill(getpid(), SIGKILL);
+    if (code && !done) { errno = code; return -1; }
+    return done;
+}
 
 /* ---- The clock; Python's alone: waits of C++ end at the kernel's, which does not jump */
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import shim
 from .driver import Kind
 from .problems import CONFIG, PROBLEMS, Problem, on_a_run
 from .signals import state, until_used
@@ -334,3 +335,5 @@ KINDS = {
     "changed_config": Kind(after_a_kill(Config), ("train_page",)),
     "two_processes": Kind(Twice, MODES),
 }
+if shim.COMPILER:  # what another machine has just written is of use to one that goes on
+    KINDS["stale"] = Kind(after_a_kill(shim.Make("stale")), ("train",))
