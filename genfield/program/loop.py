@@ -115,7 +115,6 @@ class Loop:
         if self.last_eval[0] != self.step:
             self._evaluate()
         self._save()
-        self._take_up()
         with self.clock.within("checkpoint"):
             self.checkpoints.wait()
 
@@ -176,7 +175,6 @@ class Loop:
 
     def _stop(self):
         self._save()
-        self._take_up()
         self.checkpoints.wait()
         say(f"saved step {self.step} of {self.config.train.steps}; the same command goes on")
         raise preemption.Preempted
@@ -266,8 +264,12 @@ class Loop:
     def _save(self) -> None:
         """Saves what was learned, unless it was learned of other data than the run's."""
         self._settle(0)
+<<<<<<< HEAD
         with processes.together():
             identity.check_unchanged()
+=======
+        self._take_up()  # who goes on from here does not draw it again
+>>>>>>> driver
         with self.clock.within("checkpoint"):
             self._saved()
 

@@ -146,11 +146,12 @@ def run(argv: list[str]) -> None:
     does = f"writes the study {path.with_suffix('')}"
     with lock.held(path.with_name(f".{file}.lock"), does, "choose another --name"):
         found = STUDIES[name].run(subject, **{p.name: settings[flag] for flag, p in known.items()})
-        logbook.write_json(path, _plain(_record(name, subject, settings, found)))
         lines = [f"figures: {path}", *(f"picture: {p}" for p in found.pictures)]
         if found.arrays:
-            np.savez(path.with_suffix(".npz"), **found.arrays)
+            logbook.replace_arrays(path.with_suffix(".npz"), found.arrays)
             lines.append(f"arrays: {path.with_suffix('.npz')}")
+        # All else is there by then.
+        logbook.write_json(path, _plain(_record(name, subject, settings, found)))
     say("\n" + columns(found.table))
     say("\n".join(lines))
 
