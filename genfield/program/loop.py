@@ -264,12 +264,9 @@ class Loop:
     def _save(self) -> None:
         """Saves what was learned, unless it was learned of other data than the run's."""
         self._settle(0)
-<<<<<<< HEAD
         with processes.together():
             identity.check_unchanged()
-=======
         self._take_up()  # who goes on from here does not draw it again
->>>>>>> driver
         with self.clock.within("checkpoint"):
             self._saved()
 
