@@ -54,6 +54,7 @@ def prepare(options: Options) -> None:
     if manifest.exists() and all(part.done for part in parts):
         for name in WRITTEN:  # of a kill between its writing and another process' end
             _unfinished(options.out / name, options.process_id).unlink(missing_ok=True)
+        lock.sweep(options.out / shards.SHARDS)  # of one that was killed at its very end
         _say(options, f"finished before: {_summary(options.out)}")
         return
     mine = parts[options.process_id :: options.num_processes]
