@@ -76,7 +76,8 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
         if hasattr(fault, "aim"):
             fault.aim(facts)
         if hasattr(fault, "meet"):
-            fault.meet(problem, workdir, shim.calls(wanted.with_name(f"{mode}.calls")))
+            counted = shim.calls(wanted.with_name(f"{mode}.calls"))
+            fault.meet(problem, workdir, zygote.home, counted)
         if seed % FRESH == 0 and not hasattr(fault, "fresh"):
             fault.fresh = True
         if case.strike(fault):

@@ -60,7 +60,7 @@ class AtFiles:
     def __init__(self, name: str, seed: int):
         self.name, self.seed, self.told = name, seed, {}
 
-    def meet(self, problem, workdir: Path, counted: dict[str, int]) -> None:
+    def meet(self, problem, workdir: Path, home: Path, counted: dict) -> None:
         """Draws the fault for a run; counted: the calls of the undisturbed one."""
         drawn = DRAWS[self.name](random.Random(f"{self.name} {self.seed}"), counted)
         count = workdir.with_name(f"{workdir.name}.calls")

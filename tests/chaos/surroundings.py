@@ -192,7 +192,7 @@ class Config(Fault):
         super().__init__(seed)
         self.what = self.draw.choice(("comment", "width", "seed", "syntax", "gone"))
 
-    def meet(self, problem, workdir: Path, counted) -> None:
+    def meet(self, problem, workdir: Path, home: Path, counted) -> None:
         """Before the run starts."""
         page = page_of(workdir)
         text = {
@@ -288,16 +288,16 @@ class Twice(Fault):
         super().__init__(seed)
         self.second = None
 
-    def meet(self, problem, workdir: Path, counted) -> None:
+    def meet(self, problem, workdir: Path, home: Path, counted) -> None:
         """Which command."""
-        self.problem = problem.mode
+        self.problem, self.home = problem.mode, home
 
     def parent(self, pid: int, workdir: Path) -> None:
         """Beside the run: the second is told of the first, or works when that is done."""
         from .driver import answered
 
         until_used(pid, self.seconds)
-        out = other_zygote(workdir.parent.parent).run(PROBLEMS[self.problem], workdir)
+        out = other_zygote(self.home).run(PROBLEMS[self.problem], workdir)
         self.what = out.output.strip().rpartition("\n")[2][:160]
         self.second = out.code, answered(out)
 

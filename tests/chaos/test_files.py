@@ -100,6 +100,6 @@ def test_every_kind_makes_the_same_fault_of_the_same_seed():
                 made = kind.make(seed)
                 for fault in made if isinstance(made, list) else [made]:
                     if isinstance(fault, shim.AtFiles):
-                        fault.meet(None, ROOT, counted)
+                        fault.meet(None, ROOT, ROOT, counted)
                     told.append(str(fault))
             assert told[: len(told) // 2] == told[len(told) // 2 :]
