@@ -34,7 +34,7 @@ class Lock:
 
 
 def take(file: Path, does: str, instead: str, patience: float = 0.0) -> Lock | None:
-    """Takes the lock of a file, whose folder is there.
+    """Takes the lock of a file, whose folder is made.
 
     Args:
       does: what its holder does, as "trains in /runs/digits"; told to those who come later.
@@ -46,6 +46,10 @@ def take(file: Path, does: str, instead: str, patience: float = 0.0) -> Lock | N
       UserError: another process holds it; says which, on which machine and since when.
     """
     end = time.monotonic() + patience
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {file.parent}: {error.strerror}") from error
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
