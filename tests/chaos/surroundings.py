@@ -194,14 +194,14 @@ class Config(Fault):
 
     def meet(self, problem, workdir: Path, home: Path, counted) -> None:
         """Before the run starts."""
-        page = page_of(workdir)
+        page, old = page_of(workdir), CONFIG.read_text()
+        if not (workdir / "config.json").exists():  # nothing has begun that could be another
+            self.what = "comment"
         text = {
-            "comment": "# a comment\n" + CONFIG.read_text(),
-            "width": CONFIG.read_text().replace("width=16", "width=24"),
-            "seed": CONFIG.read_text().replace(
-                "return config", "config.seed = 7\n    return config"
-            ),
-            "syntax": CONFIG.read_text()[:-40],
+            "comment": f"# a comment\n{old}",
+            "width": old.replace("width=16", "width=24"),
+            "seed": old.replace("return config", "config.seed = 7\n    return config"),
+            "syntax": old[:-40],
         }
         if self.what == "gone":
             page.unlink()
