@@ -24,11 +24,22 @@ class Lock:
 
     def __init__(self, file: Path, descriptor: int):
         self.file, self.descriptor = file, descriptor
+        self.folder = os.stat(file.parent)
+
+    def check(self) -> None:
+        """Raises UserError where the folder is another one than was locked, or none."""
+        folder = self.file.parent
+        if not (folder.exists() and os.path.samestat(os.stat(folder), self.folder)):
+            raise UserError(
+                f"{folder} was moved or removed while this process wrote there: put it "
+                "back; the same command goes on, or begins anew where it is gone"
+            )
 
     def release(self) -> None:
         """Lets others in; its file goes."""
         with contextlib.suppress(OSError):  # the folder is gone, or cannot be written any more
-            self.file.unlink()
+            if _is_at(self.file, self.descriptor):
+                self.file.unlink()
         with contextlib.suppress(OSError):
             os.close(self.descriptor)
 
@@ -47,7 +58,7 @@ def take(file: Path, does: str, instead: str, patience: float = 0.0) -> Lock | N
     """
     end = time.monotonic() + patience
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(exist_ok=True)  # what it lies in is there, or was taken away
     except OSError as error:
         raise UserError(f"cannot make {file.parent}: {error.strerror}") from error
     while True:
@@ -93,7 +104,7 @@ def held(file: Path, does: str, instead: str, patience: float = 0.0) -> Iterator
     """Around what writes; of several processes that work together, process 0 holds it for all.
 
     Raises:
-      UserError: as `take`, on all processes.
+      UserError: as `take`, on all processes; or the folder was moved or removed meanwhile.
     """
     import jax
 
@@ -105,6 +116,9 @@ def held(file: Path, does: str, instead: str, patience: float = 0.0) -> Iterator
             lock = take(file, does, instead, patience)
     try:
         yield
+        with processes.together():
+            if lock is not None:
+                lock.check()
     finally:
         if lock is not None:
             lock.release()
@@ -123,7 +137,7 @@ def _is_at(file: Path, descriptor: int) -> bool:
     """Whether an open file is the one that others find, too."""
     try:
         return os.path.samestat(os.stat(file), os.fstat(descriptor))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -88,3 +88,13 @@ def test_a_sweep_leaves_those_that_are_held(tmp_path):
     lock.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / ".a.lock"]
     held.release()
+
+
+def test_a_folder_that_is_moved_while_it_is_locked_is_told(tmp_path):
+    file = tmp_path / "run" / lock.FILE
+    told = "run was moved or removed while this process wrote there"
+    with pytest.raises(UserError, match=told), lock.held(file, "", ""):
+        file.parent.rename(tmp_path / "moved")
+        file.parent.mkdir()
+        file.touch()  # of another process
+    assert file.exists()
