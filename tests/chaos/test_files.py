@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from . import shim, surroundings
+from . import cases, shim, surroundings
 from .problems import ROOT
 
 needs_compiler = pytest.mark.skipif(not shim.COMPILER, reason="there is no compiler of C (cc)")
@@ -103,3 +103,34 @@ def test_every_kind_makes_the_same_fault_of_the_same_seed():
                         fault.meet(None, ROOT, ROOT, counted)
                     told.append(str(fault))
             assert told[: len(told) // 2] == told[len(told) // 2 :]
+
+
+KINDS = shim.KINDS | surroundings.KINDS
+SHARE = (
+    ("disk_full", "train", 1),
+    ("open_files", "sample", 2),
+    ("read_only", "pairs", 3),
+    ("slow_renames", "prepare", 4),
+    ("disk_error", "evaluate", 5),
+    ("deleted_workdir", "edit", 6),
+)
+
+
+def struck(zygote, tmp_path, kind: str, mode: str, seed: int) -> None:
+    if kind not in KINDS:
+        pytest.skip("there is no compiler of C (cc)")
+    found = cases.run(zygote, mode, KINDS[kind], seed, tmp_path)
+    assert not found.lost + found.silent, found
+
+
+@pytest.mark.parametrize(("kind", "mode", "seed"), SHARE)
+def test_a_share_of_the_faults_loses_nothing(zygote, tmp_path, kind, mode, seed):
+    struck(zygote, tmp_path, kind, mode, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(20, 23))
+def test_more_faults(zygote, tmp_path, kind, seed):
+    for mode in KINDS[kind].modes:
+        struck(zygote, tmp_path, kind, mode, seed)
