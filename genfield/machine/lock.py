@@ -37,9 +37,12 @@ class Lock:
 
     def release(self) -> None:
         """Lets others in; its file goes."""
-        with contextlib.suppress(OSError):  # the folder is gone, or cannot be written any more
+        try:
             if _is_at(self.file, self.descriptor):
                 self.file.unlink()
+        except OSError as error:  # the folder cannot be written any more
+            told = f"{self.file} stays, and holds nobody up ({error.strerror})"
+            tell(f"genfield: warning: {told}", error=True)
         with contextlib.suppress(OSError):
             os.close(self.descriptor)
 

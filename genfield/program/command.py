@@ -295,17 +295,17 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-def _untold(hook: Callable, kind: type, error: BaseException, trace) -> None:
-    """In the place of an excepthook: TensorStore, called back from C++ by what was under way when
-    a save failed, finds the loop of events closed, and would tell that many times."""
-    if "Event loop is closed" not in str(error):
-        hook(kind, error, trace)
+def _untold(hook: Callable, about) -> None:
+    """In the place of sys.unraisablehook: TensorStore, called back from C++ by what was under way
+    when a save failed, finds the loop of events closed, and would tell that many times."""
+    if "Event loop is closed" not in str(about.exc_value):
+        hook(about)
 
 
 def leave(argv: list[str], command: Callable) -> None:
     """Runs a command line as the whole of a process."""
     warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
-    sys.excepthook = functools.partial(_untold, sys.excepthook)
+    sys.unraisablehook = functools.partial(_untold, sys.unraisablehook)
     try:
         code = main(argv, command)
     except Exception as error:
