@@ -3,10 +3,13 @@
 import contextlib
 import fcntl
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
 from typing import NamedTuple
+
+from genfield.machine import logbook
 
 from . import invariants, shim
 from .driver import Facts, Kind, Outcome, Zygote, answered
@@ -45,7 +48,7 @@ def made(zygote: Zygote, problem: Problem) -> tuple[Path, Facts]:
         with open(folder.with_name(f"{problem.mode}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not told.exists():
-                told.write_text(json.dumps(_make(zygote, problem, folder)))
+                logbook.replace_text(told, json.dumps(_make(zygote, problem, folder)))
     return folder, Facts(**json.loads(told.read_text()))
 
 
@@ -68,8 +71,7 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     problem = PROBLEMS[mode]
     wanted, facts = made(zygote, problem)
     workdir = folder / f"{mode}_{seed}"
-    for place in folder.glob(f"{workdir.name}*"):
-        shutil.rmtree(place)
+    remove(workdir)
     problem.prepare(workdir, zygote.home)
     case = Case(zygote, problem, workdir, wanted)
     faults = kind.make(seed)
@@ -89,9 +91,14 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     for fault in faults:
         found.lost.extend(fault.broken(workdir) if hasattr(fault, "broken") else [])
     if not found.lost + found.silent:
-        for place in folder.glob(f"{workdir.name}*"):
-            shutil.rmtree(place, ignore_errors=True)
+        remove(workdir)
     return found._replace(seed=seed)
+
+
+def remove(workdir: Path) -> None:
+    """Removes a workdir, and what a fault has put beside it."""
+    for place in (workdir, *workdir.parent.glob(f"{workdir.name}_*")):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class Case:
@@ -128,8 +135,10 @@ class Case:
             self.silent.append(f"{fault}: {says}")
         self._read()
         if out.code == 0:
-            wrong = [f"{fault} ended with 0: {problem}" for problem in self._problems()]
-            self.silent += wrong
+            wrong = self._problems()
+            told = " ".join(re.findall(r"^genfield: warning: .*", out.output, re.MULTILINE))
+            silent = [problem for problem in wrong if f"/{problem.split(': ')[1]} " not in told]
+            self.silent += [f"{fault} ended with 0: {problem}" for problem in silent]
             self.whole = not wrong
         return out.code == 0
 
@@ -148,7 +157,7 @@ class Case:
     def _problems(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             return invariants.check(self.problem, self.workdir, self.wanted)
-        return ["files are missing"]
+        return ["missing: files"]
 
     def end(self) -> Found:
         """Runs the same command without a fault, where none has ended yet, and checks."""
