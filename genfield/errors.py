@@ -12,8 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 REMOTE = re.compile(r"[A-Za-z][\w+.-]+://")
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+OS_CODE = re.compile(r"os_error_code='(\d+)'")  # as TensorStore, below orbax, tells the system's
 EXIT_CODE = 2
+
+# What the system says of files and disks by the names of its errors, and how that is mended.
+OF_FILES = {
+    "ENOSPC EDQUOT EACCES EPERM EROFS ENOTDIR EISDIR": "Make room or choose another path",
+    "EMFILE ENFILE": "Raise the limit of open files (ulimit -n)",
+    "EFBIG": "Raise the limit of a file's size (ulimit -f)",
+    "ENOMEM": "Raise the limit of memory (ulimit -v), or free some",
+    "EIO ESTALE ENXIO ENODEV EREMOTEIO ETIMEDOUT ENOTCONN EHOSTDOWN EBUSY": (
+        "See to the disk or its server; the same command goes on"
+    ),
+    "ENOENT ENOTEMPTY": (
+        "It was changed while the program was at work: put it back; the same command goes on"
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,8 +93,8 @@ def mendable(error: Exception) -> str | None:
     text = str(error)
     if isinstance(error, UserError):
         return text
-    if isinstance(error, OSError) and error.errno in MENDABLE:
-        return f"{error.filename or 'the disk'}: {error.strerror}. Make room or choose another path"
+    if told := _of_files(error):
+        return told
     flags = getattr(sys.modules.get("jax"), "config", None)
     watched = flags and (flags.jax_debug_nans or flags.jax_debug_infs)
     if watched and isinstance(error, FloatingPointError):
@@ -88,11 +102,46 @@ def mendable(error: Exception) -> str | None:
             f"{text.splitlines()[0]}: JAX_DEBUG_NANS or JAX_DEBUG_INFS is set; leave it unset, and "
             "the step that is not finite is found, written down and told"
         )
-    if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+    short = isinstance(error, MemoryError) or "std::bad_alloc" in text
+    if short or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return (
-            f"out of memory ({text.splitlines()[0]}): lower config.batch_size or "
+            f"out of memory ({text.partition(chr(10))[0]}): lower config.batch_size or "
             "config.sample.batch_size, raise config.optimizer.accumulate, or shrink config.net"
         )
+    return None
+
+
+def of_system(error: BaseException) -> int | None:
+    """The system's number of an error of files, Python's or TensorStore's; None of others."""
+    if isinstance(error, OSError):
+        return error.errno
+    code = OS_CODE.search(str(error))
+    return int(code[1]) if code else None
+
+
+def of_machine(error: BaseException | None) -> str | None:
+    """What the machine lacks just now, by this error or one that it came of, and how to mend it.
+
+    None: the error is of a file or of the program, and will come again.
+    """
+    names = "EMFILE ENFILE ENOMEM EIO ESTALE ETIMEDOUT ENOSPC EROFS"
+    codes = [getattr(errno, name, -1) for name in names.split()]
+    while error is not None:
+        if isinstance(error, MemoryError) or of_system(error) in codes:
+            return mendable(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _of_files(error: Exception) -> str | None:
+    """What is wrong with a file or its disk, and how to mend it; None: something else is."""
+    code, text = of_system(error), str(error)
+    for names, mend in OF_FILES.items():
+        if code in [getattr(errno, name, -1) for name in names.split()]:
+            place = getattr(error, "filename", None)
+            if not isinstance(error, OSError) and (quoted := re.search(r'"(/[^"]*)"', text)):
+                place = quoted[1]
+            return f"{place or 'the disk'}: {os.strerror(code)}. {mend}"
     return None
 
 

@@ -50,12 +50,15 @@ def run(argv: list[str]) -> None:
         logbook.say(head)
     # Only now, with the simple mistakes told within a second, the slow imports.
     from genfield import registry
-    from genfield.machine import compiled, loggers, processes
+    from genfield.machine import compiled, lock, loggers, processes
     from genfield.machine.clock import Clock
     from genfield.program import experiment, modes, published
     from genfield.program.methods import package
 
     compiled.keep(config.compilation_cache)
+    if values.mode in ("train", "evaluate"):  # before data are read for nothing
+        with processes.together():
+            lock.check(workdir / lock.FILE, *modes.purpose(values.mode, workdir))
     if values.mode in ("train", "evaluate") and values.samples is None:
         with processes.together():
             loggers.check(config.train.loggers, (methods or package())[registry.Logger])

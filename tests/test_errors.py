@@ -1,7 +1,9 @@
 """What is printed never ends a run: encodings, closed pipes, full disks, no terminal at all."""
 
+import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,3 +83,38 @@ def test_a_closed_terminal_is_heard_and_nohup_is_left_alone():
         signal.set_wakeup_fd(-1)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+WRITING = (
+    'RESOURCE_EXHAUSTED: Error writing "a/0" in OCDBT database at local file "/run/checkpoints/": '
+    "No space left on device [os_error_code='28']"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError(WRITING), r"^/run/checkpoints/: No space left on device\. Make room or choose"),
+        (OSError(errno.EMFILE, "x", "/a"), r"^/a: Too many open files\. Raise the limit of open"),
+        (OSError(errno.EIO, "x"), r"^the disk: Input/output error\. See to the disk or its server"),
+        (FileNotFoundError(errno.ENOENT, "x", "/a"), "^/a: No such file .* put it back"),
+        (OSError(errno.EFBIG, "x", "/a"), "^/a: File too large. .*ulimit -f"),
+        (MemoryError(), "^out of memory"),
+    ],
+)
+def test_errors_of_files_and_memory_are_one_line_whoever_tells_them(error, says, capsys):
+    def raised():
+        raise error
+
+    assert errors.told(raised) == errors.EXIT_CODE
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.match(says, line.removeprefix("genfield: error: "))
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), OSError(errno.EBADF, "x"), ValueError("[28]")])
+def test_errors_of_the_program_keep_their_traceback(error):
+    def raised():
+        raise error
+
+    with pytest.raises(type(error)):
+        errors.told(raised)

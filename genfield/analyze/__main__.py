@@ -19,6 +19,7 @@ import argparse
 import resource
 import sys
 import time
+from pathlib import Path
 
 import jax
 
@@ -26,7 +27,7 @@ from genfield import errors
 from genfield.analyze.studies import MATCH_SIZES, STUDIES, TITLES, check_paths, load
 from genfield.errors import UserError, local
 from genfield.figures.style import FORMATS
-from genfield.machine import logbook
+from genfield.machine import lock, logbook
 from genfield.machine.tables import columns
 
 
@@ -80,6 +81,12 @@ def run(options: argparse.Namespace) -> dict:
         raise UserError(f"cannot make the folder --out={out}: {error.strerror}") from error
     for name in ("path", "cache"):
         local(getattr(options, name) or "", f"--{name}")
+    with lock.held(out / lock.FILE, f"analyzes images in {out}", "choose another --out"):
+        return _run(options, out)
+
+
+def _run(options: argparse.Namespace, out: Path) -> dict:
+    """The studies, in a folder that no other process writes in."""
     images = load(options.path, options.cache)
     options.num = options.num or len(images.flat)
     if "couplings" in options.only:

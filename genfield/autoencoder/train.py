@@ -20,7 +20,7 @@ from genfield.features import autoencoder_kl, weights
 from genfield.features.autoencoder_kl import Config
 from genfield.features.perceptual import perceptual
 from genfield.figures import run as figures
-from genfield.machine import logbook, preemption, sharding
+from genfield.machine import lock, logbook, preemption, sharding
 from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
 from genfield.pretrained import autoencoders
@@ -38,11 +38,12 @@ MEASURED = 2048  # training images whose latents give the scaling factor
 
 def run(options: Namespace) -> None:
     """Trains to `steps` and writes the autoencoder; raises preemption.Preempted after saving."""
-    training = Training(options)
-    try:
-        training.run()
-    finally:
-        training.close()
+    with lock.held(options.out / lock.FILE, f"trains in {options.out}", "choose another --out"):
+        training = Training(options)
+        try:
+            training.run()
+        finally:
+            training.close()
 
 
 class Training:

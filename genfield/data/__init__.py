@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from genfield import registry
+from genfield.data import identity
 from genfield.data.own import open_source
 from genfield.data.pipeline import Dataset, Feed
 from genfield.data.pixels import to_uint8, to_unit
@@ -65,4 +66,5 @@ def create(
     table = known() if table is None else table
     told = log or (lambda line: None)
     feed = Feed(batch_size, seed, process_index, process_count, told, table, rows)
+    identity.watch_none()
     return open_source("data", table, config, feed)

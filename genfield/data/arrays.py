@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from genfield import registry
-from genfield.data.identity import files_hash
+from genfield.data.identity import files_hash, watch
 from genfield.data.npz import read_npz
 from genfield.data.own import own
 from genfield.data.pipeline import Dataset, Feed, short_hash
@@ -57,6 +57,8 @@ def arrays(
         raise UserError(f"no labels in {place}: set data.labels=False")
     if not labels:
         found.pop("label", None)
+    if any(isinstance(values, np.memmap) for values in found.values()):
+        watch([place])
     mark = short_hash(scale, files_hash({"x1": place}))
     return own("arrays", Arrays(found, place, scale), feed, mark)
 

@@ -9,6 +9,7 @@ last seconds is never kept, as a clock might not tell two writes apart.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -20,9 +21,12 @@ import numpy as np
 
 from genfield.data.pipeline import Examples, short_hash
 from genfield.data.pixels import over_chunks
+from genfield.errors import UserError
 from genfield.features import weights
 
 SETTLED_NS = 3_000_000_000  # since a file's last change, before its hash is kept
+WATCHED = 1000  # files, at most
+_watched: dict[Path, tuple[int, int, int]] = {}  # inode, size, last write
 OLD_SUFFIXES = (".jpg", ".jpeg", ".png")
 OLD_BYTES = 1 << 20  # of each end of an archive
 
@@ -79,6 +83,35 @@ def remembered(what: tuple, files: Iterable[Path], make: Callable):
     if newest < time.time_ns() - SETTLED_NS:
         _keep(kept, {"value": value})
     return value
+
+
+def watch(files: Iterable[Path]) -> None:
+    """Notes how the files are that will be read while a run goes on, the first WATCHED of them."""
+    for path in itertools.islice(files, WATCHED):
+        known = path.stat()
+        _watched[path.absolute()] = known.st_ino, known.st_size, known.st_mtime_ns
+
+
+def watch_none() -> None:
+    """Forgets the files of another data set."""
+    _watched.clear()
+
+
+def check_unchanged() -> None:
+    """Raises UserError where a file that is watched was written to.
+
+    One that was moved, removed or replaced is let be: what was opened before is read on.
+    """
+    for path, (inode, *known) in _watched.items():
+        try:
+            now = path.stat()
+        except OSError:
+            continue
+        if now.st_ino == inode and [now.st_size, now.st_mtime_ns] != known:
+            raise UserError(
+                f"{path} was changed since this run started: what was learned since the last "
+                "checkpoint is dropped. Put the old file back; the same command goes on"
+            )
 
 
 def _keep(file: Path, value: dict) -> None:

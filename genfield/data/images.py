@@ -153,6 +153,7 @@ def _open(
         train, heldout, class_names, told = cached(stored, read)
     content = partial(_content, train, heldout, notes, str(place), feed.log)
     if train.arrays is None or heldout.arrays is None:
+        identity.watch(files.values())
         mark, noted = identity.remembered(options, files.values(), content)
     else:
         mark, noted = content()

@@ -11,7 +11,7 @@ import numpy as np
 
 from genfield import registry
 from genfield.data import shards
-from genfield.data.identity import files_hash
+from genfield.data.identity import files_hash, watch
 from genfield.data.pipeline import (
     SCANNED,
     SPLIT_SEED,
@@ -245,6 +245,7 @@ def _of_one_file(
         some = np.asarray(values[rows], np.float64).reshape(-1, shape[-1])
         return some.mean(0), some.std(0)
 
+    watch(files.values())
     examples = Examples(len(values), gather, labels=np.asarray(labels, np.int32))
     return _Found(
         finite(examples, str(folder / "latents.npy")),

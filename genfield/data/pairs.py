@@ -13,7 +13,7 @@ import numpy as np
 
 from genfield import registry
 from genfield.data import toys
-from genfield.data.identity import files_hash
+from genfield.data.identity import files_hash, watch
 from genfield.data.own import open_source
 from genfield.data.pipeline import (
     SPLIT_SEED,
@@ -79,6 +79,7 @@ def pairs(
         return out | {"label": np.asarray(label[rows], np.int32)}
 
     arrays = {n: folder / f"{n}.npy" for n in ("x0", "x1", *["labels"] * bool(classes))}
+    watch(arrays.values())
     everything = finite(Examples(count, gather, labels=np.asarray(label, np.int32)), str(folder))
     rows = np.random.default_rng(SPLIT_SEED).permutation(count)
     held = max(1, min(HELDOUT, count // 10))

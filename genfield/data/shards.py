@@ -124,6 +124,7 @@ def checked_hash(shards: Shards) -> str:
       UserError: a shard has other contents than when it was written; it is named.
     """
     files = files_of(shards.folder)
+    identity.watch(files.values())
     hashes = lambda: [identity.file_hash(path) for path in files.values()]
     found = identity.remembered(("shards", *files), files.values(), hashes)
     for shard, mark in zip(shards.manifest["shards"], found, strict=False):

@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from genfield.errors import UserError, local
-from genfield.machine import fixed, processes
+from genfield.errors import UserError, local, of_machine
+from genfield.machine import fixed, processes, sharding
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
@@ -83,11 +83,25 @@ def _policy(keep: int, keep_best: int, metric: str):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: `save`, `restore` the newest that is whole, `close`."""
+    """The checkpoints of one workdir: `save`, `restore` the newest that is whole, `close`.
 
-    def __init__(self, workdir, *, keep: int = 2, keep_best: int = 0, best_metric: str = "loss"):
+    writes: without it nothing is changed in the folder, where a training may be at work.
+    """
+
+    def __init__(
+        self,
+        workdir,
+        *,
+        keep: int = 2,
+        keep_best: int = 0,
+        best_metric: str = "loss",
+        writes: bool = True,
+    ):
         # Orbax loses checkpoints silently under a relative path.
-        self.folder = Path(workdir).resolve() / FOLDER
+        self.folder, self.best_metric = Path(workdir).resolve() / FOLDER, best_metric
+        self._manager = None
+        if not writes:
+            return
         with processes.together():
             if jax.process_index() == 0:
                 self._rename_damaged_metrics()
@@ -98,25 +112,22 @@ class Checkpoints:
             best_mode="min",
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self.best_metric = best_metric
 
     def _rename_damaged_metrics(self) -> None:
         """For one that is damaged, orbax opens none."""
         for file in self.folder.glob("*/metrics/metrics"):
-            try:
-                json.loads(file.read_text())
-            except ValueError:
+            if _metrics(file) is None:
                 file.rename(file.with_name("metrics.damaged"))
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending; damaged ones are not known as such."""
-        return sorted(self._manager.all_steps())
+        return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit() and p.is_dir())
 
     def best_step(self) -> int | None:
         """The step with the smallest metric among those kept; None if none has one."""
         found = {}  # by the figure's name: a metric of samples has one for all it depends on
         for step in self.steps():
-            for name, value in (self._manager.metrics(step) or {}).items():
+            for name, value in (_metrics(self.folder / f"{step}/metrics/metrics") or {}).items():
                 if name == self.best_metric or name.startswith(f"{self.best_metric}@"):
                     found.setdefault(name, []).append((value, step))
         latest = max(found.values(), key=lambda pairs: max(step for _, step in pairs), default=None)
@@ -145,7 +156,8 @@ class Checkpoints:
     ) -> tuple[dict, dict] | None:
         """The newest whole checkpoint as (state, meta), or None where there is none.
 
-        A damaged one is moved aside, with a warning, and the one before it is tried.
+        A damaged one is moved aside, with a warning, and the one before it is tried. Without
+        `writes` it stays where it is; and one that the training removes meanwhile is not missed.
 
         Args:
           abstract: a dict of trees of ShapeDtypeStruct with shardings; only these items are read.
@@ -160,11 +172,14 @@ class Checkpoints:
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has {known}")
         damaged = {}
         for candidate in [step] if step is not None else known[::-1]:
-            problem, found = self._read(candidate, abstract, older)
+            with processes.together():
+                problem, found = self._read(candidate, abstract, older)
             problem = processes.common(problem) or _differs(found)
             if problem is None:
                 self._set_aside(damaged)
                 return found.state, found.meta
+            if self._manager is None and not sharding.agreed(self.steps() == known):
+                return self.restore(abstract, step, older)
             damaged[candidate] = problem
         if damaged:
             problems = "; ".join(f"{step}: {problem}" for step, problem in damaged.items())
@@ -200,6 +215,8 @@ class Checkpoints:
         """What keeps this process from reading its part of a checkpoint, or None; and the part.
 
         Nothing in it is collective: on another process it may end elsewhere.
+        Raises:
+          UserError: this machine cannot read it now, whole as it may be.
         """
         try:
             lacking = self._lacking(step, older)
@@ -214,23 +231,28 @@ class Checkpoints:
                 state[name] = fixed.put(state[name], placed)
             return None, _Found(read, expected, state, out["meta"])
         except Exception as error:  # anything can come out of a damaged file
+            if short := of_machine(error):  # which says nothing of the checkpoint
+                place = self.folder / str(step)
+                raise UserError(f"cannot read checkpoint {place} now: {short}") from error
             return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", None
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         """Moves damaged checkpoints out of the way of the steps that will be saved again."""
-        target = self.folder.parent / DAMAGED
+        target, moves = self.folder.parent / DAMAGED, self._manager is not None
         for step, problem in damaged.items():
             with processes.together():
                 if jax.process_index() == 0:
                     warnings.warn(
                         f"checkpoint {self.folder / str(step)} is damaged ({problem}); "
-                        f"moved to {target}, falling back to the one before",
+                        + (f"moved to {target}, " if moves else "")
+                        + "falling back to the one before",
                         stacklevel=5,
                     )
-                    target.mkdir(exist_ok=True)
-                    shutil.rmtree(target / str(step), ignore_errors=True)
-                    shutil.move(self.folder / str(step), target / str(step))
-        if damaged:
+                    if moves:
+                        target.mkdir(exist_ok=True)
+                        shutil.rmtree(target / str(step), ignore_errors=True)
+                        shutil.move(self.folder / str(step), target / str(step))
+        if damaged and moves:
             self._manager.reload()
 
     def wait(self) -> None:
@@ -240,8 +262,20 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save and frees the manager."""
-        self.wait()
-        self._manager.close()
+        if self._manager is not None:
+            self.wait()
+            self._manager.close()
+
+
+def _metrics(file: Path) -> dict | None:
+    """The held-out figures that lie beside a checkpoint; {} without them, None if damaged."""
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class _Found(NamedTuple):

@@ -7,13 +7,17 @@ where nothing has to be saved.
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import signal
 import threading
 import time
 
+from genfield import errors
+
 EXIT_CODE = 143
+
 PATIENCE = 2.0  # seconds that a signal waits for the main thread
 
 _received: list[str] = []
@@ -82,6 +86,17 @@ def install() -> None:
     os.set_blocking(end, False)
     signal.set_wakeup_fd(end)
     threading.Thread(target=_watch, args=(signals,), daemon=True).start()
+    ctypes.CDLL(None).signal(signal.SIGBUS, _at_bus_error)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _at_bus_error(number: int) -> None:
+    """In the place of Python's handler, which would run behind the read that cannot end."""
+    _tell(
+        "genfield: error: a file that is read by memory map was cut, or its disk is gone: put it "
+        "back; the same command goes on"
+    )
+    os._exit(errors.EXIT_CODE)
 
 
 def begin() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from genfield.data import identity, shards
 from genfield.errors import UserError, tell
-from genfield.machine import logbook
+from genfield.machine import lock, logbook
 from genfield.machine.tables import differences
 from genfield.prepare import crop, encoder
 from genfield.prepare.encoder import Encoder
@@ -54,6 +54,7 @@ def prepare(options: Options) -> None:
     if manifest.exists() and all(part.done for part in parts):
         for name in WRITTEN:  # of a kill between its writing and another process' end
             _unfinished(options.out / name, options.process_id).unlink(missing_ok=True)
+        lock.sweep(options.out / shards.SHARDS)  # of one that was killed at its very end
         _say(options, f"finished before: {_summary(options.out)}")
         return
     mine = parts[options.process_id :: options.num_processes]
@@ -202,6 +203,8 @@ def fill(options: Options, source: Source, made: Encoder, parts: list[Shard]) ->
                 progress.update(done)
             part.close()
     finally:
+        for part in parts:
+            part.let_go()
         pool.shutdown(cancel_futures=True)
 
 
@@ -308,6 +311,7 @@ def finish(
             np.save(file, np.asarray(source.labels, np.int32)[kept])
         _put(unfinished, labels)
     _write_json(options.out / shards.FINISHED, manifest, options.process_id)
+    lock.sweep(options.out / shards.SHARDS)
 
 
 def _unfinished(path: Path, process_id: int) -> Path:

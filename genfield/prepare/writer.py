@@ -5,7 +5,7 @@ which images they are of. A start that finds both goes on behind the last whole 
 there, the array's header is written and the file becomes 00000.npy.
 """
 
-import fcntl
+import contextlib
 import io
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genfield.errors import UserError
+from genfield.machine import lock
 
 HEADER = 128  # bytes, as NumPy pads its own
 
@@ -36,7 +36,7 @@ class Shard:
         self.lines = read_journal(self.journal, first, last)
         if not (self.whole.exists() or self.part.exists()):
             self.lines = []
-        self._files = None
+        self._files, self._held = None, []
 
     @property
     def count(self) -> int:
@@ -55,14 +55,12 @@ class Shard:
 
     def open(self) -> None:
         """Takes the shard for this process; drops what no line speaks of."""
+        file = self.part.with_name(f".{self.part.stem}.lock")
+        does = f"is at work on {self.part}"
+        if held := lock.take(file, does, "give each process its own --process_id"):
+            self._held.append(held.release)
         journal = open(self.journal, "a+b")
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is at work on {self.part}: wait for it, or give each process its "
-                "own --process_id"
-            ) from error
+        self._held.append(journal.close)
         if self.whole.exists() and not self.done:  # its journal is gone or cut
             self.whole.unlink()
         self.lines = read_journal(self.journal, self.first, self.last)
@@ -70,6 +68,7 @@ class Shard:
         if there < HEADER + self.count * self._row:
             self.lines = []
         part = open(self.part, "r+b" if there else "w+b")
+        self._held.append(part.close)
         part.truncate(HEADER + self.count * self._row)
         part.seek(0, os.SEEK_END)
         journal.truncate(sum(len(_encoded(line)) for line in self.lines))
@@ -93,15 +92,20 @@ class Shard:
 
     def close(self) -> None:
         """Lets go of the shard; where all its images are there it becomes an .npy file."""
-        part, journal = self._files
+        part, _ = self._files
         if self.next == self.last:
             part.seek(0)
             part.write(_header((self.count, *self.inner), self.dtype))
             part.flush()
             os.fsync(part.fileno())
             self.part.replace(self.whole)
-        part.close()
-        journal.close()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Closes the files, whole or not, and lets another process in."""
+        while self._held:
+            with contextlib.suppress(OSError):  # what counts was on the disk before
+                self._held.pop()()
 
 
 def read_journal(path: Path, first: int, last: int) -> list[dict]:

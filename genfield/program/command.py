@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -276,15 +277,36 @@ def _amount(exp) -> str:
 def main(argv: list[str], command: Callable) -> int:
     """Runs a command line; returns the exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").addFilter(_in_one_line)
     try:
         return errors.told(lambda: command(argv))
     except preemption.Preempted:
         return preemption.EXIT_CODE
 
 
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Whether a record of orbax is to be shown, and without its traceback: what it logs of a save
+    that failed it raises as well."""
+    if record.exc_info and record.module in ("future", "async_checkpointer"):
+        return False
+    if record.exc_info:
+        record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", ()
+        record.msg = record.msg.partition("\n")[0]
+        record.exc_info = record.exc_text = None
+    return True
+
+
+def _untold(hook: Callable, about) -> None:
+    """In the place of sys.unraisablehook: TensorStore, called back from C++ by what was under way
+    when a save failed, finds the loop of events closed, and would tell that many times."""
+    if "Event loop is closed" not in str(about.exc_value):
+        hook(about)
+
+
 def leave(argv: list[str], command: Callable) -> None:
     """Runs a command line as the whole of a process."""
     warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
+    sys.unraisablehook = functools.partial(_untold, sys.unraisablehook)
     try:
         code = main(argv, command)
     except Exception as error:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from genfield import rng
+from genfield.data import identity
 from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import logbook, peers, preemption, processes, sharding
@@ -261,7 +262,10 @@ class Loop:
         return out.results
 
     def _save(self) -> None:
+        """Saves what was learned, unless it was learned of other data than the run's."""
         self._settle(0)
+        with processes.together():
+            identity.check_unchanged()
         self._take_up()  # who goes on from here does not draw it again
         with self.clock.within("checkpoint"):
             self._saved()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from genfield.data import recorded, sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import clock as clocks
-from genfield.machine import logbook, loggers, preemption, processes, sharding, xla
+from genfield.machine import lock, logbook, loggers, preemption, processes, sharding, xla
 from genfield.machine.clock import Clock
 from genfield.machine.logbook import say
 from genfield.metrics import images
@@ -38,6 +39,8 @@ from genfield.program.methods import package
 from genfield.program.open_run import load_state
 from genfield.program.train_step import TrainState
 from genfield.registry import Methods, Metric, choose
+
+BEGINS = 10.0  # seconds in which another process writes down what it begins with
 
 
 def check(exp: Experiment, mode: str = "train") -> None:
@@ -127,6 +130,12 @@ def train(exp: Experiment, *, clock: Clock | None = None, **_) -> None:
     evaluator = Evaluator(exp)
     tell_heldout(exp)
     make_folder(exp.workdir)
+    with lock.held(exp.workdir / lock.FILE, *purpose("train", exp.workdir)):
+        _train(exp, evaluator, clock)
+
+
+def _train(exp: Experiment, evaluator: Evaluator, clock: Clock | None) -> None:
+    """Trains in a folder that no other process writes in."""
     processes.check_shared(exp.workdir)
     loop = Loop(exp, evaluator, clock)
     write_config(exp)
@@ -159,10 +168,23 @@ def train(exp: Experiment, *, clock: Clock | None = None, **_) -> None:
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}, {clocks.line(spent)}")
 
 
+def purpose(mode: str, workdir: Path) -> tuple[str, str]:
+    """What a mode that writes into all of a workdir does there, and what another can do then."""
+    if mode == "train":
+        return f"trains in {workdir}", "choose another --workdir"
+    instead = "choose another --workdir"
+    if (workdir / "checkpoints").exists():
+        instead += f", where --weights={workdir} evaluates the newest checkpoint meanwhile"
+    return f"evaluates in {workdir}", instead
+
+
 def begin_on_weights(exp: Experiment) -> None:
     """Leaves config.json in a workdir whose samples come from weights of elsewhere."""
-    if exp.weights is not None:
-        make_folder(exp.workdir)
+    if exp.weights is None:
+        return
+    make_folder(exp.workdir)
+    begins = f"begins to write in {exp.workdir}", "choose another --workdir"
+    with lock.held(exp.workdir / lock.FILE, *begins, patience=BEGINS):
         write_config(exp)
 
 
@@ -188,14 +210,15 @@ def make_folder(folder) -> None:
 
 def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
     """The metrics, pictures and table of a checkpoint; rewrites nothing of the training."""
-    evaluator = Evaluator(exp)
-    tell_heldout(exp)
-    state, step = load_state(exp, step, best)
-    newest = max((row["step"] for row in logbook.read_metrics(exp.workdir)), default=step)
-    metrics = open_metrics(exp, newest)
-    out, made, drawn = finish(exp, evaluator, state, step, metrics)
-    metrics.close()
-    closing.report(exp, evaluator, out, made, drawn)
+    with lock.held(exp.workdir / lock.FILE, *purpose("evaluate", exp.workdir)):
+        evaluator = Evaluator(exp)
+        tell_heldout(exp)
+        state, step = load_state(exp, step, best)
+        newest = max((row["step"] for row in logbook.read_metrics(exp.workdir)), default=step)
+        metrics = open_metrics(exp, newest)
+        out, made, drawn = finish(exp, evaluator, state, step, metrics)
+        metrics.close()
+        closing.report(exp, evaluator, out, made, drawn)
 
 
 def finish(
@@ -302,7 +325,7 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
     out = Evaluation(results, [results], [], {}, None)
     facts = {"source": of.name, "identity": of.identity, "count": of.size, "dtype": "uint8"}
     made = card.make(out, judge, opened, config_io.to_dict(config), samples=facts)
-    with processes.together():
+    with lock.held(workdir / lock.FILE, *purpose("evaluate", workdir)), processes.together():
         card.write(workdir, made)
     say("\n" + closing.table(results, {}, config.evaluate, judged, judge))
     say(f"{card.headline(made)}\ncard: {workdir / card.FILE}")

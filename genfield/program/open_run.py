@@ -20,11 +20,13 @@ from genfield.program.train_step import TrainState
 from genfield.sampling import Samples
 
 
-def open_checkpoints(exp: Experiment, best_key: str | None = None) -> Checkpoints:
+def open_checkpoints(
+    exp: Experiment, best_key: str | None = None, *, writes: bool = True
+) -> Checkpoints:
     """The checkpoints of the run's workdir, kept as the config says; see `Evaluator.best_key`."""
     c = exp.config.checkpoint
-    best = best_key or c.best_metric
-    return Checkpoints(exp.workdir, keep=c.keep, keep_best=c.keep_best, best_metric=best)
+    kept = dict(keep=c.keep, keep_best=c.keep_best, best_metric=best_key or c.best_metric)
+    return Checkpoints(exp.workdir, **kept, writes=writes)
 
 
 def held(state: TrainState) -> dict:
@@ -65,7 +67,7 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
     """The state of a checkpoint: of `step`, the best, or the newest whole one; or of weights."""
     if exp.weights is not None:
         return weights.state(exp), 0
-    checkpoints = open_checkpoints(exp)
+    checkpoints = open_checkpoints(exp, writes=False)
     if best:
         step = checkpoints.best_step()
         if step is None:
@@ -76,7 +78,6 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
     found = restore(exp, checkpoints, step)
     if found is None:
         raise UserError(f"{exp.workdir} holds no finished checkpoint: train first")
-    checkpoints.close()
     state, meta = found
     which = "averaged parameters" if generate.averaged(exp) else "parameters without an average"
     say(f"checkpoint of step {meta['step']}, {which}")

@@ -92,7 +92,10 @@ class Shards:
                 self._save_pictures(0, file)
             self.done.append("png")
             self._tell()
-        return set(self.formats) <= set(self.done)
+        done = set(self.formats) <= set(self.done)
+        if done:  # what made them may have been ended before it removed their parts
+            shutil.rmtree(self.shards, ignore_errors=True)
+        return done
 
     def begin(self) -> None:
         """Makes the folders and writes down what will be drawn.
@@ -101,7 +104,8 @@ class Shards:
           UserError: a folder cannot be made.
         """
         try:
-            self.shards.mkdir(parents=True, exist_ok=True)
+            self.shards.parent.mkdir(exist_ok=True)
+            self.shards.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {error.filename}: {error.strerror}") from error
         self._tell()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from genfield.errors import UserError
-from genfield.machine import logbook, preemption, processes, sharding
+from genfield.machine import lock, logbook, preemption, processes, sharding
 from genfield.machine.logbook import say
 from genfield.program import card, config_io, generate, sampler
 from genfield.program.decoder import told, watch
@@ -40,12 +40,20 @@ def draw(
     labels = generate.labels_of(exp, np.arange(num), num, chosen, seed)
     folder = exp.workdir / ("pairs" if paired else "samples")
     name = exp.config.sample.name or f"step_{step}"
-    with processes.together():
-        files = Shards(folder, name, settings, formats, exp.data.class_names)
-    index = _begin(files)
+    asked = dict(settings=settings, formats=formats, class_names=exp.data.class_names)
+    instead = "choose another --config.sample.name"
+    with lock.held(folder / f".{name}.lock", f"draws {folder / name}", instead):
+        with processes.together():
+            files = Shards(folder, name, **asked)
+        return labels, _drawn(exp, params, settings["seed"], files, labels, paired)
+
+
+def _drawn(exp: Experiment, params, seed: int, files: Shards, labels, paired: bool) -> list:
+    """The files, if this call made them."""
+    num, index = files.num, _begin(files)
     if index is None:
         say(f"already drawn: {', '.join(map(str, files.files()))}")
-        return labels, []
+        return []
     if len(index) < num:
         what = "pairs" if paired else "samples"
         say(f"{num - len(index):,} of {num:,} {what} are there already")
@@ -53,13 +61,13 @@ def draw(
     taken = watch(exp.decoder)
     preemption.nothing_to_save(GOES_ON)
     try:
-        _draw_missing(exp, params, settings["seed"], index, files, labels, paired)
+        _draw_missing(exp, params, seed, index, files, labels, paired)
     except preemption.Preempted:
         say(GOES_ON)
         raise
     if decoding := taken():
         say(told(decoding))
-    return labels, _finish(files)
+    return _finish(files)
 
 
 def _begin(files: Shards) -> np.ndarray | None:

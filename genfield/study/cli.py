@@ -18,7 +18,7 @@ import numpy as np
 
 from genfield import registry, study
 from genfield.errors import UserError, local, tell
-from genfield.machine import compiled, logbook, preemption
+from genfield.machine import compiled, lock, logbook, preemption
 from genfield.machine.logbook import say
 from genfield.machine.tables import columns
 from genfield.program import card, command, config_io, experiment, generate, modes
@@ -142,13 +142,16 @@ def run(argv: list[str]) -> None:
     subject = _open(name, values, overrides, file)
     known = options(STUDIES[name].run)
     settings = {flag: chosen.get(flag, p.default) for flag, p in known.items()}
-    found = STUDIES[name].run(subject, **{p.name: settings[flag] for flag, p in known.items()})
     path = subject.picture("").with_suffix(".json")
-    lines = [f"figures: {path}", *(f"picture: {p}" for p in found.pictures)]
-    if found.arrays:
-        logbook.replace_arrays(path.with_suffix(".npz"), found.arrays)
-        lines.append(f"arrays: {path.with_suffix('.npz')}")
-    logbook.write_json(path, _plain(_record(name, subject, settings, found)))  # all else is there
+    does = f"writes the study {path.with_suffix('')}"
+    with lock.held(path.with_name(f".{file}.lock"), does, "choose another --name"):
+        found = STUDIES[name].run(subject, **{p.name: settings[flag] for flag, p in known.items()})
+        lines = [f"figures: {path}", *(f"picture: {p}" for p in found.pictures)]
+        if found.arrays:
+            logbook.replace_arrays(path.with_suffix(".npz"), found.arrays)
+            lines.append(f"arrays: {path.with_suffix('.npz')}")
+        # All else is there by then.
+        logbook.write_json(path, _plain(_record(name, subject, settings, found)))
     say("\n" + columns(found.table))
     say("\n".join(lines))
 

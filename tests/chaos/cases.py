@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from genfield.machine import logbook
 
-from . import invariants
+from . import invariants, shim
 from .driver import Facts, Kind, Outcome, Zygote, answered
 from .problems import PROBLEMS, Problem, reference
 from .signals import Counter
@@ -57,8 +58,9 @@ def _make(zygote: Zygote, problem: Problem, folder: Path) -> dict:
     for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
         counted.unlink(missing_ok=True)
+        counted.with_suffix(".calls").unlink(missing_ok=True)
         problem.prepare(folder, zygote.home)
-        out = zygote.run(problem, folder, Counter(str(counted)))
+        out = zygote.run(problem, folder, Counter(str(counted), folder))
         if out.code:
             raise RuntimeError(f"{problem.mode} undisturbed ends with {out.code}:\n{out.output}")
     return {"seconds": out.seconds, "touches": counted.stat().st_size}
@@ -80,6 +82,9 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
         if hasattr(fault, "aim"):
             starts = IMPORTS if getattr(fault, "fresh", False) else 0.0
             fault.aim(facts._replace(seconds=facts.seconds + starts))
+        if hasattr(fault, "meet"):
+            counted = shim.calls(wanted.with_name(f"{mode}.calls"))
+            fault.meet(problem, workdir, zygote.home, counted)
         if case.strike(fault):
             break
     found = case.end()
@@ -130,8 +135,10 @@ class Case:
             self.silent.append(f"{fault}: {says}")
         self._read()
         if out.code == 0:
-            wrong = [f"{fault} ended with 0: {problem}" for problem in self._problems()]
-            self.silent += wrong
+            wrong = self._problems()
+            told = " ".join(re.findall(r"^genfield: warning: .*", out.output, re.MULTILINE))
+            silent = [problem for problem in wrong if f"/{problem.split(': ')[1]} " not in told]
+            self.silent += [f"{fault} ended with 0: {problem}" for problem in silent]
             self.whole = not wrong
         return out.code == 0
 
@@ -150,7 +157,7 @@ class Case:
     def _problems(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             return invariants.check(self.problem, self.workdir, self.wanted)
-        return ["files are missing"]
+        return ["missing: files"]
 
     def end(self) -> Found:
         """Runs the same command without a fault, where none has ended yet, and checks."""

@@ -70,17 +70,23 @@ class Kind(NamedTuple):
 
 def environment(home: Path) -> dict[str, str]:
     """The variables of every run: one CPU, and compiled programs that are kept in the home."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "GENFIELD_CACHE": str(home / "cache"),
-        "EQX_ON_ERROR": "raise",
-        "MPLBACKEND": "Agg",
-        "PYTHONPATH": f"{ROOT}:{TESTS}",
-        "PYTHONUNBUFFERED": "1",
-    }
+    from . import shim  # which has kinds of faults, as this module knows them
+
+    return (
+        os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "GENFIELD_CACHE": str(home / "cache"),
+            "EQX_ON_ERROR": "raise",
+            "MPLBACKEND": "Agg",
+            "PYTHONPATH": f"{ROOT}:{TESTS}",
+            "PYTHONUNBUFFERED": "1",
+        }
+        | shim.environment(home)
+    )
 
 
 class Zygote:

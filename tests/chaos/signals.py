@@ -17,6 +17,7 @@ from pathlib import Path
 
 from genfield.machine import compiled
 
+from . import shim
 from .driver import Facts, Kind, Outcome, answered
 
 WRITING = frozenset("wax+")
@@ -44,10 +45,12 @@ class Counter:
 
     name, seed = "none", 0
 
-    def __init__(self, file: str):
-        self.file = file
+    def __init__(self, file: str, workdir: Path):
+        self.file, self.workdir = file, workdir
 
     def child(self) -> None:
+        if shim.COMPILER:
+            shim.arm(under=self.workdir, count=self.workdir.with_name(f"{self.workdir.name}.calls"))
         descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
         def heard(event, args):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from genfield import data
 from genfield.data import identity, pipeline, sets
+from genfield.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +180,20 @@ def test_an_edit_of_pairs_is_noticed_and_runs_on_older_ones_go_on(tmp_path):
     assert of(section).fingerprint != alone.fingerprint
     replace(real / "train" / "3.png", 99)
     assert len({of(beside).fingerprint, both.fingerprint}) == 2
+
+
+def test_a_file_that_is_written_to_while_a_run_reads_it_is_told(tmp_path):
+    file = tmp_path / "x.npy"
+    np.save(file, np.zeros((64, 3), np.float32))
+    section = {"name": "arrays", "path": str(file)}
+    data.create(section, batch_size=4, seed=0)
+    identity.check_unchanged()
+    with file.open("r+b") as stream:
+        stream.seek(512)
+        stream.write(b"\1")
+    with pytest.raises(UserError, match=r"x\.npy was changed since this run started"):
+        identity.check_unchanged()
+    data.create(section, batch_size=4, seed=0)
+    file.rename(tmp_path / "y.npy")  # what was opened is read on
+    np.save(file, np.ones((64, 3), np.float32))
+    identity.check_unchanged()

@@ -1,6 +1,7 @@
 """Checkpoints: exact on any mesh, readable as numpy, and damage found and survived."""
 
 import json
+import shutil
 import warnings
 
 import chex
@@ -221,3 +222,30 @@ def test_digests_agree_between_numpy_and_devices_and_see_one_bit():
     swapped[[3, 4]] = swapped[[4, 3]]
     tree["params"]["field"]["kernel"] = swapped.view(np.float32)
     assert checkpoint.digests(tree) != on_device
+
+
+def test_a_reader_changes_nothing_where_a_training_is_at_work(saved):
+    flip(data_files(saved, 2)[0])
+    half = saved / "checkpoints" / "3.orbax-checkpoint-tmp" / "metrics" / "metrics"
+    half.parent.mkdir(parents=True)
+    half.write_text('{"loss": 0.')  # a save that has just begun
+    before = sorted(saved.rglob("*"))
+    with pytest.warns(UserWarning, match="is damaged .* falling back to the one before"):
+        _, meta = Checkpoints(saved, writes=False).restore(abstract(make_state()))
+    assert meta["step"] == 1 and sorted(saved.rglob("*")) == before
+
+
+def test_a_checkpoint_that_the_training_removes_under_a_reader_is_not_missed(saved, monkeypatch):
+    reader, real = Checkpoints(saved, writes=False), Checkpoints._read
+
+    def read(self, step, *arguments):
+        if step == 2 and (self.folder / "2").exists():  # a step on, and the oldest ones go
+            (self.folder / "1").rename(self.folder / "3")
+            shutil.rmtree(self.folder / "2")
+        return real(self, step, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "_read", read)
+    state, _ = reader.restore(abstract(make_state()))
+    chex.assert_trees_all_equal(state, make_state(1))
+    with pytest.raises(UserError, match=r"no checkpoint of step 2; it has \[3\]"):
+        reader.restore(abstract(make_state()), 2)
