@@ -7,7 +7,6 @@ in any program:
     params = genfield.checkpoint.load("runs/two_moons")
 """
 
-import json
 import math
 import shutil
 import warnings
@@ -23,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError, local
 from genfield.machine import fixed, processes
+from genfield.reading import json_file
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
@@ -104,7 +104,7 @@ class Checkpoints:
         """For one that is damaged, orbax opens none."""
         for file in self.folder.glob("*/metrics/metrics"):
             try:
-                json.loads(file.read_text())
+                json_file(file)
             except ValueError:
                 file.rename(file.with_name("metrics.damaged"))
 

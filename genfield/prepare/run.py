@@ -20,6 +20,7 @@ from genfield.prepare.encoder import Encoder
 from genfield.prepare.options import SHARD, Options
 from genfield.prepare.source import Source, open_source
 from genfield.prepare.writer import Shard, read_journal
+from genfield.reading import json_file
 
 FORMAT = 1
 AHEAD = 3  # batches that are read while one is encoded
@@ -129,7 +130,7 @@ def _is_free(out: Path) -> bool:
 def _agreed(path: Path, wanted: dict, options: Options) -> dict:
     """What the folder was begun with, where it is what is wanted now."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json_file(path)
         size = stored["shard_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): name a new folder as --out") from error

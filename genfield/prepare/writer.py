@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from genfield.errors import UserError
+from genfield.reading import json_of
 
 HEADER = 128  # bytes, as NumPy pads its own
 
@@ -110,8 +111,9 @@ def read_journal(path: Path, first: int, last: int) -> list[dict]:
     text = path.read_bytes() if path.exists() else b""
     for row in text.split(b"\n")[:-1]:
         try:
-            line = json.loads(row)
-            follows = line["first"] == at and at < line["last"] <= last and line["count"] >= 0
+            line = json_of(row)
+            whole = all(type(line[name]) is int for name in ("first", "last", "count"))
+            follows = whole and line["first"] == at < line["last"] <= last and line["count"] >= 0
         except (ValueError, KeyError, TypeError):
             break
         if not follows:

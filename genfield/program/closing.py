@@ -1,6 +1,5 @@
 """What a run says at its end: the table of its figures, and what keeps them from the paper's."""
 
-import json
 from collections.abc import Iterable, Iterator
 
 from genfield.machine.logbook import say
@@ -12,6 +11,7 @@ from genfield.program import card, checks, config_io, decoder
 from genfield.program.evaluate import Evaluation, Evaluator
 from genfield.program.experiment import Experiment
 from genfield.program.open_run import load_state
+from genfield.reading import json_file
 from genfield.registry import Metric
 
 PUBLISHED_SAMPLES = 50_000  # of which published figures of images are
@@ -96,7 +96,7 @@ def finished(exp: Experiment) -> bool:
     """
     folder, done = exp.workdir, False
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json_file(folder / "summary.json")
         stored = config_io.to_dict(config_io.from_file(folder / "config.json"))
         same = stored == config_io.to_dict(checks.absolute(exp.config, exp.methods))
         there = (folder / card.FILE).exists() and (folder / "checkpoints").exists()

@@ -8,12 +8,10 @@ labels, with `class_names`, where there are classes; and `nfe`. PNGs have their 
 names. Pairs become a folder of .npy files instead, which can be read by memory map.
 """
 
-import json
 import os
 import re
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +19,12 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
+from genfield.data.npz import read_npz
 from genfield.data.pairs import FINISHED
 from genfield.errors import UserError
 from genfield.machine import logbook
 from genfield.machine.tables import differences
+from genfield.reading import json_file, reason
 
 NAMED = re.compile(r"(\d{6,})(_\d{9,})?\.npz")  # the file of a shard, or of a part of one
 
@@ -63,7 +63,7 @@ class Shards:
         if not self.manifest.exists():
             return []
         try:
-            old = json.loads(self.manifest.read_text())
+            old = json_file(self.manifest)
             if not isinstance(old["settings"], dict):
                 raise TypeError("settings are a section")
             found = differences(old["settings"], self.settings, missing=None, items=False)
@@ -88,8 +88,7 @@ class Shards:
     def finished(self) -> bool:
         """Whether every format that is asked for is there; PNGs are made of an .npz that is."""
         if "npz" in self.done and "png" in self.formats and "png" not in self.done:
-            with np.load(self.path) as file:
-                self._save_pictures(0, file)
+            self._save_pictures(0, read_npz(self.path, f"{self.path} is damaged: delete it"))
             self.done.append("png")
             self._tell()
         return set(self.formats) <= set(self.done)
@@ -113,14 +112,31 @@ class Shards:
         """The sample indices that are in no file; check: damaged ones are deleted: drawn again."""
         there = np.zeros(self.num, bool)
         for path, number in self._written():
-            if check and not _whole(path):
+            if check and not self._whole(path, number):
                 path.unlink()
             elif path.stem.isdigit():
                 there[slice(*self.bounds(number))] = True
             else:
-                with np.load(path) as file:
-                    there[file["index"]] = True
+                there[read_npz(path, f"{path} is damaged: delete it")["index"]] = True
         return np.flatnonzero(~there)
+
+    def _whole(self, path: Path, number: int) -> bool:
+        """Whether a shard can be read, every array by its checksum, and holds its own samples."""
+        try:
+            arrays = read_npz(path, "damaged")
+        except UserError:
+            return False
+        first, last = self.bounds(number)
+        index = arrays.pop("index", np.arange(first, last)) if not path.stem.isdigit() else None
+        index = np.arange(first, last) if index is None else index
+        rows = {len(values) for values in arrays.values() if values.ndim}
+        inside = index.ndim == 1 and index.dtype.kind in "iu" and index.size
+        return bool(
+            inside
+            and first <= index.min() <= index.max() < last
+            and rows == {len(np.unique(index))}
+            and all(values.ndim for values in arrays.values())
+        )
 
     def _written(self) -> list[tuple[Path, int]]:
         """The files of shards and of parts, and of which shard each is."""
@@ -144,7 +160,27 @@ class Shards:
         os.replace(unfinished, self.shards / f"{name}.npz")
 
     def finish(self) -> list[Path]:
-        """Joins the shards into the files asked for, and removes them."""
+        """Joins the shards into the files asked for, and removes them.
+
+        Raises:
+          UserError: they do not belong together.
+        """
+        try:
+            self._finish()
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the files in {self.shards} do not belong together ({reason(error)}): delete "
+                "them, and they are drawn again"
+            ) from error
+        self.done = sorted({*self.done, *self.formats})
+        self._tell()
+        shutil.rmtree(self.shards)
+        return self.files()
+
+    def _finish(self) -> None:
+        """Joins the shards into the files asked for."""
         if "npz" in self.formats:
             unfinished = self.path.with_suffix(".unfinished")
             with zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
@@ -165,10 +201,6 @@ class Shards:
         if "png" in self.formats:
             for number in range(-(-self.num // self.size)):
                 self._save_pictures(self.bounds(number)[0], self._load(number))
-        self.done = sorted({*self.done, *self.formats})
-        self._tell()
-        shutil.rmtree(self.shards)
-        return self.files()
 
     def _save_pictures(self, first: int, arrays) -> None:
         """`first`.png or `first`_class.png, and so on; those of an earlier try are written over."""
@@ -191,8 +223,7 @@ class Shards:
         whole = [path for path in paths if path.stem.isdigit()]
         parts = []
         for path in whole or paths:
-            with np.load(path) as file:
-                parts.append({name: file[name] for name in file.files})
+            parts.append(read_npz(path, f"{path} is damaged: delete it"))
         if whole:
             return parts[0]
         order = np.argsort(np.concatenate([part.pop("index") for part in parts]))
@@ -213,12 +244,3 @@ class Shards:
                 header = npy.header_data_from_array_1_0(part)
                 npy.write_array_header_1_0(file, header | {"shape": (self.num, *part.shape[1:])})
             file.write(part.data)
-
-
-def _whole(path: Path) -> bool:
-    """Whether a shard can be read: every array has its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        return False
