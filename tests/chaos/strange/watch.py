@@ -9,7 +9,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Where a program may read: its own code, what the kernel says, and nothing else.
 LIBRARIES = {
     os.path.realpath(place)

@@ -1,4 +1,4 @@
-"""Files of runs, of data that runs make, and of what they are compared with: rows for strangers."""
+"""Files of runs, of data that runs make, and of what they are compared with: rows for readers."""
 
 import contextlib
 import functools
@@ -22,9 +22,10 @@ from genfield.prepare import writer
 from genfield.program import card, config_io, experiment, own_files
 from genfield.program.sample_files import Shards
 from genfield.study import editing
-from tests.chaos import strange_data as of
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+from . import data as of
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 RUN = GOLDEN / "runs" / "moons"
 SETTINGS = {"num": 4, "shard_size": 2, "seed": 0, "class_names": ["a", "b"]}
 

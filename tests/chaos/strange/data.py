@@ -167,8 +167,8 @@ def tables(folder: Path) -> None:
 
 
 def read_tables(folder: Path) -> None:
-    read_any(*(lambda p=p: source("images", p, labels=True)(folder) for p in
-               ("csv", "json", "edm", "cls", "beside")))  # fmt: skip
+    names = ("csv", "json", "edm", "cls", "beside")
+    read_any(*(lambda n=n: source("images", n, labels=True)(folder) for n in names))
 
 
 # ---- Columns

@@ -16,8 +16,9 @@ import numpy as np
 
 from genfield import pretrained
 from genfield.features import torch_files, weights
-from tests.chaos import strange_data as of
-from tests.chaos import strange_runs
+
+from . import data as of
+from . import runs
 
 
 class Reader(NamedTuple):
@@ -69,7 +70,7 @@ def state_file(format: str, ending: str):
 
 
 def golden(name: str):
-    source = strange_runs.GOLDEN / name
+    source = runs.GOLDEN / name
     return lambda folder: shutil.copy(source, folder / f"w{source.suffix}")
 
 
@@ -86,7 +87,7 @@ def export(folder: Path) -> None:
     """genfield's own export of a small network."""
     import genfield
 
-    genfield.pretrained.export(strange_runs.RUN, folder / "w.safetensors")
+    genfield.pretrained.export(runs.RUN, folder / "w.safetensors")
 
 
 def autoencoder(folder: Path) -> None:
@@ -96,7 +97,7 @@ def autoencoder(folder: Path) -> None:
 
 
 def sit(folder: Path) -> None:
-    shutil.copy(strange_runs.GOLDEN / "published" / "sit.pt", folder / "w.pt")
+    shutil.copy(runs.GOLDEN / "published" / "sit.pt", folder / "w.pt")
     (folder / "w.json").write_text(json.dumps({"kind": "sit", "num_heads": 2}))
 
 
@@ -131,7 +132,7 @@ def _readers() -> list[Reader]:
         all_of += [Reader("tfds", of.records, of.read_records, 2)]
     if there("anndata", "scanpy", "scvelo"):
         all_of += [Reader("cells", of.cells, of.read_cells, 4)]
-    return all_of + [Reader(*row) for row in strange_runs.rows()]
+    return all_of + [Reader(*row) for row in runs.rows()]
 
 
 READERS = {reader.name: reader for reader in _readers()}
