@@ -84,7 +84,8 @@ def npy(path: Path, mend: str = "") -> np.ndarray:
       UserError: no such file, or a damaged one; `mend` ends the line.
     """
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(all="ignore"):  # of a shape beyond all numbers, told below
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             raise ValueError("it is an .npz file")
         if not found.ndim:

@@ -2,7 +2,7 @@
 
 A case takes a workdir, whole or as a kill left it, changes bytes of one file, and runs the same
 command again. It must come to what the undisturbed run came to, or end in one line that names the
-file; with the file put back, it comes there all the same. Whatever else differs must have been told.
+file; with the file put back, it comes there all the same. What else differs must have been told.
 """
 
 import random
@@ -140,7 +140,7 @@ def tells(text: str, name: str) -> bool:
 
 
 def _again(found: cases.Case, done: Damage, workdir: Path) -> None:
-    """The same command: it comes to the same, or it tells of the file and goes on when it is back."""
+    """The same command comes to the same, or tells of the file and goes on when it is back."""
     out = found._run()
     if says := answered(out):
         found.silent.append(f"after {done}: {says}")
