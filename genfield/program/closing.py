@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from genfield.machine import sums
 from genfield.machine.logbook import say
 from genfield.machine.sharding import agreed
 from genfield.machine.tables import columns
@@ -14,6 +15,7 @@ from genfield.program.open_run import load_state
 from genfield.reading import json_file
 from genfield.registry import Metric
 
+OF_EVALUATION, PICTURES = (card.FILE, "card.md", "summary.json"), f"{sums.PICTURES}/"
 PUBLISHED_SAMPLES = 50_000  # of which published figures of images are
 
 
@@ -103,6 +105,10 @@ def finished(exp: Experiment) -> bool:
         done = same and there and summary["steps"] == exp.config.train.steps
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    damaged = [name for name in sums.changed(folder) if name in OF_EVALUATION or PICTURES in name]
+    if done and damaged:
+        say(f"{folder / damaged[0]} is damaged, or was changed since the run ended: made anew")
+        done = False
     if not agreed(done):
         return False
     load_state(exp, None, False)  # raises where its checkpoints are damaged or its data others

@@ -12,7 +12,7 @@ from genfield.data import recorded, sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import clock as clocks
-from genfield.machine import logbook, loggers, preemption, processes, sharding, xla
+from genfield.machine import logbook, loggers, preemption, processes, sharding, sums, xla
 from genfield.machine.clock import Clock
 from genfield.machine.logbook import say
 from genfield.metrics import images
@@ -106,6 +106,8 @@ def write_config(exp: Experiment) -> None:
     And what is known of the data, where they are read and not drawn.
     """
     path = exp.workdir / "config.json"
+    sums.tell(exp.workdir, *sums.RECORDS)
+    sums.forget(exp.workdir)
     new = config_io.to_dict(checks.absolute(exp.config, exp.methods))
     with processes.together():
         if jax.process_index() == 0 and path.exists():
@@ -155,6 +157,7 @@ def train(exp: Experiment, *, clock: Clock | None = None, **_) -> None:
     }
     logbook.write_json(exp.workdir / "summary.json", summary)
     loop.close()
+    sums.write(exp.workdir)
     closing.report(exp, evaluator, out, made, drawn)
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}, {clocks.line(spent)}")
 
@@ -195,6 +198,7 @@ def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
     metrics = open_metrics(exp, newest)
     out, made, drawn = finish(exp, evaluator, state, step, metrics)
     metrics.close()
+    sums.write(exp.workdir, "metrics.jsonl", *closing.OF_EVALUATION)
     closing.report(exp, evaluator, out, made, drawn)
 
 

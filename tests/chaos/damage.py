@@ -12,6 +12,8 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+from genfield.machine.checkpoint import DAMAGED
+
 from . import cases, invariants
 from .driver import Kind, Outcome, Zygote, answered
 from .problems import PROBLEMS
@@ -153,7 +155,10 @@ def _again(found: cases.Case, done: Damage, workdir: Path) -> None:
         if out.code:
             found.lost.append(f"with the file back it ends with {out.code}: {_line(out)}")
             return
-    wrong = [one for one in found._problems() if "damaged" not in one]
+    try:
+        wrong = [one for one in found._problems() if f" {DAMAGED}" not in one]
+    except Exception as error:  # a file that is still damaged
+        wrong = [f"{type(error).__name__}: {error}"]
     if wrong and not (CLEAR.search(out.output) and tells(out.output, done.name)):
         found.silent += [f"after {done}: {one}" for one in wrong]
 
