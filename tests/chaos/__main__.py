@@ -8,18 +8,16 @@ kept, with compiled programs and references. --table prints what the files of --
 
 import argparse
 import itertools
-import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from . import cases
-from .driver import Tally, Zygote, environment, kinds, table
+from . import cases, workers
+from .driver import Tally, kinds, table
 
 WORKERS = 2
 
@@ -36,20 +34,6 @@ def parse(argv: list[str]):
     parser.add_argument("--home", default=str(Path(tempfile.gettempdir()) / "genfield_chaos"))
     parser.add_argument("--table", action="store_true", help="print the table of --out")
     return parser.parse_args(argv)
-
-
-def prepare_worker(home: Path) -> None:
-    """What a worker is before its first case: its environment is that of the runs."""
-    global zygote
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(environment(home))
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    zygote = Zygote(home)
-
-
-def work(kind: str, mode: str, seed: int, folder: Path) -> cases.Found:
-    """A case, in a worker."""
-    return cases.run(zygote, mode, kinds()[kind], seed, folder)
 
 
 def order(asked, modes: tuple[str, ...], done: set):
@@ -72,10 +56,10 @@ def main(argv: list[str]) -> int:
     folder = home / f"work_{os.getpid()}"
     folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
-    workers = max(1, min(asked.workers, WORKERS))
-    pool = ProcessPoolExecutor(workers, context, prepare_worker, (home,))
+    count = max(1, min(asked.workers, WORKERS))
+    pool = ProcessPoolExecutor(count, context, workers.begin, (home,))
     try:
-        schedule(pool, workers, asked, order(asked, modes, tally.done(asked.kind)), tally, folder)
+        schedule(pool, count, asked, order(asked, modes, tally.done(asked.kind)), tally, folder)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on")
         for process in list(pool._processes.values()):
@@ -83,17 +67,18 @@ def main(argv: list[str]) -> int:
         return 130
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        shutil.rmtree(folder, ignore_errors=not tally.failures)
+        if not tally.failures:  # what is lost may be looked at
+            shutil.rmtree(folder, ignore_errors=True)
     print(table([tally]))
     return int(bool(tally.failures))
 
 
-def schedule(pool, workers: int, asked, waiting, tally: Tally, folder: Path) -> None:
+def schedule(pool, count: int, asked, waiting, tally: Tally, folder: Path) -> None:
     """Hands cases to the workers until enough faults have struck, and counts what comes back."""
     running = set()
-    start = lambda: running.add(pool.submit(work, asked.kind, *next(waiting), folder))
+    start = lambda: running.add(pool.submit(workers.work, asked.kind, *next(waiting), folder))
     while running or tally.struck(asked.kind) < asked.runs:
-        while len(running) < workers and tally.struck(asked.kind) < asked.runs:
+        while len(running) < count and tally.struck(asked.kind) < asked.runs:
             start()
         ended, running = wait(running, return_when=FIRST_COMPLETED)
         for future in ended:

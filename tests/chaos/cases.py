@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from .problems import PROBLEMS, Problem, reference
 from .signals import Counter
 
 FRESH = 20  # of so many cases one runs in interpreters of its own
+IMPORTS = 3.0  # processor seconds that such a one takes before it does what a forked one does
 
 
 class Found(NamedTuple):
@@ -74,10 +76,11 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     faults = kind.make(seed)
     faults = faults if isinstance(faults, list) else [faults]
     for fault in faults:
-        if hasattr(fault, "aim"):
-            fault.aim(facts)
         if seed % FRESH == 0 and not hasattr(fault, "fresh"):
             fault.fresh = True
+        if hasattr(fault, "aim"):
+            starts = IMPORTS if getattr(fault, "fresh", False) else 0.0
+            fault.aim(facts._replace(seconds=facts.seconds + starts))
         if case.strike(fault):
             break
     found = case.end()
@@ -99,7 +102,11 @@ class Case:
         self.variables = {}
 
     def _run(self, fault=None) -> Outcome:
-        out = self.zygote.run(self.problem, self.workdir, fault, self.variables)
+        try:
+            out = self.zygote.run(self.problem, self.workdir, fault, self.variables)
+        except TimeoutError as error:
+            self.lost.append(f"{fault}: {error}")
+            out = Outcome(-signal.SIGKILL, str(error), 0.0)
         self.seconds += out.seconds
         last = out.output.strip().rpartition("\n")[2]
         self.story.append(f"{fault or 'undisturbed'}: {out.code}, {last[:200]}")
@@ -125,7 +132,7 @@ class Case:
         return out.code == 0
 
     def _read(self) -> None:
-        """The folder is readable, and never goes back behind what was readable before."""
+        """The folder is readable, never goes back behind what was before, and no file is torn."""
         try:
             step = invariants.readable(self.workdir)
         except Exception as error:
@@ -134,6 +141,7 @@ class Case:
         if self.step is not None and (step is None or step < self.step):
             self.lost.append(f"open_run read step {self.step}, and now {step}")
         self.step = step
+        self.lost += invariants.torn(self.workdir)
 
     def _problems(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
