@@ -246,7 +246,7 @@ def test_records_of_a_run(tmp_path):
 
 
 def test_a_journal_of_strange_numbers(tmp_path):
-    line = {"first": 0, "last": 3, "count": 3, "mark": ""}
+    line = {"first": 0, "last": 3, "count": 3, "mark": "", "left_out": []}
     for name, value in (("count", 1e300), ("count", True), ("last", 2.0), ("first", float("nan"))):
         (tmp_path / "a.jsonl").write_text(json.dumps(line | {name: value}) + "\n")
         assert writer.read_journal(tmp_path / "a.jsonl", 0, 8) == []

@@ -282,6 +282,13 @@ def finish(
     Raises:
       UserError: no image is left.
     """
+    for part in parts:
+        if part.sound() < len(part.lines):
+            part.whole.unlink()
+            raise UserError(
+                f"{part.whole} is damaged, its numbers are not those that were written, and is "
+                "deleted: run the same command again, which prepares it anew"
+            )
     journals = [read_journal(part.journal, part.first, part.last) for part in parts]
     lines = [line for journal in journals for line in journal]
     left = [item for line in lines for item in line["left_out"]]

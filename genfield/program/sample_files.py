@@ -8,6 +8,7 @@ labels, with `class_names`, where there are classes; and `nfe`. PNGs have their 
 names. Pairs become a folder of .npy files instead, which can be read by memory map.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -56,6 +57,7 @@ class Shards:
         for path in (self.path, self.manifest):
             if path.is_dir():
                 raise UserError(f"{path} is a folder: choose another --config.sample.name")
+        self.sums: dict[str, str] = {}
         self.done = self._done()
 
     def _done(self) -> list[str]:
@@ -68,6 +70,7 @@ class Shards:
                 raise TypeError("settings are a section")
             found = differences(old["settings"], self.settings, missing=None, items=False)
             changed, done = sorted(name for name, *_ in found), list(old["finished"])
+            self.sums = dict(old.get("sums", {}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.manifest} is damaged: delete it and its samples") from error
         if changed:
@@ -80,7 +83,24 @@ class Shards:
             "png": len(self._pictures()) == self.num,
             "npy": (self.images / FINISHED).exists(),
         }
-        return [name for name in done if there.get(name)]
+        return [name for name in done if there.get(name) and self._is_sound(name)]
+
+    def _is_sound(self, name: str) -> bool:
+        """Whether a format's files are as they were written; says so where they are not."""
+        if self.sums.get(name, (found := self._sum(name))) == found:  # earlier versions: no sums
+            return True
+        place = self.path if name == "npz" else self.images
+        logbook.say(f"{place} is damaged, or was changed since it was drawn: it is made anew")
+        return False
+
+    def _sum(self, name: str) -> str:
+        """The SHA-256 of all files of a format."""
+        pattern = "*.png" if name == "png" else "*.npy"
+        total = hashlib.sha256()
+        for path in [self.path] if name == "npz" else sorted(self.images.glob(pattern)):
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()
 
     def _pictures(self) -> list[Path]:
         return list(self.images.glob("*.png"))
@@ -90,8 +110,12 @@ class Shards:
         if "npz" in self.done and "png" in self.formats and "png" not in self.done:
             self._save_pictures(0, read_npz(self.path, f"{self.path} is damaged: delete it"))
             self.done.append("png")
+            self.sums["png"] = self._sum("png")
             self._tell()
-        return set(self.formats) <= set(self.done)
+        done = set(self.formats) <= set(self.done)
+        if done:  # a kill may have come before they went
+            shutil.rmtree(self.shards, ignore_errors=True)
+        return done
 
     def begin(self) -> None:
         """Makes the folders and writes down what will be drawn.
@@ -106,7 +130,8 @@ class Shards:
         self._tell()
 
     def _tell(self) -> None:
-        logbook.write_json(self.manifest, {"settings": self.settings, "finished": self.done})
+        told = {"settings": self.settings, "finished": self.done}
+        logbook.write_json(self.manifest, told | {"sums": self.sums})
 
     def missing(self, check: bool = True) -> np.ndarray:
         """The sample indices that are in no file; check: damaged ones are deleted: drawn again."""
@@ -175,6 +200,7 @@ class Shards:
                 "them, and they are drawn again"
             ) from error
         self.done = sorted({*self.done, *self.formats})
+        self.sums |= {name: self._sum(name) for name in self.formats}
         self._tell()
         shutil.rmtree(self.shards)
         return self.files()

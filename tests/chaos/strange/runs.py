@@ -162,8 +162,8 @@ def read_prepared(folder: Path) -> None:
 def journal(folder: Path) -> None:
     shard = writer.Shard(folder, 0, 0, 8, (2, 2), "f2")
     shard.open()
-    shard.append(np.zeros((3, 2, 2)), {"first": 0, "last": 3, "mark": "a"})
-    shard.append(np.zeros((2, 2, 2)), {"first": 3, "last": 5, "mark": "b"})
+    shard.append(np.zeros((3, 2, 2)), {"first": 0, "last": 3, "mark": "a", "left_out": []})
+    shard.append(np.zeros((2, 2, 2)), {"first": 3, "last": 5, "mark": "b", "left_out": []})
     for file in shard._files:
         file.close()
 
@@ -172,7 +172,9 @@ def read_journal(folder: Path) -> None:
     shard = writer.Shard(folder, 0, 0, 8, (2, 2), "f2")
     if not shard.done:
         shard.open()
-        shard.append(np.zeros((1, 2, 2)), {"first": shard.next, "last": 8, "mark": "c"})
+        shard.append(
+            np.zeros((1, 2, 2)), {"first": shard.next, "last": 8, "mark": "c", "left_out": []}
+        )
         shard.close()
 
 
