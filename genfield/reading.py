@@ -14,8 +14,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from genfield.errors import UserError
 
 # In memory a file may become so many bytes, and so many times its own size.
@@ -77,12 +75,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def npy(path: Path, mend: str = "") -> np.ndarray:
+def npy(path: Path, mend: str = ""):
     """The rows of an .npy file, [N, …], by memory map; no Python objects.
 
     Raises:
       UserError: no such file, or a damaged one; `mend` ends the line.
     """
+    import numpy as np  # not above: commands that need the standard library alone read JSON
+
     try:
         with np.errstate(all="ignore"):  # of a shape beyond all numbers, told below
             found = np.load(path, mmap_mode="r", allow_pickle=False)

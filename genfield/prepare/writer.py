@@ -91,7 +91,7 @@ class Shard:
             stream.seek(HEADER)
             for number, line in enumerate(self.lines):
                 found = zlib.crc32(stream.read(line["count"] * self._row))
-                if line.get("sum", found) != found:  # lines of earlier versions have none
+                if line.get("crc", found) != found:  # lines of earlier versions have none
                     return number
         return len(self.lines)
 
@@ -102,7 +102,7 @@ class Shard:
         part.flush()
         os.fsync(part.fileno())
         stored = np.ascontiguousarray(values, self.dtype).tobytes()
-        line = line | {"count": len(values), "sum": zlib.crc32(stored)}
+        line = line | {"count": len(values), "crc": zlib.crc32(stored)}
         line |= {"check": _check(line)}
         journal.write(_encoded(line))
         journal.flush()
