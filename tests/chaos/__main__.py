@@ -22,7 +22,7 @@ from .driver import Tally, kinds, table
 WORKERS = 2
 
 
-def parse(argv: list[str]):
+def parse():
     """The command line."""
     parser = argparse.ArgumentParser("python -m tests.chaos", description=__doc__)
     parser.add_argument("--kind", help=f"one of {', '.join(kinds())}")
@@ -33,7 +33,7 @@ def parse(argv: list[str]):
     parser.add_argument("--out", default="chaos.json", help="counts; several with commas: --table")
     parser.add_argument("--home", default=str(Path(tempfile.gettempdir()) / "genfield_chaos"))
     parser.add_argument("--table", action="store_true", help="print the table of --out")
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
 def order(asked, modes: tuple[str, ...], done: set):
@@ -44,15 +44,16 @@ def order(asked, modes: tuple[str, ...], done: set):
             yield case
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs a schedule; 1 where something was lost or silent."""
-    asked = parse(argv)
+    asked = parse()
     if asked.table:
         print(table([Tally.read(Path(name)) for name in asked.out.split(",")]))
         return 0
     kind = kinds()[asked.kind]
     modes = tuple(asked.modes.split(",")) if asked.modes else kind.modes
-    home, tally = Path(asked.home).resolve(), Tally.read(Path(asked.out))
+    home, out = Path(asked.home).resolve(), Path(asked.out)
+    tally = Tally.read(out) if asked.runs > 1 else Tally(out, [], [])  # one is run again
     folder = home / f"work_{os.getpid()}"
     folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
@@ -104,4 +105,4 @@ def tell(asked, tally: Tally, found: cases.Found) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

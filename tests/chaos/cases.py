@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+from genfield.machine import logbook
+
 from . import invariants
 from .driver import Facts, Kind, Outcome, Zygote, answered
 from .problems import PROBLEMS, Problem, reference
@@ -45,7 +47,7 @@ def made(zygote: Zygote, problem: Problem) -> tuple[Path, Facts]:
         with open(folder.with_name(f"{problem.mode}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not told.exists():
-                told.write_text(json.dumps(_make(zygote, problem, folder)))
+                logbook.replace_text(told, json.dumps(_make(zygote, problem, folder)))
     return folder, Facts(**json.loads(told.read_text()))
 
 
@@ -69,8 +71,7 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     problem = PROBLEMS[mode]
     wanted, facts = made(zygote, problem)
     workdir = folder / f"{mode}_{seed}"
-    for place in folder.glob(f"{workdir.name}*"):
-        shutil.rmtree(place)
+    remove(workdir)
     problem.prepare(workdir, zygote.home)
     case = Case(zygote, problem, workdir, wanted)
     faults = kind.make(seed)
@@ -87,9 +88,14 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     for fault in faults:
         found.lost.extend(fault.broken(workdir) if hasattr(fault, "broken") else [])
     if not found.lost + found.silent:
-        for place in folder.glob(f"{workdir.name}*"):
-            shutil.rmtree(place, ignore_errors=True)
+        remove(workdir)
     return found._replace(seed=seed)
+
+
+def remove(workdir: Path) -> None:
+    """Removes a workdir, and what a fault has put beside it."""
+    for place in (workdir, *workdir.parent.glob(f"{workdir.name}_*")):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class Case:
