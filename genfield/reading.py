@@ -7,6 +7,7 @@ itself, and whatever a library raises of it is DAMAGE, which becomes one line.
 import csv
 import json
 import lzma
+import math
 import struct
 import tokenize
 import zipfile
@@ -84,15 +85,35 @@ def npy(path: Path, mend: str = ""):
     import numpy as np  # not above: commands that need the standard library alone read JSON
 
     try:
-        with np.errstate(all="ignore"):  # of a shape beyond all numbers, told below
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(found, np.ndarray):
-            raise ValueError("it is an .npz file")
-        if not found.ndim:
+        with path.open("rb") as stream, np.errstate(all="ignore"):
+            shape, dtype = _header(stream, path.stat().st_size)
+        if not shape:
             raise ValueError("it holds one number and no rows")
-        return found
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except DAMAGE as error:
         raise UserError(f"cannot read {path}: {reason(error)}{mend}") from error
+
+
+def _header(stream, size: int) -> tuple[tuple[int, ...], Any]:
+    """The shape and type that an .npy file says, where its bytes hold so much.
+
+    NumPy's memory map divides by the width of an element, and ends the process where that is 0.
+    """
+    from numpy.lib import format
+
+    if stream.peek(4)[:4] == b"PK\x03\x04":
+        raise ValueError("it is an .npz file")
+    version = format.read_magic(stream)
+    known = {(1, 0): format.read_array_header_1_0, (2, 0): format.read_array_header_2_0}
+    if version not in known:
+        raise ValueError(f"its version is {version}")
+    shape, _, dtype = known[version](stream)
+    whole = all(type(side) is int and side >= 0 for side in shape) and dtype.itemsize
+    if not whole or stream.tell() + math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"it cannot hold {dtype} {str(shape)[:80]}")
+    return shape, dtype
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, names: set[str] | None = None) -> None:

@@ -57,6 +57,9 @@ NPY = {
     "unbalanced": header("'<f4'", "(1,2,"),
     "huge": header("'<f4'", f"({2**62},)"),
     "negative": header("'<f4'", "(-1,)"),
+    "of no bytes": header("[]", "(-1,)"),
+    "of empty fields": header("'|V0'", "(3, 2)"),
+    "beyond its end": header("'<f4'", "(99, 3)"),
     "of objects": header("'|O'", "(3,)"),
     "one number": header("'<f4'", "()"),
     "no version": b"\x93NUMPY\x09\x00" + bytes(99),
@@ -87,6 +90,15 @@ def test_npz_under_another_name_and_members_that_are_no_arrays(tmp_path):
     refuses("x1 is no array", npz.read_npz, tmp_path / "b.npz", "bad")
     np.savez(tmp_path / "c.npz", x1=np.ones((3, 2)), x0=np.float32(1))
     refuses("one number under x0", data.create, section("arrays", tmp_path / "c.npz"), **FED)
+
+
+def test_labels_that_are_no_classes(tmp_path):
+    levels = np.zeros((3, 4, 4, 3), np.uint8)
+    labels = np.array([0, 1, 1 << 55])
+    np.savez(tmp_path / "a.npz", x1=levels, labels=labels)
+    refuses("labels reach", data.create, section("arrays", tmp_path / "a.npz", labels=True), **FED)
+    np.savez(tmp_path / "b.npz", train_images=levels, train_labels=labels)
+    refuses("whole numbers from 0 on", create, tmp_path / "b.npz", labels=True)
 
 
 def test_bombs_of_npz(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from genfield.data.decoding import Reading, prepare
 from genfield.data.layouts import Asked, heldout
-from genfield.data.pipeline import Examples, from_arrays
+from genfield.data.pipeline import MOST_CLASSES, Examples, from_arrays
 from genfield.errors import UserError
 from genfield.reading import DAMAGE, check_archive, reason
 
@@ -302,7 +302,8 @@ def _labels(path: Path, key: str, stored: dict, count: int) -> np.ndarray:
     if key not in stored:
         raise UserError(f"no {key} in {path}: set data.labels=False and data.classes=None")
     labels = stored[key]
-    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+    whole = labels.shape == (count,) and labels.dtype.kind in "iu"
+    if not whole or not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
         raise UserError(
             f"{key} in {path} is {labels.dtype} {list(labels.shape)}: "
             f"expected {count} whole numbers from 0 on"
