@@ -13,6 +13,7 @@ from genfield import errors
 from genfield.errors import UserError, local, tell
 from genfield.machine import tables
 from genfield.machine.tables import MISSING, columns
+from genfield.reading import json_file
 
 # Sections as they are listed; those of no other name come between.
 FIRST = (
@@ -52,7 +53,7 @@ def load(place: str) -> dict:
     try:
         if path.is_dir():
             path = path / "card.json"
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = json_file(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): pass the card.json of an evaluated run, "

@@ -14,6 +14,7 @@ from pathlib import Path
 REMOTE = re.compile(r"[A-Za-z][\w+.-]+://")
 OS_CODE = re.compile(r"os_error_code='(\d+)'")  # as TensorStore, below orbax, tells the system's
 EXIT_CODE = 2
+LONGEST = 2000  # letters of a line
 
 # What the system says of files and disks by the names of its errors, and how that is mended.
 OF_FILES = {
@@ -65,7 +66,21 @@ def _silence(error: bool) -> None:
 
 
 class UserError(ValueError):
-    """A mistake in a config, a path or a file: one line that says what and how to mend it."""
+    """A mistake in a config, a path or a file: one line that says what and how to mend it.
+
+    It may quote a file of a stranger: what would steer a terminal is written as its number, and
+    beyond LONGEST letters the middle is left out.
+    """
+
+    def __init__(self, message: object):
+        super().__init__(_line(str(message)))
+
+
+def _line(text: str) -> str:
+    text = re.sub(r"\s*\n\s*", " ", text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 500]} … {text[-497:]}"
 
 
 def remote(place: object) -> bool:

@@ -26,6 +26,7 @@ from genfield.machine.logbook import say
 from genfield.pretrained import autoencoders
 from genfield.program import train_step
 from genfield.program.open_run import held
+from genfield.reading import json_file
 
 OPTIONS = "training.json"
 # What may change from one start to the next.
@@ -82,7 +83,7 @@ class Training:
         stored = self.options.out / OPTIONS
         plain = {k: v for k, v in vars(self.options).items() if k not in FREE}
         told = json.loads(json.dumps(plain | {"data": self.data.fingerprint}))
-        before = json.loads(stored.read_text()) if stored.exists() else told
+        before = json_file(stored) if stored.exists() else told
         for name in told | before:
             if told.get(name) != before.get(name):
                 raise UserError(

@@ -10,6 +10,7 @@ from genfield.data.npz import read_npz
 from genfield.data.own import own
 from genfield.data.pipeline import Dataset, Feed, short_hash
 from genfield.errors import UserError
+from genfield.reading import npy
 from genfield.registry import Place
 
 
@@ -65,10 +66,7 @@ def arrays(
 
 def _read(place: Path) -> dict[str, np.ndarray]:
     if place.suffix == ".npy":
-        try:
-            found = {"x1": np.load(place, mmap_mode="r", allow_pickle=False)}
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"cannot read {place}: {str(error).splitlines()[0]}") from error
+        found = {"x1": npy(place)}
     else:
         stored = read_npz(place, f"{place} is not a readable .npz file", mapped=True)
         found = {key: stored[key] for key in ("x0", "x1") if key in stored}
@@ -80,6 +78,9 @@ def _read(place: Path) -> dict[str, np.ndarray]:
             found["x1"] = stored[rest[0]]
     if "x1" not in found or found["x1"].ndim < 2:
         raise UserError(f"{place} holds no examples: expected x1 of shape [N, *shape]")
+    flat = [key for key, values in found.items() if not values.ndim]
+    if flat:
+        raise UserError(f"{place} holds one number under {flat[0]}: expected rows [N, …]")
     lengths = {key: len(values) for key, values in found.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{key} {length}" for key, length in lengths.items())

@@ -22,6 +22,7 @@ from genfield.data.pipeline import (
     subset,
 )
 from genfield.errors import UserError
+from genfield.reading import most, reason
 from genfield.registry import Place, choose
 
 TOP_GENES = 2000  # highly variable genes (Flux Matching, section B.2)
@@ -119,17 +120,19 @@ def read(path: str | Path):
         raise UserError(f"no file {path}: expected an .h5ad file of cells")
     anndata = packages()[0]
     try:
+        _check_own(path)
         with quiet():
             found = anndata.read_h5ad(path)
     except Exception as error:  # h5py and anndata raise all kinds on damaged files
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path} is not a readable .h5ad file: {reason}") from error
+        raise UserError(f"{path} is not a readable .h5ad file: {reason(error)}") from error
     for name in LAYERS:
         if name not in found.layers:
             known = ", ".join(found.layers) or "none"
             raise UserError(f"{path} has no layer {name!r}; its layers: {known}")
         layer = found.layers[name]
         values = layer.data if hasattr(layer, "indptr") else np.asarray(layer)
+        if values.dtype.kind not in "fiu":
+            raise UserError(f"layer {name!r} of {path} holds {values.dtype}, no counts")
         if not np.isfinite(values).all() or (values < 0).any():
             raise UserError(f"layer {name!r} of {path} has entries that are no counts")
     if found.n_obs < FEWEST_CELLS:
@@ -141,6 +144,41 @@ def read(path: str | Path):
     out.var_names = found.var_names
     out.var_names_make_unique()
     return out
+
+
+def _check_own(path: Path) -> None:
+    """Raises ValueError for a file that leads to others, or that would take too much memory.
+
+    HDF5 has links to other files, and arrays of any size whose numbers stand nowhere.
+    """
+    import h5py
+
+    left, room = ["/"], most(path.stat().st_size)
+    with h5py.File(path, "r") as file:
+        seen = set()
+        while left:
+            group = file[left.pop()]
+            for name in group:
+                link = group.get(name, getlink=True)
+                if not isinstance(link, h5py.HardLink):
+                    raise ValueError(f"{group.name}/{name} is a link to elsewhere")
+                inner = group[name]
+                if isinstance(inner, h5py.Group):
+                    if inner.id in seen:
+                        raise ValueError(f"{inner.name} holds itself")
+                    seen.add(inner.id)
+                    left.append(inner.name)
+                elif isinstance(inner, h5py.Dataset):
+                    room -= _bytes_of(inner)
+                if room < 0:
+                    raise ValueError("it would become too large for its size: a bomb")
+
+
+def _bytes_of(array) -> int:
+    """What an HDF5 array takes in memory; ValueError where it lies in other files."""
+    if array.is_virtual or array.external:
+        raise ValueError(f"{array.name} lies in another file")
+    return (array.size or 0) * array.dtype.itemsize
 
 
 def preprocess(

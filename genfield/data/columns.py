@@ -12,6 +12,7 @@ from genfield.data.layouts import Asked, heldout
 from genfield.data.pipeline import Examples
 from genfield.data.pixels import on_demand
 from genfield.errors import UserError
+from genfield.reading import most, reason
 from genfield.registry import choose
 
 SAVED = ("dataset_dict.json", "state.json")  # of a folder that `save_to_disk` wrote
@@ -40,6 +41,18 @@ def column_splits(
       UserError: `datasets` is not installed, unreadable files, no column of images, no or several
         columns of labels where they are wanted.
     """
+    try:
+        return _splits(place, asked, reading, limit, notes)
+    except UserError:
+        raise
+    except Exception as error:  # datasets and pyarrow raise all kinds on damaged files
+        raise UserError(
+            f"{place} is not a readable Hugging Face data set: {reason(error)}"
+        ) from error
+
+
+def _splits(place: Path, asked: Asked, reading: Reading, limit: float, notes: Notes):
+    """What `column_splits` gives; raises anything."""
     splits = _open(place, asked.split, limit)
     first = choose(f"split of {place}", asked.split, splits)
     image_key = _image_column(place, first, asked.image_key)
@@ -54,7 +67,7 @@ def column_splits(
         labels, names = _numbered(place, label_key, first.features[label_key], labels, asked.split)
     for name in sorted(wanted & set(splits)):
         table = _encoded(splits[name], image_key)
-        known[name] = _maker(table, image_key, labels.get(name), f"{name}[%d] of {place}")
+        known[name] = _maker(table, image_key, labels.get(name), place, name)
     how = "" if label_key is None else f"column {label_key!r}"
     if asked.layout == "flat":
         parts = [known[name] for name in sorted(known)]
@@ -76,19 +89,15 @@ def _package():
 def _open(place: Path, split: str, limit: float) -> dict[str, Any]:
     """The tables of a place by split; a place without splits is the training split."""
     datasets = _package()
-    try:
-        if place.is_dir() and any((place / name).exists() for name in SAVED):
-            found = datasets.load_from_disk(str(place))
-            return dict(found) if isinstance(found, datasets.DatasetDict) else {split: found}
-        return _parquet(place, split, limit)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's are ValueErrors
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{place} is not a readable Hugging Face data set: {reason}") from error
+    if place.is_dir() and any((place / name).exists() for name in SAVED):
+        found = datasets.load_from_disk(str(place))
+        return dict(found) if isinstance(found, datasets.DatasetDict) else {split: found}
+    return _parquet(place, split, limit)
 
 
 def _parquet(place: Path, split: str, limit: float) -> dict[str, Any]:
     """Tables in memory, still encoded: rows of parquet cannot be read one by one."""
-    import pyarrow.parquet
+    import pyarrow
 
     datasets, parts = _package(), {}
     for name, path in sorted((files_of(place) or {}).items()):
@@ -104,8 +113,25 @@ def _parquet(place: Path, split: str, limit: float) -> dict[str, Any]:
             f"the images in {place} exceed data.memory_limit_gb, and parquet cannot be read in "
             "place: load it with `datasets` once and pass the folder of save_to_disk"
         )
-    tables = {name: pyarrow.parquet.read_table(paths) for name, paths in parts.items()}
+    tables = {
+        name: pyarrow.concat_tables(map(_table, paths), promote_options="permissive")
+        for name, paths in parts.items()
+    }
     return {name or split: datasets.Dataset(table) for name, table in tables.items()}
+
+
+def _table(path: Path):
+    """The table of a parquet file; ValueError where it takes more memory than its size allows."""
+    import pyarrow.parquet
+
+    room, parts = most(path.stat().st_size), []
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for part in file.iter_batches():
+            room -= part.nbytes
+            if room < 0:
+                raise ValueError(f"{path.name} would become too large for its size: a bomb")
+            parts.append(part)
+        return pyarrow.Table.from_batches(parts, file.schema_arrow)
 
 
 def _image_column(place: Path, table, asked: str | None) -> str:
@@ -163,20 +189,32 @@ def _encoded(table, key: str):
     return table.select_columns([key]).cast_column(key, _package().Image(decode=False))
 
 
-def _maker(table, key: str, labels: np.ndarray | None, where: str):
+def _maker(table, key: str, labels: np.ndarray | None, place: Path, split: str):
+    where = f"{split}[%d] of {place}"
+
     def make(reading: Reading, notes: Notes) -> Examples:
         def read(row: int):
-            name, held = where % row, table[row][key]
+            name = where % row
             try:
-                encoded = held["bytes"] or Path(held["path"]).read_bytes()
-            except (OSError, TypeError) as error:
-                raise UserError(f"cannot read the image {name}: {error}") from error
+                held = table[row][key]
+                encoded = held["bytes"] or _beside(place, held["path"])
+            except Exception as error:  # datasets and pyarrow raise all kinds on damaged files
+                raise UserError(f"cannot read the image {name}: {reason(error)}") from error
             label = None if labels is None else int(labels[row])
             return decode(encoded, reading, name, notes), label, name
 
         return on_demand(len(table), read, reading.shape)._replace(labels=labels)
 
     return make
+
+
+def _beside(place: Path, name: str) -> bytes:
+    """A file that a column names; one outside of the place would be whatever a stranger wants."""
+    folder = place if place.is_dir() else place.parent
+    file = (folder / name).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name} lies outside of {folder}: store the images' bytes in the column")
+    return file.read_bytes()
 
 
 def _chain(parts: list[Examples]) -> Examples:

@@ -1,35 +1,26 @@
 """The files of a folder, of a tar or zip archive, or of a folder of archives, by their names."""
 
-import io
+import bz2
+import gzip
 import lzma
 import os
 import re
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from genfield.data.decoding import is_picture, suffix
 from genfield.errors import UserError
+from genfield.reading import DAMAGE, most, reason
 
-ARCHIVE_ERRORS = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    EOFError,
-    OSError,
-    lzma.LZMAError,
-    zlib.error,
-    struct.error,
-    RuntimeError,  # an encrypted zip, or a compression that zipfile lacks
-)
-READ_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError)
+ARCHIVE_ERRORS = (*DAMAGE, tarfile.TarError)
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".zip")
 BESIDE = (".csv", ".json", ".txt", ".cls")  # what may say classes
 SPLITS = ("train", "test", "val", "valid", "validation")
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # with files in it, and without
+COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 
 
 class Files(NamedTuple):
@@ -121,27 +112,48 @@ def files_below(place: Path) -> Iterator[tuple[str, list[str]]]:
 def _archive(path: Path, limit: float) -> Files:
     try:
         with open(path, "rb") as file:
-            is_zip = file.read(4) in ZIP
-        return _zip(path) if is_zip else _tar(path, limit)
+            start = file.read(6)
+        return _zip(path) if start[:4] in ZIP else _tar(path, limit, start)
+    except UserError:
+        raise
     except ARCHIVE_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
         raise UserError(
             f"{path} is damaged, or neither a folder nor a tar or zip archive nor an .npz file: "
-            f"{reason}"
+            f"{reason(error).rstrip(':')}"
         ) from error
 
 
-def _tar(path: Path, limit: float) -> Files:
+class _Bounded:
+    """A stream of which no more is read, or gone over, than a file of its size may hold."""
+
+    def __init__(self, stream, end: int):
+        self.stream, self.end = stream, end
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or self.tell() + size > self.end:
+            raise tarfile.ReadError(f"it would become more than {self.end:,} bytes: a bomb")
+        return self.stream.read(size)
+
+
+def _tar(path: Path, limit: float, start: bytes) -> Files:
     members, folders = {}, set()
-    with tarfile.open(path, "r:*") as tar:
-        compressed = not isinstance(tar.fileobj, io.BufferedReader)
+    opener = next((o for begin, o in COMPRESSED.items() if start.startswith(begin)), None)
+    compressed, size = opener is not None, path.stat().st_size
+    end = most(size) if compressed else size + tarfile.RECORDSIZE
+    with (
+        (opener or open)(path, "rb") as stream,
+        tarfile.open(fileobj=_Bounded(stream, end), mode="r:") as tar,
+    ):
         for member in tar:
+            if member.size < 0 or member.offset_data + member.size > end:
+                raise tarfile.ReadError("it ends too early, or it would become too large")
             name = _plain(member.name)
             if not name:
                 continue
             if member.isdir():
                 folders.add(name)
-            elif not member.isreg():
+            elif not member.isreg() or member.issparse():
                 members[f"{name} (a link)"] = None
             elif not compressed:
                 members[name] = (member.offset_data, member.size)
@@ -183,10 +195,13 @@ def _zip(path: Path) -> Files:
         raise RuntimeError("it is encrypted")
 
     def read(name: str) -> bytes:
+        entry = members[name]
         try:
-            return archive.read(members[name])
-        except READ_ERRORS as error:
-            raise OSError(0, str(error) or type(error).__name__) from error
+            if entry.file_size > most(entry.compress_size):
+                raise ValueError(f"it would become {entry.file_size:,} bytes: a bomb")
+            return archive.read(entry)
+        except DAMAGE as error:
+            raise OSError(0, reason(error)) from error
 
     return Files(sorted(members), folders - {""}, read)
 

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import struct
 import threading
 import warnings
 from collections import defaultdict
@@ -13,15 +12,16 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from genfield.errors import UserError
+from genfield.reading import DAMAGE
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 WHITE = 255
 SIXTEEN = ("PNG", "PPM")  # formats whose numbers of mode I are of 16 bits
 # Formats whose further frames are no pictures of their own: depth maps, layers.
 NO_FRAMES = ("MPO", "PSD")
-# Everything that Pillow was seen to raise on damaged files.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-EXIF_ERRORS = (*DECODE_ERRORS, TypeError, LookupError)
+DECODE_ERRORS = (*DAMAGE, Image.DecompressionBombError)
+# A file may become so many pixels, and so many a byte; no deflated picture has more a byte.
+PIXELS, PIXELS_A_BYTE = 1 << 24, 1000
 FRAMES = "of several frames or pages, of which the first is taken"
 DEEP = "of 16 bits a channel, scaled to 8"
 DAMAGED_EXIF = "with a damaged EXIF block, shown as they are stored"
@@ -151,7 +151,7 @@ def prepare(
         note(FRAMES)
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except EXIF_ERRORS:
+    except DECODE_ERRORS:
         image.load()  # where it is not the pixels that are damaged
         note(DAMAGED_EXIF)
     image = _in_colour(_in_eight_bits(image, note), reading)
@@ -192,10 +192,25 @@ def decode(data: bytes, reading: Reading, name: str, notes: Notes | None = None)
     """
     note = (lambda what: notes.add(what, name)) if notes else (lambda what: None)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             return prepare(image, reading, note)
     except DECODE_ERRORS as error:
         raise UserError(f"cannot read the image {name}: {_reason(error)}") from error
+
+
+def opened(data: bytes) -> Image.Image:
+    """The picture that a file's bytes are, not decoded yet; raises DECODE_ERRORS.
+
+    One that says more pixels than a file of its size may have is refused: a small one could take
+    all memory.
+    """
+    image = Image.open(io.BytesIO(data))
+    most = PIXELS + PIXELS_A_BYTE * len(data)
+    if image.width * image.height > most:
+        raise ValueError(
+            f"{len(data):,} bytes would become {image.width:,} x {image.height:,} pixels: a bomb"
+        )
+    return image
 
 
 def _reason(error: Exception) -> str:

@@ -23,6 +23,7 @@ from genfield.data.pipeline import Examples, short_hash
 from genfield.data.pixels import over_chunks
 from genfield.errors import UserError
 from genfield.features import weights
+from genfield.reading import json_file
 
 SETTLED_NS = 3_000_000_000  # since a file's last change, before its hash is kept
 WATCHED = 1000  # files, at most
@@ -76,7 +77,7 @@ def remembered(what: tuple, files: Iterable[Path], make: Callable):
     marks = [(p, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for p, s in stats]
     kept = weights.cache() / "identities" / f"{short_hash(what, marks)}.json"
     try:
-        return json.loads(kept.read_text())["value"]
+        return json_file(kept)["value"]
     except (OSError, ValueError, KeyError, TypeError):
         value = make()
     newest = max((max(s.st_mtime_ns, s.st_ctime_ns) for _, s in stats), default=0)

@@ -25,6 +25,7 @@ from genfield.data.pipeline import (
     subset,
 )
 from genfield.errors import UserError
+from genfield.reading import npy, reason
 from genfield.registry import Fraction, OneOf, Place, Positive
 
 HELDOUT = 10_000  # of a latents.npy, at most, and at most a tenth
@@ -159,17 +160,33 @@ def _of_shards(
         return values(rows, [(feed.seed, int(number)) for number in numbers], copies)
 
     varies = copies or posterior == "sample"
-    statistics = manifest["statistics"]
+    statistics = _statistics(folder, manifest, shape[-1])
     return _Found(
         Examples(manifest["count"], gather, labels=labels, vary=vary if varies else None),
         tuple(manifest["class_names"]) if num_classes else (),
         short_hash(posterior, shards.checked_hash(found)),
         (),
-        lambda: (np.array(statistics["mean"]), np.array(statistics["std"])),
+        lambda: statistics,
         manifest["autoencoder"].get("scaling_factor"),
         manifest["autoencoder"].get("hash"),
         manifest["size"],
     )
+
+
+def _statistics(folder: Path, manifest: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation by channel, [C]; raises UserError where there are none."""
+    try:
+        found = tuple(np.array(manifest["statistics"][n], np.float64) for n in ("mean", "std"))
+        scale = manifest["autoencoder"].get("scaling_factor")
+        fits = all(part.shape == (channels,) and np.isfinite(part).all() for part in found)
+        if not fits or not isinstance(scale, int | float | None):
+            raise ValueError("they are not a number a channel")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{folder / shards.FINISHED} holds damaged statistics ({reason(error)}): delete it and "
+            "run the same `python -m genfield.prepare` again, which writes it anew"
+        ) from error
+    return found
 
 
 def _check_manifest(folder: Path, manifest: dict, shape, num_classes: int, flip) -> None:
@@ -218,8 +235,8 @@ def _of_one_file(
             "holds a latents.npy: leave it out"
         )
     files = {n: folder / f"{n}.npy" for n in ("latents", *["labels"] * bool(num_classes))}
-    values = _open(folder / "latents.npy")
-    labels = _open(folder / "labels.npy") if num_classes else np.zeros(len(values), np.int32)
+    values = npy(folder / "latents.npy")
+    labels = npy(folder / "labels.npy") if num_classes else np.zeros(len(values), np.int32)
     if values.shape[1:] != shape or not np.issubdtype(values.dtype, np.floating):
         raise UserError(
             f"{folder / 'latents.npy'} holds {values.dtype} {values.shape}, not floats of "
@@ -230,6 +247,8 @@ def _of_one_file(
             f"{folder / 'labels.npy'} holds {labels.dtype} {labels.shape}, not "
             f"{len(values)} integers"
         )
+    if not len(values):
+        raise UserError(f"{folder / 'latents.npy'} holds no latents")
     if num_classes and (labels.min() < 0 or labels.max() >= num_classes):
         raise UserError(f"{folder / 'labels.npy'} has labels outside 0..{num_classes - 1}")
 
@@ -276,13 +295,6 @@ def _check_scale(mean, std, scale: float, shift: float, own: float | None, log: 
             f"latents: the standard deviation is {total * scale:.3g} after data.scale={scale:g} "
             f"(by channel {shown[1]}), the mean {shown[0]}: {'; '.join(lines)}"
         )
-
-
-def _open(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 
 
 METHOD = registry.DataSource(

@@ -2,10 +2,8 @@
 
 import math
 import struct
-import tokenize
 import uuid
 import zipfile
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,30 +13,15 @@ from PIL import Image
 
 from genfield.data.decoding import Reading, prepare
 from genfield.data.layouts import Asked, heldout
-from genfield.data.pipeline import Examples, from_arrays
+from genfield.data.pipeline import MOST_CLASSES, Examples, from_arrays
 from genfield.errors import UserError
+from genfield.reading import DAMAGE, check_archive, reason
 
 # Where an .npz may hold images without splits, and labels. arr_0 and arr_1 are the ADM evaluator's.
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "arr_0", "samples"), ("labels", "y", "arr_1")
 CLASS_NAMES = "class_names"
 MAPPED = 1 << 30  # bytes of an array, beyond which it may stay on the disk
 LOCAL_HEADER = 30  # bytes before the names of a zip's member, whose lengths are its last four
-# Everything that a damaged or strange .npz can make NumPy and the standard library say.
-READ_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def npz_splits(
@@ -168,6 +151,7 @@ def cached(
             {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)}
             for part in ("train_", "heldout_")
         )
+        _check_cache(file, train, heldout, [arrays.get(key) for key in ("class_names", "told")])
         names, told = (tuple(map(str, arrays[key])) for key in ("class_names", "told"))
         return from_arrays(train), from_arrays(heldout), names, list(told)
     try:
@@ -187,6 +171,20 @@ def cached(
     return train, heldout, class_names, told
 
 
+def _check_cache(file: Path, train: dict, heldout: dict, texts: list) -> None:
+    """Raises UserError where the arrays are not such as `cached` writes."""
+    images = [part.get("x1") for part in (train, heldout)]
+    fits = all(x is not None and x.ndim == 4 and x.dtype == np.uint8 for x in images)
+    fits &= all(text is not None and text.ndim == 1 and text.dtype.kind == "U" for text in texts)
+    for part in (train, heldout) if fits else ():
+        labels, count = part.get("label", np.zeros(len(part["x1"]), int)), len(texts[0])
+        fits &= labels.shape == part["x1"].shape[:1] and labels.dtype.kind in "iu"
+        fits &= "label" not in part or all((labels >= 0) & (labels < max(1, count)))
+        fits &= set(part) <= {"x1", "label"}
+    if not fits:
+        raise UserError(f"the cache {file} is damaged: delete it")
+
+
 def read_npz(
     path: Path,
     complaint: str,
@@ -199,18 +197,26 @@ def read_npz(
     mapped: those beyond MAPPED bytes that are not compressed stay on the disk, by memory map: all
       processes of a machine share what is read of them.
     Raises:
-      UserError: no .npz file, or a damaged one; says `complaint`.
+      UserError: no .npz file, or a damaged one, or one that would take more memory than a file of
+        its size may; says `complaint`.
     """
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip file of arrays, as np.savez writes them")
         with np.load(path, allow_pickle=False) as file:
+            chosen = [name for name in file.files if wanted(name)]
+            stored = {stored for name in chosen for stored in (name, f"{name}.npy")}
+            check_archive(file.zip, Path(path).stat().st_size, stored)
             read = (lambda name: _mapped(path, file, name)) if mapped else file.__getitem__
-            return {name: read(name) if wanted(name) else None for name in file.files}
-    except READ_ERRORS as error:
-        reason = " ".join(f"{error}".split())[:160] or type(error).__name__
-        reason = "it holds Python objects" if "allow_pickle" in reason else reason
-        raise UserError(f"{complaint}: {reason}") from error
+            found = {name: read(name) for name in chosen}
+            other = next((name for name in chosen if not isinstance(found[name], np.ndarray)), None)
+            if other is not None:
+                raise ValueError(f"{other} is no array")
+            return {name: found.get(name) for name in file.files}
+    except DAMAGE as error:
+        told = reason(error)
+        told = "it holds Python objects" if "allow_pickle" in told else told
+        raise UserError(f"{complaint}: {told}") from error
 
 
 def _mapped(path: Path, file, name: str) -> np.ndarray:
@@ -296,7 +302,8 @@ def _labels(path: Path, key: str, stored: dict, count: int) -> np.ndarray:
     if key not in stored:
         raise UserError(f"no {key} in {path}: set data.labels=False and data.classes=None")
     labels = stored[key]
-    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+    whole = labels.shape == (count,) and labels.dtype.kind in "iu"
+    if not whole or not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
         raise UserError(
             f"{key} in {path} is {labels.dtype} {list(labels.shape)}: "
             f"expected {count} whole numbers from 0 on"

@@ -9,6 +9,7 @@ import numpy as np
 from genfield import registry
 from genfield.data.identity import examples_hash
 from genfield.data.pipeline import (
+    MOST_CLASSES,
     SCANNED,
     SPLIT_SEED,
     Dataset,
@@ -142,6 +143,11 @@ def _whole_labels(name: str, labels) -> np.ndarray:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise UserError(
             f"data {name!r}: labels are {labels.dtype} {list(labels.shape)}, not whole numbers [N]"
+        )
+    if labels.size and labels.max() >= MOST_CLASSES:
+        raise UserError(
+            f"data {name!r}: labels reach {labels.max()}: number the classes from 0 on, at most "
+            f"{MOST_CLASSES:,}"
         )
     return labels.astype(np.int32)
 

@@ -4,7 +4,6 @@ A folder with x0.npy and x1.npy, float32 [N, *shape], perhaps labels.npy, and ma
 says what drew them. The arrays stay on disk and are read by memory map.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from genfield.data.pipeline import (
 )
 from genfield.data.pixels import to_uint8
 from genfield.errors import UserError
+from genfield.reading import json_file, npy
 from genfield.registry import Place, choose
 
 HELDOUT = 1_000  # at most, and at most a tenth
@@ -60,11 +60,18 @@ def pairs(
         )
     folder = Path(path)
     manifest = _manifest(folder / FINISHED)
-    x0, x1 = (_open(folder / f"{name}.npy") for name in ("x0", "x1"))
+    x0, x1 = (npy(folder / f"{name}.npy") for name in ("x0", "x1"))
     settings, count = manifest["settings"], manifest["num"]
     classes = settings["num_classes"] if labels else 0
     names = tuple(settings["class_names"]) if classes else ()
-    label = _open(folder / "labels.npy") if classes else np.zeros(count, np.int32)
+    label = npy(folder / "labels.npy") if classes else np.zeros(count, np.int32)
+    floats, whole = x0.dtype.kind == x1.dtype.kind == "f", label.dtype.kind in "iu"
+    known = not classes or (whole and count and 0 <= label.min() <= label.max() < classes)
+    if not (floats and known):
+        raise UserError(
+            f"{folder} holds noises, samples and labels of {x0.dtype}, {x1.dtype} and "
+            f"{label.dtype}, or labels beyond {classes} classes: draw the pairs again"
+        )
     if x0.shape != x1.shape or len(x0) != count or label.shape != (count,):
         raise UserError(
             f"{folder} holds {len(x0)} noises, {len(x1)} samples and {len(label)} labels, and its "
@@ -153,20 +160,21 @@ def _beside(pairs: Dataset, real: Dataset) -> Dataset:
 
 def _manifest(path: Path) -> dict:
     try:
-        manifest = json.loads(path.read_text())
-        settings = manifest["settings"]
-        return {"num": manifest["num"], "settings": settings | {n: settings[n] for n in SETTINGS}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = json_file(path)
+        num, settings = manifest["num"], manifest["settings"]
+        classes, names, pixels = (settings[name] for name in SETTINGS)
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        counted = type(num) is type(classes) is int and num > 1 and classes >= 0
+        source = isinstance(settings.get("source", "normal"), str)
+        if not (named and counted and source and isinstance(pixels, bool)):
+            raise ValueError("its settings are of other types")
+        if settings.get("latents") is not None:
+            Latents(**settings["latents"])
+        return {"num": num, "settings": settings}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): name a folder that --mode=pairs has finished"
         ) from error
-
-
-def _open(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 
 
 METHOD = registry.DataSource(

@@ -19,6 +19,7 @@ MAX_SHOWN = 20  # classes that a message lists
 ENDLESS = 1 << 62  # steps
 CHEAP_BYTES = 1 << 30  # of examples that are looked at before the first step
 SCANNED = 4096  # rows at a time
+MOST_CLASSES = 1 << 20  # labels from there on are numbers of something else
 
 
 class Examples(NamedTuple):

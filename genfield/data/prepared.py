@@ -8,11 +8,12 @@ from PIL import Image
 
 from genfield import registry
 from genfield.data import identity
-from genfield.data.decoding import DECODE_ERRORS, WHITE, Reading, prepare
+from genfield.data.decoding import WHITE, Reading, prepare
 from genfield.data.pipeline import Dataset, Examples, Feed, assemble, short_hash
 from genfield.data.pixels import on_demand
 from genfield.data.splits import Splits
 from genfield.errors import UserError
+from genfield.reading import reason
 from genfield.registry import Place, choose
 
 
@@ -95,14 +96,16 @@ def _examples(
         raise UserError(f"split {name!r} of TFDS {dataset} is empty")
 
     def read(row: int):
-        example, where = source[row], f"{name}[{row}] of TFDS {dataset}"
-        pixels = np.asarray(example[image_key])
+        where = f"{name}[{row}] of TFDS {dataset}"
         try:
+            example = source[row]
+            pixels = np.asarray(example[image_key])
             image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
             image = prepare(image, reading)
-        except (*DECODE_ERRORS, TypeError) as error:
-            raise UserError(f"cannot read the image {where}: {error}") from error
-        return image, int(example[label_key]) if label_key else None, where
+            label = int(example[label_key]) if label_key else None
+        except Exception as error:  # TFDS's readers raise all kinds on damaged files
+            raise UserError(f"cannot read the image {where}: {reason(error)}") from error
+        return image, label, where
 
     return on_demand(len(source), read)
 
@@ -119,10 +122,10 @@ def _prepared_builder(dataset: str | None, data_dir: str | None):
     arguments = {"data_dir": data_dir} if data_dir else {}
     try:
         builder = tensorflow_datasets.builder(dataset, **arguments)
-    except (tensorflow_datasets.core.DatasetNotFoundError, ValueError) as error:
+    except Exception as error:  # it raises all kinds on damaged files
         raise UserError(
-            f"TFDS knows no {dataset!r} in {data_dir or 'its default folder'}: "
-            f"{str(error).splitlines()[0]}"
+            f"TFDS knows no {dataset!r} in {data_dir or 'its default folder'}, or its files are "
+            f"damaged: {reason(error)}"
         ) from error
     ready = (builder.data_path / "dataset_info.json").exists()
     if ready and builder.info.file_format.value == "array_record":

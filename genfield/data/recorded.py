@@ -1,7 +1,6 @@
 """What a run keeps of its data, so that it samples, opens and is studied where they are not."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from genfield.data import toys
 from genfield.data.pipeline import Dataset, Latents, iterator_state
 from genfield.errors import UserError
+from genfield.reading import json_file
 
 FILE = "data.json"
 
@@ -40,7 +40,7 @@ def read(workdir: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = json_file(path)
         dataset(found, lambda: None, 0)
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,18 +4,20 @@ A folder with shards/00000.npy, 00001.npy, …; labels.npy, int32 [N]; prepare.j
 for; and manifest.json, what is there, which is written last. docs/imagenet.md says what they hold.
 """
 
-import json
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from genfield.data import identity
 from genfield.data.pipeline import short_hash
 from genfield.errors import UserError
+from genfield.reading import json_file, npy
 
 ASKED, FINISHED, LABELS = "prepare.json", "manifest.json", "labels.npy"
 SHARDS = "shards"
+AGAIN = ". Prepare it again"
 LATENTS, PIXELS = "latents", "pixels"  # kinds
 NEEDED = ("kind", "size", "shape", "copies", "count", "class_names", "shards")
 
@@ -80,13 +82,33 @@ def read_manifest(folder: Path) -> dict:
             "goes on where it stopped"
         )
     try:
-        manifest = json.loads(path.read_text())
-        return manifest | {name: manifest[name] for name in NEEDED}
+        manifest = json_file(path)
+        needed = {name: manifest[name] for name in NEEDED}
+        wrong = [name for name, value in needed.items() if not _fits(name, value)]
+        if wrong:
+            raise ValueError(f"its {wrong[0]} is {str(needed[wrong[0]])[:80]}")
+        return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): delete it and run the same `python -m "
             "genfield.prepare` again, which writes it anew"
         ) from error
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a field of a manifest may be so; the files of shards lie in their own folder."""
+    whole = lambda number: type(number) is int and number >= 0
+    shard = lambda one: (
+        isinstance(one, dict)
+        and whole(one["count"])
+        and isinstance(one["hash"], str)
+        and re.fullmatch(r"\w+\.npy", one["file"]) is not None
+    )
+    of = {"kind": (LATENTS, PIXELS).__contains__, "shape": whole, "shards": shard}
+    of |= {"class_names": lambda one: isinstance(one, str)}
+    if name in ("shape", "shards", "class_names"):
+        return isinstance(value, list) and all(map(of[name], value))
+    return of.get(name, whole)(value)
 
 
 def open_shards(folder: Path) -> Shards:
@@ -100,7 +122,7 @@ def open_shards(folder: Path) -> Shards:
     inner = (manifest["copies"], 2, *shape) if latents else shape
     dtype, arrays, counts = np.float16 if latents else np.uint8, [], []
     for shard in manifest["shards"]:
-        values = _array(folder / SHARDS / shard["file"])
+        values = npy(folder / SHARDS / shard["file"], AGAIN)
         if values.shape != (shard["count"], *inner) or values.dtype != dtype:
             raise UserError(
                 f"{folder / SHARDS / shard['file']} holds {values.dtype} {list(values.shape)}, and "
@@ -108,7 +130,12 @@ def open_shards(folder: Path) -> Shards:
             )
         arrays.append(values)
         counts.append(shard["count"])
-    labels = np.array(_array(folder / LABELS)) if manifest["class_names"] else None
+    labels, count = None, len(manifest["class_names"])
+    if count:
+        labels = np.array(npy(folder / LABELS, AGAIN))
+        whole = labels.ndim == 1 and labels.dtype.kind == "i"
+        if not whole or (len(labels) and not 0 <= labels.min() <= labels.max() < count):
+            raise UserError(f"{folder / LABELS} holds no labels below {count}{AGAIN}")
     if sum(counts) != manifest["count"] or (labels is not None and len(labels) != sum(counts)):
         raise UserError(
             f"{folder} holds {sum(counts):,} examples, and its manifest or its labels say "
@@ -135,11 +162,3 @@ def checked_hash(shards: Shards) -> str:
                 "`python -m genfield.prepare` again"
             )
     return short_hash(shards.manifest["kind"], found)
-
-
-def _array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot read {path}: {reason}. Prepare it again") from error

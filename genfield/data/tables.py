@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 from genfield.data.containers import Files
 from genfield.errors import UserError
+from genfield.reading import json_of
 
 TABLES = ("dataset.json", "labels.csv", "labels.json")
 NAMES = ("LOC_synset_mapping.txt", "words.txt")
@@ -120,7 +120,7 @@ def _table(heap: Heap, used: list[str]) -> Classes:
     (table,) = tables
     what = f"{table} in {heap.where}"
     text = _text(heap.files, table, what)
-    rows = _csv_rows(text) if table.endswith(".csv") else _json_rows(text, what)
+    rows = _csv_rows(text, what) if table.endswith(".csv") else _json_rows(text, what)
     folder = table.rpartition("/")[0]
     return Classes(_matched(rows, used, folder, what), (), table, {table})
 
@@ -132,16 +132,19 @@ def _text(files: Files, name: str, what: str) -> str:
         raise UserError(f"cannot read {what}: {error}") from error
 
 
-def _csv_rows(text: str) -> dict[str, str]:
+def _csv_rows(text: str, what: str) -> dict[str, str]:
     """{name: class} of the first two columns; a first row of titles matches no image."""
-    rows = [row for row in csv.reader(io.StringIO(text)) if len(row) > 1]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text)) if len(row) > 1]
+    except csv.Error as error:
+        raise UserError(f"{what} is no table of commas and quotes: {error}") from error
     return {name.strip(): label.strip() for name, label, *_ in rows}
 
 
 def _json_rows(text: str, what: str) -> dict[str, str]:
     """{name: class} of an object, of a list of pairs, or of either under "labels" (EDM's)."""
     try:
-        found = json.loads(text)
+        found = json_of(text)
         found = found["labels"] if isinstance(found, dict) and "labels" in found else found
         rows = dict(found)
     except (ValueError, TypeError) as error:
@@ -226,7 +229,7 @@ def _label_of(heap: Heap, file: str) -> str | None:
     if not file.endswith(".json"):
         return text or None
     try:
-        held = json.loads(text)
+        held = json_of(text)
     except ValueError as error:
         raise UserError(f"{what} is not readable: {error}") from error
     held = held if isinstance(held, dict) else {}

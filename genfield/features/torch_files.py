@@ -6,7 +6,6 @@ carries out only what describes values, and calls nothing that a file names.
 """
 
 import io
-import json
 import mmap
 import stat
 import struct
@@ -29,6 +28,7 @@ from genfield.features.pickles import (
     read_stream_on,
 )
 from genfield.features.torch_trees import ROOM, TIMES, Arrays, Plain, module_state, state_dict
+from genfield.reading import DAMAGE, json_of
 
 __all__ = ["Object", "module_state", "read", "read_tree", "state_dict"]
 
@@ -44,21 +44,6 @@ MISTAKEN = {
     b"<html": "a web page: open its address in a browser, and save the file itself",
     b"\x1f\x8b": "an archive of gzip: unpack it first",
 }
-# Everything that damaged bytes can make the standard library and NumPy say.
-DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -180,14 +165,7 @@ def _check_header(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
             raise ValueError("the header is too long")
-        json.loads(file.read(length), object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in the header")
-    return found
+        json_of(file.read(length))
 
 
 def _widened(file, name: str) -> np.ndarray:

@@ -5,7 +5,6 @@ leads to outside the run is not there.
 """
 
 import itertools
-import json
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from genfield.errors import UserError
 from genfield.look.asked import plain
 from genfield.machine import logbook
+from genfield.reading import json_of
 
 FOLDERS = ("samples", "figures", "studies")
 TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
@@ -103,7 +103,7 @@ class Folder:
             real = self.inside(self.root / f"{name}.json")
             try:
                 if real is not None:
-                    out[name] = plain(json.loads(self._read(real)))
+                    out[name] = plain(json_of(self._read(real)))
             except (OSError, ValueError):  # not whole, or too large
                 continue
         return out

@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,6 +147,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
+        meta["digest"] = _meta_digest(meta)
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
         self._manager.save(
             step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), metrics=metrics
@@ -223,6 +225,8 @@ class Checkpoints:
             there = {k: fixed.without(tree, lacking.get(k, ())) for k, tree in abstract.items()}
             items = {name: ocp.args.StandardRestore(tree) for name, tree in there.items() if tree}
             out = self._alone(step, items)
+            if out["meta"].get("digest", _meta_digest(out["meta"])) != _meta_digest(out["meta"]):
+                return "its meta does not match its digest", None
             read = {name: out[name] if tree else tree for name, tree in there.items()}
             state, expected = dict(read), {k: dict(out["meta"]["digests"][k]) for k in read}
             for name, arrays in lacking.items():
@@ -298,6 +302,12 @@ def _differs(found: _Found) -> str | None:
         if wrong:
             return f"{name}/{wrong[0]} does not match its digest"
     return None
+
+
+def _meta_digest(meta: dict) -> int:
+    """Of all that stands beside the arrays; checkpoints of earlier versions have none."""
+    rest = {name: value for name, value in meta.items() if name != "digest"}
+    return zlib.crc32(json.dumps(json.loads(json.dumps(rest)), sort_keys=True).encode())
 
 
 def _placed(array: np.ndarray, sharding) -> jax.Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genfield.errors import tell
+from genfield.reading import json_of
 
 INTERVAL = {True: 0.2, False: 5.0}  # seconds between updates on a terminal, and elsewhere
 PACKAGES = ("genfield", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -141,15 +142,24 @@ class Metrics:
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
-    path, rows = Path(workdir) / "metrics.jsonl", []
+    """The lines of metrics.jsonl; a last line cut short by a kill is left out.
+
+    Others that are damaged are left out too, and a line says how many.
+    """
+    path, rows, damaged = Path(workdir) / "metrics.jsonl", [], 0
     if not path.exists():
         return rows
-    for line in path.read_text().splitlines():
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+            row = json_of(line)
+            if type(row["step"]) is not int or not isinstance(row["split"], str):
+                raise ValueError("no line of figures")
+            rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            damaged += number < len(lines)
+    if damaged:
+        say(f"{path} is damaged: {damaged} of its lines cannot be read and are left out")
     return rows
 
 

@@ -25,6 +25,7 @@ from genfield.errors import UserError
 from genfield.features import weights
 from genfield.machine.sharding import agreed
 from genfield.metrics.images import Content, Judge, Statistics, blocks, outputs_of, statistics
+from genfield.reading import json_of
 
 KEPT = 50_000  # features kept of a reference, for KID and precision/recall
 NAMES = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -161,7 +162,7 @@ def _check(place: Path, stored: dict, judge: Judge, measured: list[str]) -> dict
 
 def _manifest(place: Path, stored: dict) -> dict:
     try:
-        manifest = json.loads(str(stored["manifest"]))
+        manifest = json_of(str(stored["manifest"]))
         texts = [manifest[key] for key in ("source", "network", "feature_hash", "resize")]
         whole = type(manifest["count"]) is int and all(isinstance(text, str) for text in texts)
     except (ValueError, KeyError, TypeError):
@@ -213,7 +214,7 @@ def load(
     file = weights.cache() / "statistics" / f"{judge.network.name}_{key}.npz"
     cached = _cached(file, reference.manifest)
     if agreed(_serves(cached, gaussians, wanted)):
-        reference.manifest["pixels"] = json.loads(str(cached["manifest"]))["pixels"]
+        reference.manifest["pixels"] = json_of(str(cached["manifest"]))["pixels"]
         return _unpacked(cached, reference.manifest, gaussians, wanted), file
     content, keep = Content(), None
     images = blocks(reference.images, judge.mesh, judge.batch_size, content)
@@ -247,7 +248,7 @@ def _cached(file: Path, manifest: dict) -> dict:
         return {}
     try:
         stored = _read(file)
-        theirs = json.loads(str(stored["manifest"]))
+        theirs = json_of(str(stored["manifest"]))
         pixels = theirs.pop("pixels")
     except (UserError, ValueError, KeyError, AttributeError, TypeError):
         return {}

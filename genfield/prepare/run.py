@@ -20,6 +20,7 @@ from genfield.prepare.encoder import Encoder
 from genfield.prepare.options import SHARD, Options
 from genfield.prepare.source import Source, open_source
 from genfield.prepare.writer import Shard, read_journal
+from genfield.reading import json_file
 
 FORMAT = 1
 WRITTEN = (shards.ASKED, shards.LABELS, shards.FINISHED)
@@ -133,7 +134,7 @@ def _is_free(out: Path) -> bool:
 def _agreed(path: Path, wanted: dict, options: Options) -> dict:
     """What the folder was begun with, where it is what is wanted now."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json_file(path)
         size = stored["shard_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): name a new folder as --out") from error
@@ -284,6 +285,13 @@ def finish(
     Raises:
       UserError: no image is left.
     """
+    for part in parts:
+        if part.sound() < len(part.lines):
+            part.whole.unlink()
+            raise UserError(
+                f"{part.whole} is damaged, its numbers are not those that were written, and is "
+                "deleted: run the same command again, which prepares it anew"
+            )
     journals = [read_journal(part.journal, part.first, part.last) for part in parts]
     lines = [line for journal in journals for line in journal]
     left = [item for line in lines for item in line["left_out"]]

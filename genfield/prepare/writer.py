@@ -9,11 +9,14 @@ import contextlib
 import io
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+from genfield.errors import UserError
 from genfield.machine import lock
+from genfield.reading import json_of
 
 HEADER = 128  # bytes, as NumPy pads its own
 
@@ -67,6 +70,7 @@ class Shard:
         there = self.part.stat().st_size if self.part.exists() else 0
         if there < HEADER + self.count * self._row:
             self.lines = []
+        self.lines = self.lines[: self.sound()]
         part = open(self.part, "r+b" if there else "w+b")
         self._held.append(part.close)
         part.truncate(HEADER + self.count * self._row)
@@ -78,13 +82,28 @@ class Shard:
     def _row(self) -> int:
         return int(np.prod(self.inner, dtype=np.int64)) * self.dtype.itemsize
 
+    def sound(self) -> int:
+        """How many lines of the journal, from the first on, are of what the file still holds."""
+        file = self.whole if self.whole.exists() else self.part
+        if not file.exists():
+            return 0
+        with file.open("rb") as stream:
+            stream.seek(HEADER)
+            for number, line in enumerate(self.lines):
+                found = zlib.crc32(stream.read(line["count"] * self._row))
+                if line.get("crc", found) != found:  # lines of earlier versions have none
+                    return number
+        return len(self.lines)
+
     def append(self, values: np.ndarray, line: dict) -> None:
         """Examples [n, *inner] of the images line["first"] to line["last"] - 1, for good."""
         part, journal = self._files
         part.write(np.ascontiguousarray(values, self.dtype).tobytes())
         part.flush()
         os.fsync(part.fileno())
-        line = line | {"count": len(values)}
+        stored = np.ascontiguousarray(values, self.dtype).tobytes()
+        line = line | {"count": len(values), "crc": zlib.crc32(stored)}
+        line |= {"check": _check(line)}
         journal.write(_encoded(line))
         journal.flush()
         os.fsync(journal.fileno())
@@ -114,8 +133,11 @@ def read_journal(path: Path, first: int, last: int) -> list[dict]:
     text = path.read_bytes() if path.exists() else b""
     for row in text.split(b"\n")[:-1]:
         try:
-            line = json.loads(row)
-            follows = line["first"] == at and at < line["last"] <= last and line["count"] >= 0
+            line = json_of(row)
+            whole = all(type(line[name]) is int for name in ("first", "last", "count"))
+            whole = whole and isinstance(line["mark"], str) and isinstance(line["left_out"], list)
+            whole = whole and line.get("check", _check(line)) == _check(line)
+            follows = whole and line["first"] == at < line["last"] <= last and line["count"] >= 0
         except (ValueError, KeyError, TypeError):
             break
         if not follows:
@@ -123,6 +145,11 @@ def read_journal(path: Path, first: int, last: int) -> list[dict]:
         lines.append(line)
         at = line["last"]
     return lines
+
+
+def _check(line: dict) -> int:
+    """Of all else that stands in a line of the journal."""
+    return zlib.crc32(_encoded({name: line[name] for name in line if name != "check"}))
 
 
 def _encoded(line: dict) -> bytes:

@@ -21,6 +21,7 @@ from genfield.errors import UserError, local
 from genfield.features import autoencoder_kl, weights
 from genfield.features.autoencoder_kl import Config
 from genfield.pretrained import contents
+from genfield.reading import json_file
 
 DEFAULT = "sd-vae-ft-ema"  # of SiT and Equilibrium Matching
 # Both: https://huggingface.co/stabilityai. The encoder and the latents are those of Stable
@@ -234,7 +235,7 @@ def _facts(file: Path) -> dict:
     for beside in (file.with_suffix(".json"), file.with_name("config.json")):
         if beside.is_file():
             try:
-                found = json.loads(beside.read_text(encoding="utf-8"))
+                found = json_file(beside)
             except (OSError, ValueError) as error:
                 raise UserError(f"{beside} is not JSON: {error}") from error
             if isinstance(found, dict) and isinstance(found.get("config"), dict):

@@ -4,7 +4,6 @@ Checkpoints are dictionaries of several state dicts and of what trained them, ba
 pickled modules; exports and safetensors files say more in a header or in NAME.json beside.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from genfield.errors import UserError, local
 from genfield.features import torch_files
 from genfield.features.torch_files import Object, module_state, state_dict
 from genfield.pretrained import zoo
+from genfield.reading import json_file, json_of
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 HEADER = "genfield"  # the key of a safetensors header under which an export has its facts
@@ -150,7 +150,7 @@ def _header(file: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(file, framework="np") as opened:
             text = (opened.metadata() or {}).get(HEADER)
-        return {} if text is None else _facts(json.loads(text))
+        return {} if text is None else _facts(json_of(text))
     except safetensors.SafetensorError:  # another format under this ending
         return {}
     except (ValueError, TypeError, AttributeError) as error:
@@ -169,6 +169,6 @@ def beside(file: Path) -> dict[str, Any]:
     if not place.is_file():
         return {}
     try:
-        return _facts(json.loads(place.read_text()))
+        return _facts(json_file(place))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{place} is not the description of weights: {error}") from error

@@ -6,10 +6,10 @@ Of each the folder `models` holds NAME.safetensors, an export; NAME.json, its ca
 samples. `python reproduce/zoo.py` trains and writes them anew; docs/zoo.md is their table.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from genfield.reading import json_file
 from genfield.shipped import MODELS
 
 ENDING = ".safetensors"
@@ -36,4 +36,4 @@ def card(name: str) -> dict[str, Any]:
     file = place(name)
     if file is None:
         raise KeyError(name)
-    return json.loads(file.with_suffix(".json").read_text())
+    return json_file(file.with_suffix(".json"))

@@ -20,6 +20,7 @@ from genfield.nets import count_parameters
 from genfield.program import config_io, generate, sampler, weights
 from genfield.program.evaluate import Evaluation
 from genfield.program.experiment import Experiment
+from genfield.reading import json_file
 from genfield.registry import Methods
 
 FILE = "card.json"
@@ -189,7 +190,7 @@ def _plain(value):
 
 def _read(path: Path):
     try:
-        return json.loads(path.read_text())
+        return json_file(path)
     except ValueError:
         return None
 

@@ -1,8 +1,8 @@
 """What a run says at its end: the table of its figures, and what keeps them from the paper's."""
 
-import json
 from collections.abc import Iterable, Iterator
 
+from genfield.machine import sums
 from genfield.machine.logbook import say
 from genfield.machine.sharding import agreed
 from genfield.machine.tables import columns
@@ -12,8 +12,10 @@ from genfield.program import card, checks, config_io, decoder
 from genfield.program.evaluate import Evaluation, Evaluator
 from genfield.program.experiment import Experiment
 from genfield.program.open_run import load_state
+from genfield.reading import json_file
 from genfield.registry import Metric
 
+OF_EVALUATION, PICTURES = (card.FILE, "card.md", "summary.json"), f"{sums.PICTURES}/"
 PUBLISHED_SAMPLES = 50_000  # of which published figures of images are
 
 
@@ -96,13 +98,17 @@ def finished(exp: Experiment) -> bool:
     """
     folder, done = exp.workdir, False
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json_file(folder / "summary.json")
         stored = config_io.to_dict(config_io.from_file(folder / "config.json"))
         same = stored == config_io.to_dict(checks.absolute(exp.config, exp.methods))
         there = (folder / card.FILE).exists() and (folder / "checkpoints").exists()
         done = same and there and summary["steps"] == exp.config.train.steps
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    damaged = [name for name in sums.changed(folder) if name in OF_EVALUATION or PICTURES in name]
+    if done and damaged:
+        say(f"{folder / damaged[0]} is damaged, or was changed since the run ended: made anew")
+        done = False
     if not agreed(done):
         return False
     load_state(exp, None, False)  # raises where its checkpoints are damaged or its data others

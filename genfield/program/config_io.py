@@ -13,6 +13,7 @@ from genfield import shipped
 from genfield.errors import UserError
 from genfield.program import own_files
 from genfield.program.defaults import OPEN, base
+from genfield.reading import json_file
 from genfield.registry import Methods, choose
 
 
@@ -172,7 +173,7 @@ def from_file(path: Path) -> ConfigDict:
         return {k: restored(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     try:
-        stored = json.loads(path.read_text())
+        stored = json_file(path)
         if not isinstance(stored, dict):
             raise ValueError(f"a {type(stored).__name__}, not a section")
         _keep_meaning(stored)

@@ -13,7 +13,7 @@ from genfield.data import recorded, sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import clock as clocks
-from genfield.machine import lock, logbook, loggers, preemption, processes, sharding, xla
+from genfield.machine import lock, logbook, loggers, preemption, processes, sharding, sums, xla
 from genfield.machine.clock import Clock
 from genfield.machine.logbook import say
 from genfield.metrics import images
@@ -109,6 +109,8 @@ def write_config(exp: Experiment) -> None:
     And what is known of the data, where they are read and not drawn.
     """
     path = exp.workdir / "config.json"
+    sums.tell(exp.workdir, *sums.RECORDS)
+    sums.forget(exp.workdir)
     new = config_io.to_dict(checks.absolute(exp.config, exp.methods))
     with processes.together():
         if jax.process_index() == 0 and path.exists():
@@ -164,6 +166,7 @@ def _train(exp: Experiment, evaluator: Evaluator, clock: Clock | None) -> None:
     }
     logbook.write_json(exp.workdir / "summary.json", summary)
     loop.close()
+    sums.write(exp.workdir)
     closing.report(exp, evaluator, out, made, drawn)
     say(f"{loop.step} steps in {logbook.duration(loop.wall_time())}, {clocks.line(spent)}")
 
@@ -218,6 +221,7 @@ def evaluate(exp: Experiment, *, step: int | None, best: bool) -> None:
         metrics = open_metrics(exp, newest)
         out, made, drawn = finish(exp, evaluator, state, step, metrics)
         metrics.close()
+        sums.write(exp.workdir, "metrics.jsonl", *closing.OF_EVALUATION)
         closing.report(exp, evaluator, out, made, drawn)
 
 

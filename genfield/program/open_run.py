@@ -11,10 +11,10 @@ import numpy as np
 
 from genfield.errors import UserError, local
 from genfield.fields import Field
-from genfield.machine import checkpoint
+from genfield.machine import checkpoint, sums
 from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
-from genfield.program import config_io, experiment, generate, own_files, weights
+from genfield.program import checks, config_io, experiment, generate, own_files, weights
 from genfield.program.experiment import Experiment
 from genfield.program.train_step import TrainState
 from genfield.sampling import Samples
@@ -67,6 +67,7 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
     """The state of a checkpoint: of `step`, the best, or the newest whole one; or of weights."""
     if exp.weights is not None:
         return weights.state(exp), 0
+    sums.tell(exp.workdir, *sums.RECORDS)
     checkpoints = open_checkpoints(exp, writes=False)
     if best:
         step = checkpoints.best_step()
@@ -178,6 +179,10 @@ def open_run(
         raise UserError(f"{folder} holds no checkpoints: name the workdir of a trained run")
     methods = own_files.methods_of(folder)
     config = config_io.from_file(folder / "config.json")
+    try:
+        checks.check(config)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'} cannot be used: {error}") from error
     if autoencoder is not None:
         config.autoencoder, config.autoencoder_sha256 = str(autoencoder), None
     exp = experiment.prepare(config, folder, methods, reads_data=False, decodes=False)

@@ -8,7 +8,6 @@ from, so that the run opens later and elsewhere.
 import contextlib
 import hashlib
 import importlib
-import json
 import shutil
 import sys
 import traceback
@@ -22,6 +21,7 @@ from genfield import registry
 from genfield.errors import UserError
 from genfield.machine import logbook
 from genfield.program.methods import package
+from genfield.reading import json_file
 from genfield.registry import Methods
 
 FOLDER, MANIFEST = "own", "files.json"
@@ -182,9 +182,17 @@ def methods_of(workdir: Path) -> Methods | None:
 
 def _manifest(folder: Path) -> dict[str, dict[str, str]]:
     try:
-        return json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / MANIFEST} cannot be read: {error}") from error
+        facts = json_file(folder / MANIFEST)
+        for name, fact in facts.items():
+            parts = Path(name).parts
+            texts = all(isinstance(fact[key], str) for key in ("origin", "sha256"))
+            if not texts or Path(name).is_absolute() or ".." in parts or "\0" in name:
+                raise ValueError(f"{name!r} is none of its files")
+        return facts
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / MANIFEST} cannot be read ({error}): put back a whole one"
+        ) from error
 
 
 def _hashes(facts: dict) -> dict[str, str]:

@@ -8,12 +8,11 @@ labels, with `class_names`, where there are classes; and `nfe`. PNGs have their 
 names. Pairs become a folder of .npy files instead, which can be read by memory map.
 """
 
-import json
+import hashlib
 import os
 import re
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +20,12 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
+from genfield.data.npz import read_npz
 from genfield.data.pairs import FINISHED
 from genfield.errors import UserError
 from genfield.machine import logbook
 from genfield.machine.tables import differences
+from genfield.reading import json_file, reason
 
 NAMED = re.compile(r"(\d{6,})(_\d{9,})?\.npz")  # the file of a shard, or of a part of one
 
@@ -56,6 +57,7 @@ class Shards:
         for path in (self.path, self.manifest):
             if path.is_dir():
                 raise UserError(f"{path} is a folder: choose another --config.sample.name")
+        self.sums: dict[str, str] = {}
         self.done = self._done()
 
     def _done(self) -> list[str]:
@@ -63,11 +65,12 @@ class Shards:
         if not self.manifest.exists():
             return []
         try:
-            old = json.loads(self.manifest.read_text())
+            old = json_file(self.manifest)
             if not isinstance(old["settings"], dict):
                 raise TypeError("settings are a section")
             found = differences(old["settings"], self.settings, missing=None, items=False)
             changed, done = sorted(name for name, *_ in found), list(old["finished"])
+            self.sums = dict(old.get("sums", {}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.manifest} is damaged: delete it and its samples") from error
         if changed:
@@ -80,7 +83,24 @@ class Shards:
             "png": len(self._pictures()) == self.num,
             "npy": (self.images / FINISHED).exists(),
         }
-        return [name for name in done if there.get(name)]
+        return [name for name in done if there.get(name) and self._is_sound(name)]
+
+    def _is_sound(self, name: str) -> bool:
+        """Whether a format's files are as they were written; says so where they are not."""
+        if self.sums.get(name, (found := self._sum(name))) == found:  # earlier versions: no sums
+            return True
+        place = self.path if name == "npz" else self.images
+        logbook.say(f"{place} is damaged, or was changed since it was drawn: it is made anew")
+        return False
+
+    def _sum(self, name: str) -> str:
+        """The SHA-256 of all files of a format."""
+        pattern = "*.png" if name == "png" else "*.npy"
+        total = hashlib.sha256()
+        for path in [self.path] if name == "npz" else sorted(self.images.glob(pattern)):
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()
 
     def _pictures(self) -> list[Path]:
         return list(self.images.glob("*.png"))
@@ -88,9 +108,9 @@ class Shards:
     def finished(self) -> bool:
         """Whether every format that is asked for is there; PNGs are made of an .npz that is."""
         if "npz" in self.done and "png" in self.formats and "png" not in self.done:
-            with np.load(self.path) as file:
-                self._save_pictures(0, file)
+            self._save_pictures(0, read_npz(self.path, f"{self.path} is damaged: delete it"))
             self.done.append("png")
+            self.sums["png"] = self._sum("png")
             self._tell()
         done = set(self.formats) <= set(self.done)
         if done:  # what made them may have been ended before it removed their parts
@@ -111,20 +131,38 @@ class Shards:
         self._tell()
 
     def _tell(self) -> None:
-        logbook.write_json(self.manifest, {"settings": self.settings, "finished": self.done})
+        told = {"settings": self.settings, "finished": self.done}
+        logbook.write_json(self.manifest, told | {"sums": self.sums})
 
     def missing(self, check: bool = True) -> np.ndarray:
         """The sample indices that are in no file; check: damaged ones are deleted: drawn again."""
         there = np.zeros(self.num, bool)
         for path, number in self._written():
-            if check and not _whole(path):
+            if check and not self._whole(path, number):
                 path.unlink()
             elif path.stem.isdigit():
                 there[slice(*self.bounds(number))] = True
             else:
-                with np.load(path) as file:
-                    there[file["index"]] = True
+                there[read_npz(path, f"{path} is damaged: delete it")["index"]] = True
         return np.flatnonzero(~there)
+
+    def _whole(self, path: Path, number: int) -> bool:
+        """Whether a shard can be read, every array by its checksum, and holds its own samples."""
+        try:
+            arrays = read_npz(path, "damaged")
+        except UserError:
+            return False
+        first, last = self.bounds(number)
+        index = arrays.pop("index", np.arange(first, last)) if not path.stem.isdigit() else None
+        index = np.arange(first, last) if index is None else index
+        rows = {len(values) for values in arrays.values() if values.ndim}
+        inside = index.ndim == 1 and index.dtype.kind in "iu" and index.size
+        return bool(
+            inside
+            and first <= index.min() <= index.max() < last
+            and rows == {len(np.unique(index))}
+            and all(values.ndim for values in arrays.values())
+        )
 
     def _written(self) -> list[tuple[Path, int]]:
         """The files of shards and of parts, and of which shard each is."""
@@ -148,7 +186,28 @@ class Shards:
         os.replace(unfinished, self.shards / f"{name}.npz")
 
     def finish(self) -> list[Path]:
-        """Joins the shards into the files asked for, and removes them."""
+        """Joins the shards into the files asked for, and removes them.
+
+        Raises:
+          UserError: they do not belong together.
+        """
+        try:
+            self._finish()
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the files in {self.shards} do not belong together ({reason(error)}): delete "
+                "them, and they are drawn again"
+            ) from error
+        self.done = sorted({*self.done, *self.formats})
+        self.sums |= {name: self._sum(name) for name in self.formats}
+        self._tell()
+        shutil.rmtree(self.shards)
+        return self.files()
+
+    def _finish(self) -> None:
+        """Joins the shards into the files asked for."""
         if "npz" in self.formats:
             unfinished = self.path.with_suffix(".unfinished")
             with zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
@@ -169,10 +228,6 @@ class Shards:
         if "png" in self.formats:
             for number in range(-(-self.num // self.size)):
                 self._save_pictures(self.bounds(number)[0], self._load(number))
-        self.done = sorted({*self.done, *self.formats})
-        self._tell()
-        shutil.rmtree(self.shards)
-        return self.files()
 
     def _save_pictures(self, first: int, arrays) -> None:
         """`first`.png or `first`_class.png, and so on; those of an earlier try are written over."""
@@ -195,8 +250,7 @@ class Shards:
         whole = [path for path in paths if path.stem.isdigit()]
         parts = []
         for path in whole or paths:
-            with np.load(path) as file:
-                parts.append({name: file[name] for name in file.files})
+            parts.append(read_npz(path, f"{path} is damaged: delete it"))
         if whole:
             return parts[0]
         order = np.argsort(np.concatenate([part.pop("index") for part in parts]))
@@ -217,12 +271,3 @@ class Shards:
                 header = npy.header_data_from_array_1_0(part)
                 npy.write_array_header_1_0(file, header | {"shape": (self.num, *part.shape[1:])})
             file.write(part.data)
-
-
-def _whole(path: Path) -> bool:
-    """Whether a shard can be read: every array has its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        return False

@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from genfield import paths, registry, rng, sampling
 from genfield.data import to_uint8
-from genfield.data.npz import READ_ERRORS
+from genfield.data.decoding import DECODE_ERRORS, opened
+from genfield.data.npz import read_npz
 from genfield.errors import UserError
 from genfield.fields import evaluations, expand
 from genfield.guidance import held
 from genfield.program import sampler as samplers
+from genfield.reading import DAMAGE, npy, reason
 from genfield.registry import choose
 from genfield.sampling import Samples
 from genfield.study.subject import Subject, heldout, images_elsewhere, on_batches, source
@@ -78,12 +79,12 @@ def labels_of(exp, names: tuple[str, ...], num: int) -> np.ndarray:
 
 def _arrays(path: str, shape: tuple[int, ...]) -> np.ndarray:
     """Examples of no images: the first array [N, *shape] of an .npz, or an .npy."""
+    place, complaint = Path(path).expanduser(), f"--images={path} is no .npz or .npy of numbers"
+    stored = {"": npy(place)} if place.suffix == ".npy" else read_npz(place, complaint)
     try:
-        stored = np.load(Path(path).expanduser(), allow_pickle=False)
-        x = next(iter(stored.values())) if isinstance(stored, np.lib.npyio.NpzFile) else stored
-        x = np.asarray(x, np.float32)
-    except (*READ_ERRORS, StopIteration) as error:
-        raise UserError(f"--images={path} is no .npz or .npy of numbers: {error}") from error
+        x = np.asarray(next(iter(stored.values())), np.float32)
+    except (*DAMAGE, StopIteration) as error:
+        raise UserError(f"{complaint}: {reason(error)}") from error
     if x.shape[1:] != shape or not len(x) or not np.isfinite(x).all():
         raise UserError(f"--images={path} is {list(x.shape)}: expected finite [N, *{list(shape)}]")
     return x
@@ -102,11 +103,11 @@ def mask(name: str, shape: tuple[int, ...]) -> np.ndarray:
         raise UserError(f"--mask={name} is none of {known}, nor a .png or .npy file")
     try:
         if path.suffix == ".npy":
-            hidden = np.load(path, allow_pickle=False) != 0
+            hidden = np.asarray(npy(path) != 0)
         else:
-            with Image.open(path) as image:
+            with opened(path.read_bytes()) as image:
                 hidden = np.asarray(image.convert("L")) > 127
-    except (*READ_ERRORS, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         raise UserError(f"--mask={name} cannot be read: {error}") from error
     if hidden.shape == shape[:-1] and len(shape) > 1:
         hidden = np.broadcast_to(hidden[..., None], shape)

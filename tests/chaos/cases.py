@@ -68,6 +68,8 @@ def _make(zygote: Zygote, problem: Problem, folder: Path) -> dict:
 
 def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found:
     """Strikes a problem as the seed says, runs the same command to its end, and checks."""
+    if kind.case is not None:
+        return kind.case(zygote, mode, seed, folder)
     problem = PROBLEMS[mode]
     wanted, facts = made(zygote, problem)
     workdir = folder / f"{mode}_{seed}"

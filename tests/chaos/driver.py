@@ -62,10 +62,14 @@ class Facts(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of fault: seed -> a fault, or a list that strike one run in turn; its modes."""
+    """A kind of fault: seed -> a fault, or a list that strike one run in turn; its modes.
+
+    case: (zygote, mode, seed, folder) -> what came of it, where a case is another than `cases.run`.
+    """
 
     make: Callable[[int], Any]
     modes: tuple[str, ...] = tuple(PROBLEMS)
+    case: Callable | None = None
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -20,12 +20,13 @@ from .problems import Problem
 # Of the clock, of what else the machine does, or of how often a run was started again.
 OF_THE_CLOCK = re.compile(
     r"(examples_per_second|\w+_seconds|mfu|wall_time_s|goodput|step_time\w*|seconds|clock|"
-    r"compilation_cache|\w*_s)$"
+    r"compilation_cache|\w*_s|digest)$"
 )
 TEMPORARY = re.compile(
     r"(\.new|\.unfinished|\.tmp|\.part)$|^unfinished_|orbax-checkpoint-tmp|^\.|_shards$"
 )
 CHECKPOINTS = "checkpoints"
+OF_THE_FILES = "sums.json"  # of those that hold times too
 LOGGER = "events."  # TensorBoard's, one more at each start, named by the time
 
 
@@ -74,7 +75,9 @@ def torn(workdir: Path) -> list[str]:
 def files(workdir: Path) -> dict[str, Path]:
     """The files of a workdir by their names in it; checkpoints are looked at as such."""
     inside = {path.relative_to(workdir): path for path in workdir.rglob("*") if path.is_file()}
-    apart = lambda name: name.parts[0] == CHECKPOINTS or name.name.startswith(LOGGER)
+    apart = lambda name: (
+        name.parts[0] in (CHECKPOINTS, OF_THE_FILES) or name.name.startswith(LOGGER)
+    )
     return {name.as_posix(): path for name, path in inside.items() if not apart(name)}
 
 

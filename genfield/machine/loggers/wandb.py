@@ -4,7 +4,6 @@ Steps are W&B's axis "step", not its own count: a resumed run writes some steps 
 has once it does not lose. WANDB_MODE=offline writes into the workdir's folder `wandb` alone.
 """
 
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from genfield import registry
 from genfield.machine import logbook
+from genfield.reading import json_file
 
 FILE, PROJECT = "wandb.json", "genfield"
 KEPT = {"id": str, "project": str, "written": dict}
@@ -50,7 +50,7 @@ class WandB:
 
     def _read(self) -> dict | None:
         try:
-            known = json.loads(self.path.read_text())
+            known = json_file(self.path)
             return {name: kind(known[name]) for name, kind in KEPT.items()}
         except FileNotFoundError:
             return None

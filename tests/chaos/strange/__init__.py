@@ -1,0 +1,1 @@
+"""Files from strangers: every reader of the package, changes of files, and what is watched."""
