@@ -22,14 +22,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError, local
-from genfield.machine import fixed, processes
+from genfield.machine import finite, fixed, processes
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
-def _digest(x, numpy) -> Any:
+def digest(x, numpy) -> Any:
     """Σ bits_i · m_i mod 2^32 with odd m_i: any change of a single element changes it.
 
     Integer sums do not depend on their order, so every mesh and numpy agree to the bit.
@@ -47,7 +47,7 @@ def _digest(x, numpy) -> Any:
 
 @jax.jit
 def _device_digests(tree):
-    return jax.tree.map(lambda x: _digest(x, jnp), tree)
+    return jax.tree.map(lambda x: digest(x, jnp), tree)
 
 
 def digests(tree) -> dict[str, int]:
@@ -56,7 +56,25 @@ def digests(tree) -> dict[str, int]:
     if any(isinstance(leaf, jax.Array) for _, leaf in leaves):
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_device_digests(tree)))
         return {named_path(path): int(leaf) for path, leaf in leaves}
-    return {named_path(path): int(_digest(np.asarray(leaf), np)) for path, leaf in leaves}
+    return {named_path(path): int(digest(np.asarray(leaf), np)) for path, leaf in leaves}
+
+
+class NonFinite(UserError):
+    """A state that holds NaN or infinity, and is not saved."""
+
+
+@jax.jit
+def _flags(items):
+    return jax.tree.map(finite.flags, items)
+
+
+def nonfinite(items: dict) -> str | None:
+    """The first array of a state that holds NaN or infinity, in words; None: it is finite."""
+    for path, bits in jax.tree_util.tree_leaves_with_path(jax.device_get(_flags(items))):
+        ndim = named_leaves(items)[named_path(path)].ndim if bits else 0
+        if bits & finite.judged(path[0].key, ndim):
+            return f"{named_path(path)} holds NaN or infinity"
+    return None
 
 
 def named_leaves(tree) -> dict[str, Any]:
@@ -69,12 +87,18 @@ def named_path(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 
 
+def _figure(metrics: dict, name: str) -> float:
+    """What checkpoints are ordered by; NaN is the worst, as nothing is."""
+    value = metrics.get(name, math.inf)
+    return math.inf if math.isnan(value) else value
+
+
 def _policy(keep: int, keep_best: int, metric: str):
     latest = checkpoint_managers.LatestN(keep)
     if not keep_best:
         return latest
     best = checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics.get(metric, math.inf),
+        get_metric_fn=lambda metrics: _figure(metrics, metric),
         reverse=True,  # the smallest is the best
         n=keep_best,
         keep_checkpoints_without_metrics=False,
@@ -85,7 +109,16 @@ def _policy(keep: int, keep_best: int, metric: str):
 class Checkpoints:
     """The checkpoints of one workdir: `save`, `restore` the newest that is whole, `close`."""
 
-    def __init__(self, workdir, *, keep: int = 2, keep_best: int = 0, best_metric: str = "loss"):
+    def __init__(
+        self,
+        workdir,
+        *,
+        keep: int = 2,
+        keep_best: int = 0,
+        best_metric: str = "loss",
+        judged: bool = True,
+    ):
+        """judged: only finite states are saved, and restored."""
         # Orbax loses checkpoints silently under a relative path.
         self.folder = Path(workdir).resolve() / FOLDER
         with processes.together():
@@ -94,11 +127,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep, keep_best, best_metric),
             # Without it orbax does not write the metrics down, and a resumed run forgets its best.
-            best_fn=lambda metrics: metrics.get(best_metric, math.inf),
+            best_fn=lambda metrics: _figure(metrics, best_metric),
             best_mode="min",
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        self.best_metric = best_metric
+        self.best_metric, self.judged = best_metric, judged
 
     def _rename_damaged_metrics(self) -> None:
         """For one that is damaged, orbax opens none."""
@@ -117,6 +150,8 @@ class Checkpoints:
         found = {}  # by the figure's name: a metric of samples has one for all it depends on
         for step in self.steps():
             for name, value in (self._manager.metrics(step) or {}).items():
+                if not math.isfinite(value):
+                    continue
                 if name == self.best_metric or name.startswith(f"{self.best_metric}@"):
                     found.setdefault(name, []).append((value, step))
         latest = max(found.values(), key=lambda pairs: max(step for _, step in pairs), default=None)
@@ -130,10 +165,13 @@ class Checkpoints:
           metrics: held-out figures of this very step, for `keep_best`.
         Raises:
           Whatever an earlier asynchronous save failed with.
+          NonFinite: NaN or infinity in the state; then nothing is saved, and no older one goes.
         """
         self._manager.check_for_errors()
         if step in self._manager.all_steps():
             return
+        if self.judged and (problem := nonfinite(state)):
+            raise NonFinite(f"step {step}: {problem}: it is not saved")
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
         self._manager.save(
@@ -162,6 +200,8 @@ class Checkpoints:
         for candidate in [step] if step is not None else known[::-1]:
             problem, found = self._read(candidate, abstract, older)
             problem = processes.common(problem) or _differs(found)
+            if self.judged:
+                problem = problem or nonfinite(found.read)
             if problem is None:
                 self._set_aside(damaged)
                 return found.state, found.meta

@@ -16,7 +16,7 @@ from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
 from genfield.program import config_io, experiment, generate, own_files, weights
 from genfield.program.experiment import Experiment
-from genfield.program.train_step import TrainState
+from genfield.program.train_step import TrainState, held
 from genfield.sampling import Samples
 
 
@@ -25,11 +25,6 @@ def open_checkpoints(exp: Experiment, best_key: str | None = None) -> Checkpoint
     c = exp.config.checkpoint
     best = best_key or c.best_metric
     return Checkpoints(exp.workdir, keep=c.keep, keep_best=c.keep_best, best_metric=best)
-
-
-def held(state: TrainState) -> dict:
-    """What a checkpoint holds of a state, by name."""
-    return {"params": state.params, "ema": state.ema, "optimizer": state.optimizer}
 
 
 def restore(
