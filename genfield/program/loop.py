@@ -309,14 +309,14 @@ class Loop:
         try:
             meta = {"data": self.exp.data.state(step)}
             found, gone = fault.dump(self.exp, self.state, batch, meta, values)
-            told = f"genfield replay --workdir={fault.folder_of(self.exp.workdir, step)} makes it "
-            told += f"again from its dump{gone}"
+            folder = fault.folder_of(self.exp.workdir, step)
+            told = f"genfield replay --workdir={folder} makes it again from its dump{gone}"
         except (
             Exception
         ) as problem:  # a full disk, say: what ended the training is told all the same
             told = f"its dump could not be written ({str(problem).splitlines()[0][:120]})"
-        what = str(error) if found is None else f"step {step} is not finite: {found}"
-        saved = f"the state before it is in checkpoints/{step}; " if kept else ""
+        what = str(error) if found is None else f"step {step} is not finite, first its {found}"
+        saved = f"The state before it is in checkpoints/{step}; " if kept else ""
         raise UserError(f"{what}. {saved}{told}; {_mend(found)}") from error
 
     def close(self) -> None:
