@@ -311,9 +311,7 @@ class Loop:
             found, gone = fault.dump(self.exp, self.state, batch, meta, values)
             folder = fault.folder_of(self.exp.workdir, step)
             told = f"genfield replay --workdir={folder} makes it again from its dump{gone}"
-        except (
-            Exception
-        ) as problem:  # a full disk, say: what ended the training is told all the same
+        except Exception as problem:  # a full disk, say: what ended the training is told
             told = f"its dump could not be written ({str(problem).splitlines()[0][:120]})"
         what = str(error) if found is None else f"step {step} is not finite, first its {found}"
         saved = f"The state before it is in checkpoints/{step}; " if kept else ""
