@@ -116,7 +116,6 @@ class Loop:
         if self.last_eval[0] != self.step:
             self._evaluate()
         self._save()
-        self._take_up()
         with self.clock.within("checkpoint"):
             self.checkpoints.wait()
 
@@ -177,7 +176,6 @@ class Loop:
 
     def _stop(self):
         self._save()
-        self._take_up()
         self.checkpoints.wait()
         say(f"saved step {self.step} of {self.config.train.steps}; the same command goes on")
         raise preemption.Preempted
@@ -266,6 +264,7 @@ class Loop:
 
     def _save(self) -> None:
         self._settle(0)
+        self._take_up()  # who goes on from here does not draw it again
         try:
             with self.clock.within("checkpoint"):
                 self._saved()
@@ -302,6 +301,7 @@ class Loop:
         self.pending.clear()
         self.step, kept, gone, found = step, True, "", None
         try:
+            self._take_up()
             self._saved()
             self.checkpoints.wait()
         except NonFinite:
