@@ -241,8 +241,10 @@ def read(folder: Path, exp: Experiment) -> Dump:
         step = np.int32(fed.pop("step"))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the dump {folder} is damaged: {error}") from error
-    found = open_run.restore(exp, Checkpoints(folder, judged=False), int(step))
-    return Dump(exp, found[0], {"step": step} | sharding.put_whole(fed, exp.mesh), facts)
+    checkpoints = Checkpoints(folder, judged=False)
+    state, _ = open_run.restore(exp, checkpoints, int(step))
+    checkpoints.close()
+    return Dump(exp, state, {"step": step} | sharding.put_whole(fed, exp.mesh), facts)
 
 
 def again(dumped: Dump) -> tuple[Fault | None, dict[str, str]]:

@@ -1,6 +1,7 @@
 """Numbers that are not finite: the run stops at their step, keeps what is good, and replays it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import chex
@@ -11,6 +12,7 @@ from programs import run
 
 from genfield import replay
 from genfield.machine import checkpoint
+from genfield.machine.checkpoint import Checkpoints
 from genfield.program import fault, loop
 
 from .numbers import INJECTIONS, injected
@@ -139,3 +141,48 @@ def test_dumps_are_few_and_a_disk_that_is_full_hides_no_fault(tmp_path, capsys, 
 def test_without_a_dump_replay_is_one_line(whole, capsys):
     code, _, error = made_again(whole, capsys)
     assert code == 2 and error.count("\n") == 1 and "holds no dump" in error
+
+
+def bad_checkpoint(whole, workdir):
+    """A copy of a run whose newest checkpoint, of step 13, is as if an older version saved NaN."""
+    shutil.copytree(whole, workdir)
+    leaves = {item: checkpoint.load(workdir, step=12, item=item) for item in ITEMS}
+    leaves["ema"]["field"]["last"]["bias"][0] = np.nan
+    meta = json.loads((workdir / "checkpoints" / "12" / "meta" / "metadata").read_text())
+    meta = {name: value for name, value in meta.items() if name != "digests"}
+    checkpoints = Checkpoints(workdir, keep=5, judged=False)
+    checkpoints.save(13, leaves, meta)
+    checkpoints.close()
+
+
+def test_a_checkpoint_with_nan_is_no_checkpoint(whole, tmp_path, capsys):
+    """Neither what a run goes on from nor what it samples, also where it is asked for."""
+    workdir = tmp_path / "run"
+    bad_checkpoint(whole, workdir)
+    capsys.readouterr()
+    assert train(workdir, "--mode=sample", "--step=13") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "ema/field/last/bias holds NaN or infinity" in error
+    with pytest.warns(UserWarning, match="ema/field/last/bias holds NaN"):
+        assert train(workdir, "--mode=sample") == 0
+    assert "checkpoint of step 12" in capsys.readouterr().out
+
+
+def test_parameters_with_nan_start_no_run(whole, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    bad_checkpoint(whole, workdir)
+    assert train(tmp_path / "next", initial_parameters=workdir) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "field/last/bias holds NaN or infinity" in error
+
+
+def test_the_best_is_never_nan(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=1)
+    for step, loss in enumerate((2.0, np.nan, 3.0)):
+        checkpoints.save(step, {"params": {"w": jax.numpy.ones(3)}}, {}, {"loss": loss})
+        checkpoints.wait()
+    assert checkpoints.best_step() == 0 and checkpoints.steps() == [0, 2]
+    with pytest.raises(checkpoint.NonFinite, match="params/w holds NaN or infinity"):
+        checkpoints.save(3, {"params": {"w": jax.numpy.full(3, np.inf)}}, {})
+    assert checkpoints.steps() == [0, 2]
+    checkpoints.close()
