@@ -57,9 +57,9 @@ def run(argv: list[str]) -> None:
     tell("the same fault, to the bit")
 
 
-def main(argv: list[str]) -> int:
-    """Runs a command line; returns the exit code."""
-    return command.main(argv, run)
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line, by default this process's; returns the exit code."""
+    return command.main(sys.argv if argv is None else argv, run)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def run(out: Path, steps: int) -> tuple[dict, list[str]]:
     return report, grew
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """1 where something grew."""
     parser = argparse.ArgumentParser("python -m tests.chaos.long_run", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
@@ -183,4 +183,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
