@@ -33,6 +33,7 @@ COMMANDS = {
     "export": Command("main", "write a run as one .safetensors file", mode="export"),
     "look": Command("look", "look at a run in the browser", extra="look"),
     "study": Command("study", "what a trained field can do, one study at a time"),
+    "replay": Command("replay", "make a step again at which a training stopped, as not finite"),
     "compare": Command("compare", "what differs between two runs"),
     "prepare": Command("prepare", "images to latents or small pixels, once, in shards"),
     "autoencoder": Command("autoencoder", "train a small autoencoder of images"),

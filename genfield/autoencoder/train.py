@@ -25,7 +25,6 @@ from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
 from genfield.pretrained import autoencoders
 from genfield.program import train_step
-from genfield.program.open_run import held
 from genfield.reading import json_file
 
 OPTIONS = "training.json"
@@ -102,7 +101,7 @@ class Training:
         abstract = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
         )
-        found = self.checkpoints.restore(held(abstract))
+        found = self.checkpoints.restore(train_step.held(abstract))
         if found is None:
             return state, 0
         items, meta = found
@@ -186,7 +185,9 @@ class Training:
 
     def _save(self) -> None:
         self._settle(0)
-        self.checkpoints.save(self.step, held(self.state), {"data": self.data.state(self.step)})
+        self.checkpoints.save(
+            self.step, train_step.held(self.state), {"data": self.data.state(self.step)}
+        )
 
     def _reconstructed(self, params: dict, images: jax.Array) -> jax.Array:
         """Images [B, H, W, C] in [-1, 1] -> what is decoded of the mean of their latents."""

@@ -23,14 +23,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError, local, of_machine
-from genfield.machine import fixed, processes, sharding
+from genfield.machine import finite, fixed, processes, sharding
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
-def _digest(x, numpy) -> Any:
+def digest(x, numpy) -> Any:
     """Σ bits_i · m_i mod 2^32 with odd m_i: any change of a single element changes it.
 
     Integer sums do not depend on their order, so every mesh and numpy agree to the bit.
@@ -48,7 +48,7 @@ def _digest(x, numpy) -> Any:
 
 @jax.jit
 def _device_digests(tree):
-    return jax.tree.map(lambda x: _digest(x, jnp), tree)
+    return jax.tree.map(lambda x: digest(x, jnp), tree)
 
 
 def digests(tree) -> dict[str, int]:
@@ -57,7 +57,25 @@ def digests(tree) -> dict[str, int]:
     if any(isinstance(leaf, jax.Array) for _, leaf in leaves):
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_device_digests(tree)))
         return {named_path(path): int(leaf) for path, leaf in leaves}
-    return {named_path(path): int(_digest(np.asarray(leaf), np)) for path, leaf in leaves}
+    return {named_path(path): int(digest(np.asarray(leaf), np)) for path, leaf in leaves}
+
+
+class NonFinite(UserError):
+    """A state that holds NaN or infinity, and is not saved."""
+
+
+@jax.jit
+def _flags(items):
+    return jax.tree.map(finite.flags, items)
+
+
+def nonfinite(items: dict) -> str | None:
+    """The first array of a state that holds NaN or infinity, in words; None: it is finite."""
+    for path, bits in jax.tree_util.tree_leaves_with_path(jax.device_get(_flags(items))):
+        ndim = named_leaves(items)[named_path(path)].ndim if bits else 0
+        if bits & finite.judged(path[0].key, ndim):
+            return f"{named_path(path)} holds NaN or infinity"
+    return None
 
 
 def named_leaves(tree) -> dict[str, Any]:
@@ -70,12 +88,18 @@ def named_path(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 
 
+def _figure(metrics: dict, name: str) -> float:
+    """What checkpoints are ordered by; NaN is the worst, as nothing is."""
+    value = metrics.get(name, math.inf)
+    return math.inf if math.isnan(value) else value
+
+
 def _policy(keep: int, keep_best: int, metric: str):
     latest = checkpoint_managers.LatestN(keep)
     if not keep_best:
         return latest
     best = checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics.get(metric, math.inf),
+        get_metric_fn=lambda metrics: _figure(metrics, metric),
         reverse=True,  # the smallest is the best
         n=keep_best,
         keep_checkpoints_without_metrics=False,
@@ -87,6 +111,7 @@ class Checkpoints:
     """The checkpoints of one workdir: `save`, `restore` the newest that is whole, `close`.
 
     writes: without it nothing is changed in the folder, where a training may be at work.
+    judged: only finite states are saved, and restored.
     """
 
     def __init__(
@@ -97,10 +122,11 @@ class Checkpoints:
         keep_best: int = 0,
         best_metric: str = "loss",
         writes: bool = True,
+        judged: bool = True,
     ):
         # Orbax loses checkpoints silently under a relative path.
         self.folder, self.best_metric = Path(workdir).resolve() / FOLDER, best_metric
-        self._manager = None
+        self._manager, self.judged = None, judged
         if not writes:
             return
         with processes.together():
@@ -109,7 +135,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep, keep_best, best_metric),
             # Without it orbax does not write the metrics down, and a resumed run forgets its best.
-            best_fn=lambda metrics: metrics.get(best_metric, math.inf),
+            best_fn=lambda metrics: _figure(metrics, best_metric),
             best_mode="min",
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -129,6 +155,8 @@ class Checkpoints:
         found = {}  # by the figure's name: a metric of samples has one for all it depends on
         for step in self.steps():
             for name, value in (_metrics(self.folder / f"{step}/metrics/metrics") or {}).items():
+                if not math.isfinite(value):
+                    continue
                 if name == self.best_metric or name.startswith(f"{self.best_metric}@"):
                     found.setdefault(name, []).append((value, step))
         latest = max(found.values(), key=lambda pairs: max(step for _, step in pairs), default=None)
@@ -142,10 +170,13 @@ class Checkpoints:
           metrics: held-out figures of this very step, for `keep_best`.
         Raises:
           Whatever an earlier asynchronous save failed with.
+          NonFinite: NaN or infinity in the state; then nothing is saved, and no older one goes.
         """
         self._manager.check_for_errors()
         if step in self._manager.all_steps():
             return
+        if self.judged and (problem := nonfinite(state)):
+            raise NonFinite(f"step {step}: {problem}: it is not saved")
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
         meta["digest"] = _meta_digest(meta)
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
@@ -177,6 +208,8 @@ class Checkpoints:
             with processes.together():
                 problem, found = self._read(candidate, abstract, older)
             problem = processes.common(problem) or _differs(found)
+            if self.judged:
+                problem = problem or nonfinite(found.read)
             if problem is None:
                 self._set_aside(damaged)
                 return found.state, found.meta

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from genfield.errors import UserError
 from genfield.machine import lock
 from genfield.reading import json_of
 

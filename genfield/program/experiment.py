@@ -16,10 +16,19 @@ from genfield import data, placement, registry, rng
 from genfield.data import Dataset, recorded
 from genfield.data.pipeline import Latents
 from genfield.errors import UserError, local
-from genfield.machine import checkpoint, logbook, loggers, sharding
+from genfield.machine import checkpoint, logbook, loggers, processes, sharding, sums
 from genfield.machine import fixed as fixed_arrays
 from genfield.pretrained.loading import Pretrained
-from genfield.program import checks, config_io, objective, optimizer, parts, sampler, train_step
+from genfield.program import (
+    checks,
+    config_io,
+    objective,
+    optimizer,
+    own_files,
+    parts,
+    sampler,
+    train_step,
+)
 from genfield.program import weights as of_weights
 from genfield.program.decoder import Decoder, create_decoder, open_weights
 from genfield.program.methods import package
@@ -263,7 +272,14 @@ def initial_parameters(
     if left:
         logbook.say(f"initial_parameters {place}: all but {', '.join(left)}, which start anew")
     fits = lambda name: name in here and name not in differ and name.split("/")[0] not in roles
-    return {name: value for name, value in there.items() if fits(name)}
+    fitting = {name: value for name, value in there.items() if fits(name)}
+    bad = [name for name, value in fitting.items() if not np.isfinite(value).all()]
+    if bad:
+        raise UserError(
+            f"config.initial_parameters {place}: {bad[0]} holds NaN or infinity; name another run "
+            "or file"
+        )
+    return fitting
 
 
 def _label_rows(config, dataset: Dataset, methods: Methods) -> set[str]:
@@ -277,6 +293,25 @@ def _label_rows(config, dataset: Dataset, methods: Methods) -> set[str]:
             found.append({name: leaf.shape for name, leaf in leaves})
     names = {name for shapes in found for name in shapes}
     return {name for name in names if len({shapes.get(name) for shapes in found}) > 1}
+
+
+def write_config(exp: Experiment) -> None:
+    """config.json: the resolved configuration; one that a continued run changed is kept beside.
+
+    And what is known of the data, where they are read and not drawn.
+    """
+    path = exp.workdir / "config.json"
+    sums.tell(exp.workdir, *sums.RECORDS)
+    sums.forget(exp.workdir)
+    new = config_io.to_dict(checks.absolute(exp.config, exp.methods))
+    with processes.together():
+        if jax.process_index() == 0 and path.exists():
+            if config_io.to_dict(config_io.from_file(path)) != new:
+                logbook.keep_older(path)
+        logbook.write_json(path, new)
+        if exp.data.draw is None and exp.weights is None:
+            logbook.write_json(exp.workdir / recorded.FILE, recorded.facts(exp.data))
+        own_files.keep(exp.workdir, exp.methods)
 
 
 def open_metrics(exp: Experiment, step: int) -> logbook.Metrics:
@@ -295,11 +330,26 @@ def draw_batch(experiment: Experiment) -> Callable | None:
 
 def jit_train_step(experiment: Experiment) -> Callable:
     """The train step of an experiment, jitted on its mesh; the state is donated."""
-    config, mesh = experiment.config, experiment.mesh
     step = train_step.make_train_step(
-        experiment.objective,
-        experiment.tx,
-        rng.stream(config.seed, "train"),
+        *parts_of_step(experiment),
+        steep=optimizer.steep(experiment.config.optimizer),
+        **options_of_step(experiment),
+    )
+    shardings = jax.tree.map(lambda a: a.sharding, experiment.abstract)
+    places = (shardings, sharding.replicated(experiment.mesh))
+    return jax.jit(step, out_shardings=places, donate_argnums=0)
+
+
+def parts_of_step(experiment: Experiment) -> tuple:
+    """The objective, the optimiser and the key of the steps, as `train_step` takes them."""
+    key = rng.stream(experiment.config.seed, "train")
+    return experiment.objective, experiment.tx, key
+
+
+def options_of_step(experiment: Experiment) -> dict:
+    """What `train_step.make_attempt` takes beside them."""
+    config = experiment.config
+    return dict(
         ema_rate=experiment.ema_rate,
         ema_ramp_up=config.ema.ramp_up,
         ema_warmup=config.ema.warmup,
@@ -307,5 +357,3 @@ def jit_train_step(experiment: Experiment) -> Callable:
         draw_batch=draw_batch(experiment),
         fixed=tuple(experiment.fixed),
     )
-    shardings = jax.tree.map(lambda a: a.sharding, experiment.abstract)
-    return jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)

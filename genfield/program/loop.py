@@ -1,18 +1,19 @@
 """The training loop: restore, step, log, evaluate, save, stop when told to."""
 
 import contextlib
+import math
 from collections import deque
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from genfield import rng
 from genfield.data import identity
 from genfield.errors import UserError
 from genfield.figures import run as figures
-from genfield.machine import logbook, peers, preemption, processes, sharding
+from genfield.machine import logbook, peers, preemption, processes
 from genfield.machine.background import Background
+from genfield.machine.checkpoint import NonFinite
 from genfield.machine.clock import STARVED, Clock
 from genfield.machine.logbook import say
 from genfield.machine.trace import Trace
@@ -20,6 +21,7 @@ from genfield.program import (
     config_io,
     evaluate,
     experiment,
+    fault,
     generate,
     match_sets,
     optimizer,
@@ -28,7 +30,7 @@ from genfield.program import (
 )
 from genfield.program import pictures as grids
 from genfield.program.experiment import Experiment
-from genfield.program.open_run import held, open_checkpoints, restore
+from genfield.program.open_run import open_checkpoints, restore
 
 LAG = 2  # steps dispatched before a step's figures are read: the device never waits for them
 
@@ -189,7 +191,7 @@ class Loop:
             try:
                 train_step.check_finite(sent.step, values)
             except FloatingPointError as error:
-                self._dump(sent.step, sent.batch, error)
+                self._end(sent.step, sent.batch, values, error)
             del values["finite"]
             for name, value in values.items():
                 self.window[name] = self.window.get(name, 0.0) + value
@@ -267,8 +269,11 @@ class Loop:
         with processes.together():
             identity.check_unchanged()
         self._take_up()  # who goes on from here does not draw it again
-        with self.clock.within("checkpoint"):
-            self._saved()
+        try:
+            with self.clock.within("checkpoint"):
+                self._saved()
+        except NonFinite as error:
+            self._end(self.step, {"step": np.int32(self.step)}, {}, error)
 
     def _saved(self) -> None:
         meta = {
@@ -283,40 +288,38 @@ class Loop:
             metrics = self.last_eval[1] | self.last_eval[2]
             best = self.config.checkpoint.best_metric
             best = metrics.get(self.evaluator.aliases().get(best, best))
+            best = best if best is not None and math.isfinite(best) else None
             metrics = None if best is None else metrics | {self.best_key: best}
-        self.checkpoints.save(self.step, held(self.state), meta, metrics)
+        self.checkpoints.save(self.step, train_step.held(self.state), meta, metrics)
 
     def wall_time(self) -> float:
         """Seconds spent on this run so far, earlier starts included."""
         return sum(self.clock.read().values())
 
-    def _dump(self, step: int, batch: dict, error: FloatingPointError):
-        """Writes what reproduces a non-finite step, and raises.
+    def _end(self, step: int, batch: dict, values: dict, error: Exception):
+        """Writes what makes a non-finite step again, and raises.
 
-        The state stayed as it was before that step: it is saved as its checkpoint, so running the
-        same command again meets the same step.
+        The state stayed as it was before that step. Where it is finite it is saved as its
+        checkpoint, so running the same command again meets the same step.
         """
         self.pending.clear()
-        exp, self.step = self.exp, step
-        key = jax.random.fold_in(rng.stream(self.config.seed, "train"), step)
-
-        def replay(params, batch):
-            data = train_step.batch_at(key, batch, experiment.draw_batch(exp)) | {"step": step}
-            drawn = exp.objective.draw(rng.draw_key(key), data)
-            loss, terms = exp.objective.loss(params, drawn, rng.dropout_key(key), True)
-            return {**data, **drawn.sample._asdict(), "loss": loss, **terms}
-
-        arrays = sharding.to_host(jax.jit(replay)(self.state.params, batch))
-        path = exp.workdir / f"nonfinite_step_{step}.npz"
-        with processes.together():
-            if jax.process_index() == 0:
-                np.savez(path, key=np.asarray(jax.random.key_data(key)), **arrays)
-        self._save()
-        self.checkpoints.wait()
-        raise UserError(
-            f"{error}. Its batch, draws and losses are in {path}, the state before it in "
-            f"checkpoints/{step}; {_mend(arrays)}"
-        ) from error
+        self.step, kept, gone, found = step, True, "", None
+        try:
+            self._take_up()
+            self._saved()
+            self.checkpoints.wait()
+        except NonFinite:
+            kept = False
+        try:
+            meta = {"data": self.exp.data.state(step)}
+            found, gone = fault.dump(self.exp, self.state, batch, meta, values)
+            folder = fault.folder_of(self.exp.workdir, step)
+            told = f"genfield replay --workdir={folder} makes it again from its dump{gone}"
+        except Exception as problem:  # a full disk, say: what ended the training is told
+            told = f"its dump could not be written ({str(problem).splitlines()[0][:120]})"
+        what = str(error) if found is None else f"step {step} is not finite, first its {found}"
+        saved = f"The state before it is in checkpoints/{step}; " if kept else ""
+        raise UserError(f"{what}. {saved}{told}; {_mend(found)}") from error
 
     def close(self) -> None:
         """Ends the run's files."""
@@ -324,11 +327,11 @@ class Loop:
         self.checkpoints.close()
 
 
-def _mend(arrays: dict[str, np.ndarray]) -> str:
+def _mend(found: fault.Fault | None) -> str:
     """What to do about a step that is not finite: its data may be to blame, not how it learns."""
-    for name in ("x1", "x0", "real"):
-        values = np.asarray(arrays.get(name, np.zeros((1, 1))))
-        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
-        if len(bad):
-            return f"its data hold NaN or infinity ({name} of example {bad[0]} of it): mend them"
+    cause = None if found is None else found.cause
+    if cause in fault.BEFORE.values():
+        return "no step made it so: the same command goes on from the last checkpoint, all finite"
+    if cause == "data":
+        return "its data hold NaN or infinity: mend them"
     return "try a smaller learning rate or optimizer.clip_norm, in a new workdir"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genfield import data, registry, rng
-from genfield.data import recorded, sets
+from genfield.data import sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import clock as clocks
@@ -19,13 +19,11 @@ from genfield.machine.logbook import say
 from genfield.metrics import images
 from genfield.program import (
     card,
-    checks,
     closing,
     config_io,
     decoder,
     generate,
     options,
-    own_files,
     pictures,
     sampler,
     shards,
@@ -33,7 +31,7 @@ from genfield.program import (
 )
 from genfield.program import evaluate as evaluation
 from genfield.program.evaluate import Evaluation, Evaluator
-from genfield.program.experiment import Experiment, open_metrics
+from genfield.program.experiment import Experiment, open_metrics, write_config
 from genfield.program.loop import Loop
 from genfield.program.methods import package
 from genfield.program.open_run import load_state
@@ -101,25 +99,6 @@ def check_best(exp: Experiment, terms: Callable[[], dict]) -> None:
     if metric not in ("loss", *figures_of_samples):
         known = {"loss": None, **terms(), **dict.fromkeys(figures_of_samples)}
         choose("config.checkpoint.best_metric", metric, known)
-
-
-def write_config(exp: Experiment) -> None:
-    """config.json: the resolved configuration; one that a continued run changed is kept beside.
-
-    And what is known of the data, where they are read and not drawn.
-    """
-    path = exp.workdir / "config.json"
-    sums.tell(exp.workdir, *sums.RECORDS)
-    sums.forget(exp.workdir)
-    new = config_io.to_dict(checks.absolute(exp.config, exp.methods))
-    with processes.together():
-        if jax.process_index() == 0 and path.exists():
-            if config_io.to_dict(config_io.from_file(path)) != new:
-                logbook.keep_older(path)
-        logbook.write_json(path, new)
-        if exp.data.draw is None and exp.weights is None:
-            logbook.write_json(exp.workdir / recorded.FILE, recorded.facts(exp.data))
-        own_files.keep(exp.workdir, exp.methods)
 
 
 def train(exp: Experiment, *, clock: Clock | None = None, **_) -> None:

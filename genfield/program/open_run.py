@@ -16,7 +16,7 @@ from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
 from genfield.program import checks, config_io, experiment, generate, own_files, weights
 from genfield.program.experiment import Experiment
-from genfield.program.train_step import TrainState
+from genfield.program.train_step import TrainState, held
 from genfield.sampling import Samples
 
 
@@ -27,11 +27,6 @@ def open_checkpoints(
     c = exp.config.checkpoint
     kept = dict(keep=c.keep, keep_best=c.keep_best, best_metric=best_key or c.best_metric)
     return Checkpoints(exp.workdir, **kept, writes=writes)
-
-
-def held(state: TrainState) -> dict:
-    """What a checkpoint holds of a state, by name."""
-    return {"params": state.params, "ema": state.ema, "optimizer": state.optimizer}
 
 
 def restore(

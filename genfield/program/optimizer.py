@@ -9,6 +9,8 @@ from genfield.errors import UserError
 from genfield.machine import fixed as fixed_arrays
 from genfield.registry import choose
 
+STEEP = 1e15
+
 
 def ema_rate(section, batch_size: int) -> float:
     """Decay a step, from `rate` or from `half_life` in images; 0 is no average."""
@@ -40,6 +42,15 @@ def schedule(section, steps: int) -> optax.Schedule:
     # Step 0 already learns: the ramp reaches the peak at step `warmup`.
     ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
     return optax.join_schedules([ramp, after], [warmup])
+
+
+def steep(section) -> bool:
+    """Whether a learning rate could carry a parameter beyond float32 in one step.
+
+    The norm of a finite gradient is below 1e20, as its square is finite; an optimiser moves a
+    parameter by no more than the rate times that, or times a small number.
+    """
+    return section.learning_rate > STEEP
 
 
 def make_optimizer(

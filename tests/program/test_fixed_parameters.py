@@ -10,7 +10,7 @@ from programs import TINY_DIGITS
 from genfield import nets
 from genfield.machine import checkpoint, fixed
 from genfield.nets import edm_unet
-from genfield.program import config_io, experiment, open_run
+from genfield.program import config_io, experiment, open_run, train_step
 
 PATH = ("field", "embedding", "frequencies")
 NAME = "/".join(PATH)
@@ -31,7 +31,7 @@ def tiny(**fields):
 
 def saved(exp, state):
     checkpoints = open_run.open_checkpoints(exp)
-    checkpoints.save(int(state.step), open_run.held(state), {"data": exp.data.state(1)})
+    checkpoints.save(int(state.step), train_step.held(state), {"data": exp.data.state(1)})
     checkpoints.close()
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from programs import TINY_DIGITS
 
 from genfield.machine import checkpoint
-from genfield.program import config_io, experiment, open_run
+from genfield.program import config_io, experiment, open_run, train_step
 
 UNET = dict(name="ddpmpp", channels=8, channel_multipliers=(1,), num_res_blocks=1)
 UNET["attention_resolutions"] = ()
@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
             config.seed = 1
             exp = experiment.prepare(config, made[key])
             checkpoints = open_run.open_checkpoints(exp)
-            checkpoints.save(1, open_run.held(exp.init()), {"data": exp.data.state(1)})
+            checkpoints.save(1, train_step.held(exp.init()), {"data": exp.data.state(1)})
             checkpoints.close()
         return made[key]
 

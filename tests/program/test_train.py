@@ -275,15 +275,15 @@ def test_a_non_finite_step_stops_the_run_with_what_replays_it(tmp_path, capsys):
     argv = dict(train__steps=200, optimizer__name="sgd", optimizer__learning_rate=1e30)
     assert run(tmp_path, **argv) == 2
     message = capsys.readouterr().err
-    step = int(message.split("step ")[1].split(":")[0])
-    assert "is not finite" in message and message.count("\n") == 1
-    dump = np.load(tmp_path / f"nonfinite_step_{step}.npz")
-    assert not np.all(np.isfinite(dump["loss"])) and np.all(np.isfinite(dump["x1"]))
+    step = int(message.split("step ")[1].split(" ")[0])
+    assert "is not finite, first its loss: " in message and message.count("\n") == 1
+    drawn = np.load(tmp_path / "nonfinite" / f"step_{step}" / "drawn.npz")
+    assert not np.all(np.isfinite(drawn["loss"])) and np.all(np.isfinite(drawn["x1"]))
     # The state is the one before that step, and the same command meets the same step again.
     params = checkpoint.load(tmp_path, step=step, item="params")
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
     assert run(tmp_path, **argv) == 2
-    assert f"step {step}:" in capsys.readouterr().err
+    assert f"step {step} is not finite" in capsys.readouterr().err
 
 
 def test_a_run_can_start_from_the_parameters_of_another(tmp_path):

@@ -1,0 +1,42 @@
+"""Long runs in small hold no more at their end than when they were warm."""
+
+import numpy as np
+import pytest
+
+from . import long_run
+
+
+def rows(count=400, **growing) -> list[dict]:
+    """What a watch sees of a training: noise about what grows by so much over the judged part."""
+    noise = np.random.default_rng(0)
+    told = {"rss": 2e8, "malloc": 1e8, "arrays": 50, "programs": 9, "files": 20, "threads": 30}
+    told["maps"] = 500
+    out = []
+    for i in range(count):
+        share = (i / count - long_run.WARM) / (1 - long_run.WARM)
+        row = {name: value + growing.get(name, 0) * max(share, 0) for name, value in told.items()}
+        row |= {name: row[name] + 1e6 * noise.standard_normal() for name in ("rss", "malloc")}
+        out.append({name: round(value) for name, value in row.items()} | {"step": 25 * i})
+    return out
+
+
+def test_what_is_constant_does_not_grow():
+    assert long_run.judge(rows())[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [("malloc", 3e6), ("rss", 8e6), ("arrays", 4), ("programs", 3), ("files", 2), ("maps", 20)],
+)
+def test_what_grows_is_found(name, by):
+    [told] = long_run.judge(rows(**{name: by}))[1]
+    assert told.startswith(f"{name} grew")
+
+
+@pytest.mark.slow
+def test_nothing_grows_in_a_long_run(tmp_path):
+    """10,000 steps with evaluation and checkpoints, 100 batches of samples, 2,000 images."""
+    report, grew = long_run.run(tmp_path, 10_000)
+    assert not grew, (grew, report)
+    told = report["bytes"]
+    assert told["checkpoints kept"] <= 3 and told["metrics.jsonl a 1,000 steps"] < 10_000
