@@ -1,0 +1,140 @@
+"""One case: a problem struck by the faults of a seed, run to its end, and what came of it."""
+
+import contextlib
+import fcntl
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from . import invariants
+from .driver import Facts, Kind, Outcome, Zygote, answered
+from .problems import PROBLEMS, Problem, reference
+from .signals import Counter
+
+FRESH = 20  # of so many cases one runs in interpreters of its own
+
+
+class Found(NamedTuple):
+    """What came of a case.
+
+    Attributes:
+      struck: how many faults met a run. lost: of the results, what is gone, wrong or too much.
+      silent: what was wrong where the program said nothing. story: what happened, run by run.
+    """
+
+    mode: str
+    seed: int
+    struck: int
+    lost: list[str]
+    silent: list[str]
+    story: list[str]
+    seconds: float
+
+
+def made(zygote: Zygote, problem: Problem) -> tuple[Path, Facts]:
+    """The workdir of an undisturbed run, and what it took; made where the home has none yet."""
+    folder = reference(problem.mode, zygote.home)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    told = folder.with_name(f"{problem.mode}.json")
+    if not told.exists():
+        if problem.needs is not None:
+            made(zygote, PROBLEMS[problem.needs])
+        with open(folder.with_name(f"{problem.mode}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not told.exists():
+                told.write_text(json.dumps(_make(zygote, problem, folder)))
+    return folder, Facts(**json.loads(told.read_text()))
+
+
+def _make(zygote: Zygote, problem: Problem, folder: Path) -> dict:
+    """Runs twice: the first compiles, the second shows what a run takes."""
+    counted = folder.with_name(f"{problem.mode}.touches")
+    for _ in range(2):
+        shutil.rmtree(folder, ignore_errors=True)
+        counted.unlink(missing_ok=True)
+        problem.prepare(folder, zygote.home)
+        out = zygote.run(problem, folder, Counter(str(counted)))
+        if out.code:
+            raise RuntimeError(f"{problem.mode} undisturbed ends with {out.code}:\n{out.output}")
+    return {"seconds": out.seconds, "touches": counted.stat().st_size}
+
+
+def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found:
+    """Strikes a problem as the seed says, runs the same command to its end, and checks."""
+    problem = PROBLEMS[mode]
+    wanted, facts = made(zygote, problem)
+    workdir = folder / f"{mode}_{seed}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    problem.prepare(workdir, zygote.home)
+    case = Case(zygote, problem, workdir, wanted)
+    faults = kind.make(seed)
+    for fault in faults if isinstance(faults, list) else [faults]:
+        if hasattr(fault, "aim"):
+            fault.aim(facts)
+        if seed % FRESH == 0 and not hasattr(fault, "fresh"):
+            fault.fresh = True
+        if case.strike(fault):
+            break
+    found = case.end()
+    if not found.lost + found.silent:
+        shutil.rmtree(workdir, ignore_errors=True)
+    return found._replace(seed=seed)
+
+
+class Case:
+    """A workdir under faults; `strike` as often as there are some, then `end`."""
+
+    def __init__(self, zygote: Zygote, problem: Problem, workdir: Path, wanted: Path):
+        self.zygote, self.problem, self.workdir, self.wanted = zygote, problem, workdir, wanted
+        self.lost, self.silent, self.story = [], [], []
+        self.struck, self.seconds, self.whole, self.step = 0, 0.0, False, None
+
+    def _run(self, fault=None) -> Outcome:
+        out = self.zygote.run(self.problem, self.workdir, fault)
+        self.seconds += out.seconds
+        last = out.output.strip().rpartition("\n")[2]
+        self.story.append(f"{fault or 'undisturbed'}: {out.code}, {last[:200]}")
+        return out
+
+    def strike(self, fault) -> bool:
+        """Runs under a fault; whether the run came to its end all the same."""
+        out = self._run(fault)
+        landed = fault.landed(out) if hasattr(fault, "landed") else True
+        self.struck += landed
+        if hasattr(fault, "mend"):
+            fault.mend(self.workdir)
+        says = fault.answered(out) if hasattr(fault, "answered") else answered(out)
+        if says:
+            self.silent.append(f"{fault}: {says}")
+        self._read()
+        if out.code == 0:
+            self.whole = not landed
+            self.silent += [f"{fault} ended with 0: {p}" for p in self._problems()]
+        return out.code == 0
+
+    def _read(self) -> None:
+        """The folder is readable, and never goes back behind what was readable before."""
+        try:
+            step = invariants.readable(self.workdir)
+        except Exception as error:
+            self.lost.append(f"open_run: {type(error).__name__}: {error}")
+            return
+        if self.step is not None and (step is None or step < self.step):
+            self.lost.append(f"open_run read step {self.step}, and now {step}")
+        self.step = step
+
+    def _problems(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return invariants.check(self.problem, self.workdir, self.wanted)
+        return ["files are missing"]
+
+    def end(self) -> Found:
+        """Runs the same command without a fault, where none has ended yet, and checks."""
+        if not self.whole:
+            out = self._run()
+            if out.code:
+                self.lost.append(f"the same command ends with {out.code}: {out.output[-2000:]}")
+            self.lost += self._problems()
+        told = self.lost, self.silent, self.story, self.seconds
+        return Found(self.problem.mode, 0, self.struck, *told)

@@ -1,0 +1,102 @@
+"""The fork server: it has imported all that the command does, started nothing, and forks each run.
+
+A run enters by `genfield.__main__`, as the console command does, so that its handlers of signals,
+its flags and its exit codes are those of the command line. `python -m chaos.server FD` serves the
+connection of that descriptor; `python -m chaos.server run FILE` is one run in a fresh interpreter.
+"""
+
+import os
+import pickle
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Job(NamedTuple):
+    """A run: its arguments, its fault (pickled; None: none), its environment, and its output."""
+
+    argv: list[str]
+    fault: bytes | None
+    environment: dict[str, str]
+    output: str
+
+
+def bring() -> None:
+    """Imports what the commands import, without the modules that they run as scripts."""
+    import genfield.__main__  # noqa: F401
+    from genfield.prepare import options, run  # noqa: F401
+    from genfield.program import modes, published  # noqa: F401
+    from genfield.program.methods import package
+    from genfield.study import cli  # noqa: F401
+
+    package()
+
+
+def enter(job: Job) -> None:
+    """Becomes the command, in a process of its own; does not come back."""
+    code = 1
+    try:
+        if job.fault is not None:
+            fault = pickle.loads(job.fault)
+            if hasattr(fault, "child"):
+                fault.child()
+        sys.argv = ["genfield", *job.argv]
+        from genfield.__main__ import main
+
+        code = main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def _fork(job: Job) -> int:
+    """The process id of a job that runs below this process."""
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    output = os.open(job.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.close(output)
+    os.environ.update(job.environment)
+    enter(job)
+    return 0
+
+
+def serve(connection: Connection) -> None:
+    """Job -> its process id; when it has ended, its wait status and processor seconds.
+
+    The ended process is not taken from the system's table before the other side has said so: until
+    then no other process can have its number, and a signal meant for it hits nobody else.
+    """
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        pid = _fork(job)
+        connection.send(pid)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        connection.send("ended")
+        connection.recv()
+        _, status, used = os.wait4(pid, 0)
+        connection.send((status, used.ru_utime + used.ru_stime))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "run":
+        enter(pickle.loads(Path(sys.argv[2]).read_bytes()))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
+    bring()
+    served = Connection(int(sys.argv[1]))
+    served.send("ready")
+    serve(served)
