@@ -8,6 +8,7 @@ kept, with compiled programs and references. --table prints what the files of --
 
 import argparse
 import itertools
+import logging
 import multiprocessing
 import os
 import shutil
@@ -42,6 +43,7 @@ def prepare_worker(home: Path) -> None:
     global zygote
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment(home))
+    logging.getLogger("absl").setLevel(logging.ERROR)
     zygote = Zygote(home)
 
 

@@ -5,7 +5,9 @@ the clock is left out, all else is equal to the bit. `readable` reads it as `ope
 moment.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -168,7 +170,8 @@ def readable(workdir: Path) -> int | None:
     from genfield.errors import UserError
 
     try:
-        return open_run(workdir).step
+        with contextlib.redirect_stdout(io.StringIO()):
+            return open_run(workdir).step
     except UserError as error:
         if "\n" in str(error) or not re.search(r"holds no (finished )?checkpoint", str(error)):
             raise

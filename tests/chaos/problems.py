@@ -1,17 +1,22 @@
 """The program's modes on tiny problems: what is disturbed, and what it must come to all the same.
 
-A home is a folder that is kept: it holds the compiled programs, the references (runs that nothing
-disturbed, made once for the sources as they are), and the images of `prepare`.
+A home is a folder that is kept: it holds the compiled programs and the references: runs that
+nothing disturbed, made once for the sources as they are.
 """
 
+import functools
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
-CONFIG = TESTS / "tiny_digits.py"
+CONFIG = TESTS / "chaos" / "tiny.py"
+RUN = "train"  # the mode whose reference others begin as
 
 
 class Problem(NamedTuple):
@@ -21,7 +26,7 @@ class Problem(NamedTuple):
       mode: what a table calls it.
       arguments: workdir -> the command line behind `genfield`.
       prepare: (workdir, home) -> makes the workdir as the command finds it at its first start.
-      needs: the problem whose reference the workdir begins as, or None.
+      needs: the mode whose reference the workdir begins as, or None.
     """
 
     mode: str
@@ -30,32 +35,62 @@ class Problem(NamedTuple):
     needs: str | None = None
 
 
+@functools.cache
 def sources() -> str:
-    """A hash of all that a reference depends on: the package's code and this folder's problems."""
+    """A hash of all that a reference depends on: the package's code and the problems."""
     told = hashlib.sha256()
     for file in sorted([*(ROOT / "genfield").rglob("*.py"), CONFIG, Path(__file__)]):
         told.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     return told.hexdigest()[:16]
 
 
-def reference(name: str, home: Path) -> Path:
+def reference(mode: str, home: Path) -> Path:
     """Where a home keeps the undisturbed workdir of a problem."""
-    return home / f"reference_{sources()}" / name
+    return home / f"reference_{sources()}" / mode
 
 
-SMALL = ("train.steps=12", "checkpoint.every=4", "train.eval_every=6", "train.eval_samples=8")
-
-
-def of_run(*command: str, overrides: tuple[str, ...] = ()) -> Callable[[Path], list[str]]:
+def on_a_run(*command: str) -> Callable[[Path], list[str]]:
     """The arguments of a command on a run of digits."""
-    set_to = [f"--config.{one}" for one in overrides]
-    return lambda workdir: [*command, f"--workdir={workdir}", *set_to]
+    return lambda workdir: [command[0], *command[1:], f"--workdir={workdir}"]
 
 
 def nothing(workdir: Path, home: Path) -> None:
     """The command makes its workdir."""
 
 
-PROBLEMS = {
-    "train": Problem("train", of_run("train", f"--config={CONFIG}", overrides=SMALL), nothing),
-}
+def trained(workdir: Path, home: Path) -> None:
+    """The workdir is a run that is trained."""
+    shutil.copytree(reference(RUN, home), workdir)
+
+
+IMAGES = "images.npz"
+
+
+def images(workdir: Path, home: Path) -> None:
+    """Images lie beside the folder that is made of them."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    file = workdir.parent / IMAGES
+    if not file.exists():
+        levels = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 3), np.uint8)
+        unfinished = file.with_name(f".{workdir.name}.npz")
+        np.savez(unfinished, train_images=levels, train_labels=np.arange(90) % 7)
+        unfinished.replace(file)
+
+
+def preparing(workdir: Path) -> list[str]:
+    """Small pixels of these images, in three shards of ten batches."""
+    sizes = ["--size=8", "--batch_size=3", "--shard_size=30"]
+    places = [f"--images={workdir.parent / IMAGES}", f"--out={workdir}"]
+    return ["prepare", "--pixels", *sizes, *places]
+
+
+STUDY = ("study", "edit_vary", "--num=6", "--strength=0,0.5")
+_PROBLEMS = (
+    Problem("train", on_a_run("train", f"--config={CONFIG}"), nothing),
+    Problem("sample", on_a_run("sample", "--config.sample.formats=('npz','png')"), trained, RUN),
+    Problem("pairs", on_a_run("pairs"), trained, RUN),
+    Problem("prepare", preparing, images),
+    Problem("evaluate", on_a_run("evaluate", "--config.evaluate.figures=True"), trained, RUN),
+    Problem("edit", on_a_run(*STUDY), trained, RUN),
+)
+PROBLEMS = {problem.mode: problem for problem in _PROBLEMS}

@@ -5,6 +5,7 @@ its flags and its exit codes are those of the command line. `python -m chaos.ser
 connection of that descriptor; `python -m chaos.server run FILE` is one run in a fresh interpreter.
 """
 
+import importlib
 import os
 import pickle
 import signal
@@ -26,8 +27,15 @@ class Job(NamedTuple):
     output: str
 
 
+# What is imported late, by some of the runs: of data, loggers, pictures and lowering.
+LATE = ("sklearn.datasets", "tensorboardX", "rich.progress", "jaxlib.mlir.dialects.mhlo")
+LATE += ("google.protobuf.json_format", "grain._src.python.dataset.transformations.slice")
+
+
 def bring() -> None:
     """Imports what the commands import, without the modules that they run as scripts."""
+    from PIL import Image
+
     import genfield.__main__  # noqa: F401
     from genfield.prepare import options, run  # noqa: F401
     from genfield.program import modes, published  # noqa: F401
@@ -35,6 +43,9 @@ def bring() -> None:
     from genfield.study import cli  # noqa: F401
 
     package()
+    for name in LATE:
+        importlib.import_module(name)
+    Image.preinit()
 
 
 def enter(job: Job) -> None:
