@@ -19,11 +19,19 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from . import four, signals
 from .driver import Facts, Kind, Outcome
-from .problems import CONFIG, PROBLEMS, Problem, nothing, of_run, reference
+from .problems import (
+    CONFIG,
+    IMAGES,
+    PROBLEMS,
+    Problem,
+    images,
+    nothing,
+    on_a_run,
+    preparing,
+    reference,
+)
 
 WITHIN = 60.0  # seconds in which the others end
 TICK = 0.02
@@ -245,14 +253,13 @@ class Unfed(Unreadable):
 # ---- The commands
 
 TRAIN = "four_train"
-SMALL = ("train.steps=12", "checkpoint.every=4", "checkpoint.keep=3", "train.eval_every=6")
-SMALL += ("mesh.data=-1",)
-DRAWN = ("sample.num=24", "sample.shard_size=8", "mesh.data=-1")
+MESH = "--config.mesh.data=-1"
+SMALL = ("--config.train.eval_samples=0", "--config.checkpoint.keep=3")
 
 
-def of_four(*command: str, overrides: tuple[str, ...] = ()):
+def of_four(*command: str):
     """The arguments of a command on a run of digits, as four processes."""
-    return of_run(four.COMMAND, *command, overrides=overrides)
+    return on_a_run(four.COMMAND, *command, MESH)
 
 
 def half_way(workdir: Path, home: Path) -> None:
@@ -269,29 +276,17 @@ def whole(workdir: Path, home: Path) -> None:
 
 
 def _prepare(workdir: Path) -> list[str]:
-    images = f"--images={workdir.parents[1] / 'of_four.npz'}"
-    flags = ["--pixels", "--size=8", "--batch_size=2", "--shard_size=8"]
-    return [four.COMMAND, "prepare", images, f"--out={workdir}", *flags]
+    return [four.COMMAND, *preparing(workdir), "--shard_size=12"]
 
 
-def _images(workdir: Path, home: Path) -> None:
-    """What is prepared: it lies in the home, beside the workdirs."""
-    draw, file = np.random.default_rng(0), workdir.parents[1] / "of_four.npz"
-    if not file.exists():
-        levels = draw.integers(0, 256, (96, 8, 8, 3), np.uint8)
-        unfinished = file.with_name(f"{os.getpid()}.npz")
-        np.savez(unfinished, train_images=levels, train_labels=np.arange(96) % 7)
-        unfinished.replace(file)
-
-
-_run = of_four("train", f"--config={CONFIG}", overrides=SMALL)
+_run = of_four("train", f"--config={CONFIG}", *SMALL)
 OF_FOUR = {
     TRAIN: Problem(TRAIN, _run, nothing),
     "four_resume": Problem("four_resume", _run, half_way, TRAIN),
     "four_evaluate": Problem("four_evaluate", of_four("evaluate"), whole, TRAIN),
-    "four_sample": Problem("four_sample", of_four("sample", overrides=DRAWN), whole, TRAIN),
-    "four_pairs": Problem("four_pairs", of_four("pairs", overrides=DRAWN), whole, TRAIN),
-    "four_prepare": Problem("four_prepare", _prepare, _images),
+    "four_sample": Problem("four_sample", of_four("sample"), whole, TRAIN),
+    "four_pairs": Problem("four_pairs", of_four("pairs"), whole, TRAIN),
+    "four_prepare": Problem("four_prepare", _prepare, images),
 }
 PROBLEMS |= OF_FOUR  # after the modes of the other kinds were told: these are this file's alone
 ALL = tuple(OF_FOUR)
@@ -321,7 +316,7 @@ KINDS = (
     | _outside("four_descriptors", limits(resource.RLIMIT_NOFILE, _descriptors), ALL, Short)
     | _outside("four_disk", limits(resource.RLIMIT_FSIZE, _bytes), ALL)
     | _inside("four_checkpoint", "/checkpoints/", 40, TOGETHER[1:])
-    | _inside("four_config", r"tiny_digits.py$|/config.json$", 3, TOGETHER)
-    | _inside("four_data", "digits.csv|of_four.npz", 2, ALL)
+    | _inside("four_config", rf"/{CONFIG.name}$|/config.json$", 3, TOGETHER)
+    | _inside("four_data", f"digits.csv|{IMAGES}", 2, ALL)
     | _inside("four_batch", "", 8, TOGETHER[:2], Unfed)
 )
