@@ -29,6 +29,7 @@ STATUS = re.compile(r"\b(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE
 
 _limit = 0  # of the processes that were joined
 _leaves = threading.Event()  # this process ends by itself
+_speaks = threading.Lock()  # of why a process ends one thread tells, in one line
 
 
 def host() -> str:
@@ -109,8 +110,15 @@ def _heed(client, index: int) -> None:
     if left[0] != index:
         guard.inform(left=left)
         time.sleep(GRACE)
-        if not _leaves.is_set():
-            os._exit(guard.tell_left(*left))
+        with _speaks:
+            if not _leaves.is_set():
+                os._exit(guard.tell_left(*left))
+
+
+def speak() -> None:
+    """Before this process tells an error of its own: from now on it ends by that."""
+    with _speaks:
+        _leaves.set()
 
 
 def leave(code: int) -> None:
@@ -118,7 +126,7 @@ def leave(code: int) -> None:
 
     After an error the others are told of it at once: they would wait for this one in vain.
     """
-    _leaves.set()
+    speak()
     if code in (0, preemption.EXIT_CODE):
         import jax
 

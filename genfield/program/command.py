@@ -276,9 +276,18 @@ def main(argv: list[str], command: Callable) -> int:
     """Runs a command line; returns the exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return errors.told(lambda: command(argv))
+        return errors.told(lambda: _run(argv, command))
     except preemption.Preempted:
         return preemption.EXIT_CODE
+
+
+def _run(argv: list[str], command: Callable) -> None:
+    try:
+        command(argv)
+    except Exception as error:
+        if errors.mendable(error) is not None:  # its line is the one that this process ends with
+            peers.speak()
+        raise
 
 
 def leave(argv: list[str], command: Callable) -> None:

@@ -44,7 +44,7 @@ def test_what_is_no_answer(strike, codes, said, why):
 
 
 def test_two_lines_and_late_ones_are_no_answer(strike):
-    rows = "\n".join(f"1| {line}" for line in ("E1128 17:26:57.2 1 x.cc:1] gone", NAMED))
+    rows = "\n".join(f"0| {line}" for line in ("E1128 17:26:57.2 1 x.cc:1] gone", NAMED))
     assert "2 lines of error" in strike.answered(Outcome(75, f"{rows}\ncodes 75 75 75 75", 1.0))
     strike.took = 61.0
     assert "after 61 s" in strike.answered(ended("75 75 75 75", NAMED, NAMED, OWN, NAMED))
