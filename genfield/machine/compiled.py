@@ -5,12 +5,16 @@ import hashlib
 import os
 import platform
 import time
+import zlib
 from pathlib import Path
 
 from genfield.errors import local
 from genfield.machine.logbook import say
 
 KEPT = 30 * 24 * 3600  # seconds since a program was last read, after which it goes
+CHECKED = "checked"  # its time says when all programs were last known to be whole
+SLACK = 60.0  # seconds that clocks of a file system and a machine may differ
+ENDING, ZSTD = "-cache", b"\x28\xb5\x2f\xfd"  # of the files that JAX writes
 CPU = Path("/proc/cpuinfo")
 FACTS = ("vendor_id", "cpu family", "model", "model name", "flags", "Features", "isa")
 FACTS += ("CPU implementer", "CPU variant", "CPU part", "cpu")  # as Arm and POWER have them
@@ -71,9 +75,45 @@ def kind_of_cpu() -> str:
 
 
 def _forget(folder: Path) -> None:
-    """Removes programs that nobody has read for long."""
+    """Removes programs that nobody has read for long, and those that a kill left half-written.
+
+    JAX writes a program under its own name, and where there is one already, none: of a part it
+    would warn, and compile anew, at every start. What was whole before is not read again.
+    """
+    stamp = folder / CHECKED
+    last, begun = stamp.stat().st_mtime if stamp.exists() else 0.0, time.time()
     for file in folder.iterdir():
         with contextlib.suppress(OSError):  # another process was faster
             known = file.stat()
             if time.time() - max(known.st_atime, known.st_mtime) > KEPT:
                 file.unlink()
+            elif known.st_mtime >= last - SLACK and file.name.endswith(ENDING):
+                if not whole(file.read_bytes()):
+                    file.unlink()
+    stamp.touch()
+    os.utime(stamp, (begun, begun))
+
+
+def whole(packed: bytes) -> bool:
+    """Whether a program as JAX packs it comes to its end; it uses zstd where it finds that."""
+    if packed.startswith(ZSTD):
+        return _unpacks(packed)
+    rest = zlib.decompressobj()
+    try:
+        rest.decompress(packed)
+    except zlib.error:
+        return False
+    return rest.eof
+
+
+def _unpacks(packed: bytes) -> bool:
+    """`whole` of zstd; what this Python cannot unpack is left alone."""
+    try:
+        import zstandard
+    except ImportError:
+        return True
+    try:
+        zstandard.ZstdDecompressor().decompress(packed)
+    except zstandard.ZstdError:
+        return False
+    return True

@@ -1,8 +1,8 @@
 """From images to shards: what is missing is read, encoded and written, batch by batch."""
 
+import contextlib
 import json
 import os
-import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +22,7 @@ from genfield.prepare.source import Source, open_source
 from genfield.prepare.writer import Shard, read_journal
 
 FORMAT = 1
+WRITTEN = (shards.ASKED, shards.LABELS, shards.FINISHED)
 AHEAD = 3  # batches that are read while one is encoded
 # Of an autoencoder, what decides no number that is stored: it may be told in another way.
 TOLD = ("names", "scaling_factor", "shift_factor")
@@ -51,6 +52,8 @@ def prepare(options: Options) -> None:
     check_unchanged(parts, source)
     manifest = options.out / shards.FINISHED
     if manifest.exists() and all(part.done for part in parts):
+        for name in WRITTEN:  # of a kill between its writing and another process' end
+            _unfinished(options.out / name, options.process_id).unlink(missing_ok=True)
         _say(options, f"finished before: {_summary(options.out)}")
         return
     mine = parts[options.process_id :: options.num_processes]
@@ -59,7 +62,7 @@ def prepare(options: Options) -> None:
         tell(line)
     parts = open_parts(options.out, settings, made)
     if all(part.done for part in parts):
-        finish(options.out, settings, source, parts, made)
+        finish(options, settings, source, parts, made)
         tell(f"done: {_summary(options.out)}")
     else:
         missing = sum(not part.done for part in parts)
@@ -114,7 +117,7 @@ def begin(options: Options, source: Source, made: Encoder) -> dict:
     wanted["shard_size"] = options.shard_size or min(SHARD, share)
     try:
         (options.out / shards.SHARDS).mkdir(parents=True, exist_ok=True)
-        _write_json(path, wanted)
+        _write_json(path, wanted, options.process_id)
     except OSError as error:
         raise UserError(f"cannot write in --out={options.out}: {error.strerror}") from error
     return _agreed(path, wanted, options)
@@ -270,7 +273,9 @@ def _read_ahead(
 # ---- The end
 
 
-def finish(out: Path, settings: dict, source: Source, parts: list[Shard], made: Encoder) -> None:
+def finish(
+    options: Options, settings: dict, source: Source, parts: list[Shard], made: Encoder
+) -> None:
     """Writes labels and manifest of a folder whose shards are whole.
 
     Raises:
@@ -297,14 +302,27 @@ def finish(out: Path, settings: dict, source: Source, parts: list[Shard], made: 
         per_example = manifest["copies"] * int(np.prod(made.shape[:-1]))
         manifest["statistics"] = encoder.statistics([n for n in lines if n["count"]], per_example)
     if source.labels is not None:
-        unfinished = out / f".{uuid.uuid4().hex}.npy"
-        np.save(unfinished, np.asarray(source.labels, np.int32)[kept])
-        unfinished.replace(out / shards.LABELS)
-    _write_json(out / shards.FINISHED, manifest)
+        labels = options.out / shards.LABELS
+        unfinished = _unfinished(labels, options.process_id)
+        with unfinished.open("wb") as file:
+            np.save(file, np.asarray(source.labels, np.int32)[kept])
+        _put(unfinished, labels)
+    _write_json(options.out / shards.FINISHED, manifest, options.process_id)
 
 
-def _write_json(path: Path, value: dict) -> None:
+def _unfinished(path: Path, process_id: int) -> Path:
+    """Where a process writes a file before it is whole: the same place at its next start."""
+    return path.with_name(f".{path.name}.{process_id}")
+
+
+def _put(unfinished: Path, path: Path) -> None:
+    """Gives a whole file its name; one that is started twice at once may have done it."""
+    with contextlib.suppress(FileNotFoundError):
+        unfinished.replace(path)
+
+
+def _write_json(path: Path, value: dict, process_id: int = 0) -> None:
     """Whole or not at all, also when several processes write it."""
-    unfinished = path.with_name(f".{uuid.uuid4().hex}")
+    unfinished = _unfinished(path, process_id)
     unfinished.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    unfinished.replace(path)
+    _put(unfinished, path)

@@ -65,11 +65,13 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     problem = PROBLEMS[mode]
     wanted, facts = made(zygote, problem)
     workdir = folder / f"{mode}_{seed}"
-    shutil.rmtree(workdir, ignore_errors=True)
+    for place in folder.glob(f"{workdir.name}*"):
+        shutil.rmtree(place)
     problem.prepare(workdir, zygote.home)
     case = Case(zygote, problem, workdir, wanted)
     faults = kind.make(seed)
-    for fault in faults if isinstance(faults, list) else [faults]:
+    faults = faults if isinstance(faults, list) else [faults]
+    for fault in faults:
         if hasattr(fault, "aim"):
             fault.aim(facts)
         if seed % FRESH == 0 and not hasattr(fault, "fresh"):
@@ -77,8 +79,11 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
         if case.strike(fault):
             break
     found = case.end()
+    for fault in faults:
+        found.lost.extend(fault.broken(workdir) if hasattr(fault, "broken") else [])
     if not found.lost + found.silent:
-        shutil.rmtree(workdir, ignore_errors=True)
+        for place in folder.glob(f"{workdir.name}*"):
+            shutil.rmtree(place, ignore_errors=True)
     return found._replace(seed=seed)
 
 
@@ -89,9 +94,10 @@ class Case:
         self.zygote, self.problem, self.workdir, self.wanted = zygote, problem, workdir, wanted
         self.lost, self.silent, self.story = [], [], []
         self.struck, self.seconds, self.whole, self.step = 0, 0.0, False, None
+        self.variables = {}
 
     def _run(self, fault=None) -> Outcome:
-        out = self.zygote.run(self.problem, self.workdir, fault)
+        out = self.zygote.run(self.problem, self.workdir, fault, self.variables)
         self.seconds += out.seconds
         last = out.output.strip().rpartition("\n")[2]
         self.story.append(f"{fault or 'undisturbed'}: {out.code}, {last[:200]}")
@@ -99,6 +105,8 @@ class Case:
 
     def strike(self, fault) -> bool:
         """Runs under a fault; whether the run came to its end all the same."""
+        if hasattr(fault, "surroundings"):
+            self.variables = fault.surroundings(self.workdir, self.zygote.home)
         out = self._run(fault)
         landed = fault.landed(out) if hasattr(fault, "landed") else True
         self.struck += landed
@@ -109,8 +117,9 @@ class Case:
             self.silent.append(f"{fault}: {says}")
         self._read()
         if out.code == 0:
-            self.whole = not landed
-            self.silent += [f"{fault} ended with 0: {p}" for p in self._problems()]
+            wrong = [f"{fault} ended with 0: {problem}" for problem in self._problems()]
+            self.silent += wrong
+            self.whole = not wrong
         return out.code == 0
 
     def _read(self) -> None:

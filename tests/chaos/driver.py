@@ -5,10 +5,17 @@ A fault is any object with a `name` and a `seed`, and one or both of
     child()               called in the run's process before the program starts
     parent(pid, workdir)  called beside it, from outside; it must end when the process has
 
-`fresh = True` asks for an interpreter of its own (for LD_PRELOAD, say) with `environment()` added
-to its variables. Where a fault has `aim(facts)`, it is told the reference's `Facts` before it is
-used; where it has `mend(workdir)`, that is called before the same command runs again;
-`landed(outcome)` says whether it met the run, `answered(outcome)` what is wrong with how it ended.
+What else it may have:
+
+    fresh = True          an interpreter of its own (for LD_PRELOAD, say)
+    environment()         variables of the runs that it strikes
+    surroundings(workdir, home)   variables of all runs of its case, also when it is gone
+    aim(facts)            is told the reference's `Facts` before it is used
+    mend(workdir)         takes the fault away, before the same command runs again
+    landed(outcome)       whether it met the run
+    broken(workdir)       what else is lost when the same command has ended, in a list
+    answered(outcome)     what is wrong with how the run ended, or None
+
 Each file of this folder may list its KINDS: how to make a fault from a seed, and for which modes.
 """
 
@@ -25,7 +32,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,8 +114,12 @@ class Zygote:
             mine.recv()
         return self._channel
 
-    def run(self, problem: Problem, workdir: Path, fault: Any = None) -> Outcome:
+    def run(
+        self, problem: Problem, workdir: Path, fault: Any = None, variables: Mapping = {}
+    ) -> Outcome:
         """Runs the problem's command on the workdir, under the fault, to its end.
+
+        variables: of the environment, beside the fault's own.
 
         Raises:
           TimeoutError: it did not end; what it said is in the message.
@@ -116,7 +127,7 @@ class Zygote:
         with tempfile.TemporaryDirectory(dir=self.home) as folder:
             output = Path(folder) / "output"
             output.touch()
-            extra = fault.environment() if hasattr(fault, "environment") else {}
+            extra = dict(variables) | (fault.environment() if hasattr(fault, "environment") else {})
             pickled = None if fault is None else pickle.dumps(fault)
             job = Job(problem.arguments(workdir), pickled, extra, str(output))
             fresh = getattr(fault, "fresh", False)

@@ -22,7 +22,7 @@ OF_THE_CLOCK = re.compile(
     r"compilation_cache|\w*_s)$"
 )
 TEMPORARY = re.compile(
-    r"(\.new|\.unfinished|\.tmp|\.part)$|^unfinished_|orbax-checkpoint-tmp|^\.[0-9a-f]{32}|_shards$"
+    r"(\.new|\.unfinished|\.tmp|\.part)$|^unfinished_|orbax-checkpoint-tmp|^\.|_shards$"
 )
 CHECKPOINTS = "checkpoints"
 LOGGER = "events."  # TensorBoard's, one more at each start, named by the time

@@ -82,6 +82,9 @@ def _fork(job: Job) -> int:
         os.dup2(output, stream)
     os.close(output)
     os.environ.update(job.environment)
+    if "JAX_COMPILATION_CACHE_DIR" in job.environment:  # which JAX has read when it was imported
+        folder = job.environment["JAX_COMPILATION_CACHE_DIR"] or None
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
     enter(job)
     return 0
 

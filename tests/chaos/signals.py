@@ -7,12 +7,16 @@ the n-th time that the run opens one for writing, renames, removes, or makes a f
 import contextlib
 import os
 import random
+import resource
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-from . import problems
+from genfield.machine import compiled
+
 from .driver import Facts, Kind, Outcome, answered
 
 WRITING = frozenset("wax+")
@@ -20,6 +24,10 @@ TOUCHES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.trun
 STRIKES = 4  # of one run, at most
 LATE = 0.004  # seconds behind a touch, at most
 TICK = 0.002  # between two looks at a process' clock
+PLACES = ("time", "touch", "late")
+DEAD = (-signal.SIGKILL, -signal.SIGXFSZ)
+CACHE = "own_cache"  # in the path of compiled programs that are a case's own
+PROGRAMS = 8  # that every mode compiles, at least
 
 
 def touches(event: str, args: tuple) -> bool:
@@ -53,30 +61,37 @@ class Signal:
     """One signal at one instant.
 
     Args:
-      number: SIGSTOP is followed by SIGCONT. pause: seconds between them.
+      number: SIGSTOP is followed by SIGCONT. only: what the path of a touched file holds.
+
+    The instant is a share of the undisturbed run's processor time, or of its touches; and of these
+    at it, a little behind it, or (of SIGKILL) torn: dead in the middle of the next write, behind so
+    many bytes of a file, whoever writes it.
     """
 
-    def __init__(self, number: signal.Signals, seed: int):
-        draw = random.Random(f"{number.name} {seed}")
-        self.name, self.seed, self.number = number.name, seed, number
-        self.share, self.at_touch = draw.random(), draw.random() < 0.5
-        self.late = draw.choice((0.0, draw.random() * LATE))
+    def __init__(self, number: signal.Signals, seed: int, only: str = ""):
+        draw = random.Random(f"{number.name} {seed} {only}")
+        self.name, self.seed, self.number, self.only = number.name, seed, number, only
+        self.share = draw.random()
+        places = ("time", "touch", "late", "torn") if number == signal.SIGKILL else PLACES
+        self.place = draw.choice(places[1:] if only else places)
+        self.late = draw.random() * LATE
+        self.bytes = int(2 ** (12 * draw.random())) - 1
         self.pause = 0.05 + 0.2 * draw.random()
-        self.seconds, self.touch, self.woken = 0.0, None, False
+        self.seconds, self.touch, self.woken = 0.0, 0, False
 
     def aim(self, facts: Facts) -> None:
         """Makes a share of the undisturbed run an instant."""
         self.seconds = self.share * facts.seconds
-        self.touch = int(self.share * facts.touches) if self.at_touch else None
+        self.touch = int(self.share * facts.touches)
 
     def child(self) -> None:
-        """Counts touches, and strikes at the one that was drawn, or a little behind it."""
-        if self.touch is None:
+        """Counts touches, and strikes at the one that was drawn."""
+        if self.place == "time":
             return
         left = [self.touch]
 
         def heard(event, args):
-            if left[0] >= 0 and touches(event, args):
+            if left[0] >= 0 and touches(event, args) and self.only in str(args[0]):
                 left[0] -= 1
                 if left[0] < 0:
                     self._strike()
@@ -84,15 +99,18 @@ class Signal:
         sys.addaudithook(heard)
 
     def _strike(self) -> None:
-        if not self.late:
+        if self.place == "torn":
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, self.bytes))
+        elif self.place == "late":
+            late = lambda: (time.sleep(self.late), os.kill(os.getpid(), self.number))
+            threading.Thread(target=late, daemon=True).start()
+        else:
             os.kill(os.getpid(), self.number)
-            return
-        late = lambda: (time.sleep(self.late), os.kill(os.getpid(), self.number))
-        threading.Thread(target=late, daemon=True).start()
 
     def parent(self, pid: int, workdir) -> None:
         """Strikes when the process has used its seconds; wakes a stopped one."""
-        if self.touch is None:
+        if self.place == "time":
             until_used(pid, self.seconds)
             send(pid, self.number)
         if self.number == signal.SIGSTOP:
@@ -106,12 +124,12 @@ class Signal:
     def landed(self, out: Outcome) -> bool:
         """Whether the signal met the run before its end."""
         if self.number == signal.SIGKILL:
-            return out.code == -signal.SIGKILL
+            return out.code in DEAD
         return self.woken or f"{self.name}: " in out.output or out.code == -self.number
 
     def answered(self, out: Outcome) -> str | None:
         """A killed run says nothing; others are stopped in a line and with their code."""
-        if out.code == -signal.SIGKILL == -self.number and "Traceback" not in out.output:
+        if self.number == signal.SIGKILL and out.code in DEAD and "Traceback" not in out.output:
             return None
         return answered(out)
 
@@ -120,8 +138,9 @@ class Signal:
         time.sleep(self.pause)
 
     def __str__(self):
-        where = f"{self.seconds:.3f} s" if self.touch is None else f"touch {self.touch}"
-        return f"{self.name} at {where}" + (f" + {self.late * 1e3:.1f} ms" if self.late else "")
+        behind = {"late": f" + {self.late * 1e3:.1f} ms", "torn": f", then {self.bytes} bytes"}
+        where = f"touch {self.touch}{behind.get(self.place, '')}"
+        return f"{self.name} at {f'{self.seconds:.3f} s' if self.place == 'time' else where}"
 
 
 def state(pid: int) -> str:
@@ -153,7 +172,7 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def several(number: signal.Signals):
+def several(number: signal.Signals) -> Callable[[int], list[Signal]]:
     """seed -> the strikes of one run, each on the start that goes on after the one before."""
 
     def make(seed: int) -> list[Signal]:
@@ -163,10 +182,32 @@ def several(number: signal.Signals):
     return make
 
 
-MODES = tuple(problems.PROBLEMS)
+class Compiling(Signal):
+    """A kill while compiled programs are written, into a cache of the run's own."""
+
+    def __init__(self, seed: int):
+        super().__init__(signal.SIGKILL, seed, CACHE)
+        self.name = "SIGKILL in the cache"
+
+    def aim(self, facts: Facts) -> None:
+        """The cache is empty, and any of the programs may be met."""
+        self.touch = int(self.share * PROGRAMS)
+
+    def surroundings(self, workdir: Path, home: Path) -> dict[str, str]:
+        """The cache that is a user's where JAX is not told of another."""
+        cache = workdir.with_name(f"{workdir.name}_{CACHE}")
+        return {"JAX_COMPILATION_CACHE_DIR": "", "GENFIELD_CACHE": str(cache)}
+
+    def broken(self, workdir: Path) -> list[str]:
+        """Programs that no start can use, and that none replaces."""
+        programs = workdir.with_name(f"{workdir.name}_{CACHE}").rglob("*-cache")
+        return [f"torn: {path.name}" for path in programs if not compiled.whole(path.read_bytes())]
+
+
 KINDS = {
-    "kill": Kind(several(signal.SIGKILL), MODES),
-    "term": Kind(several(signal.SIGTERM), MODES),
-    "int": Kind(several(signal.SIGINT), MODES),
-    "stop": Kind(several(signal.SIGSTOP), MODES),
+    "kill": Kind(several(signal.SIGKILL)),
+    "term": Kind(several(signal.SIGTERM)),
+    "int": Kind(several(signal.SIGINT)),
+    "stop": Kind(several(signal.SIGSTOP)),
+    "cache": Kind(lambda seed: [Compiling(seed)], ("train", "sample", "pairs", "edit")),
 }

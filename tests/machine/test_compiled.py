@@ -65,7 +65,7 @@ def test_programs_that_nobody_reads_go(fresh):
         os.utime(folder / name, (then, then))
     jax.config.update("jax_compilation_cache_dir", None)
     compiled.keep(None)
-    assert [file.name for file in folder.iterdir()] == ["new"]
+    assert {file.name for file in folder.iterdir()} == {"new", compiled.CHECKED}
 
 
 def test_a_folder_that_cannot_be_is_one_line_and_ends_nothing(fresh, capsys):
@@ -102,3 +102,17 @@ def test_this_jax_knows_the_flags():
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     assert subprocess.run(command, env=env).returncode == 0
+
+
+def test_of_programs_that_a_kill_left_half_written_none_stays(fresh):
+    """JAX would write no other in their place, and compile anew at every start."""
+    folder = compiled.keep(None)
+    jax.jit(lambda x: jnp.cos(x) * 5 + 0.375).lower(jnp.zeros(9)).compile()
+    [whole] = folder.glob("jit_*lambda*-cache")
+    packed = whole.read_bytes()
+    for size in (0, 3, 40, len(packed) - 1):
+        (folder / f"torn_{size}-cache").write_bytes(packed[:size])
+    jax.config.update("jax_compilation_cache_dir", None)
+    compiled.keep(None)
+    assert whole.read_bytes() == packed and not list(folder.glob("torn_*"))
+    assert (folder / compiled.CHECKED).exists()

@@ -13,7 +13,7 @@ from PIL import Image
 from genfield import pretrained
 from genfield.data import shards
 from genfield.data.decoding import prepare as read_picture
-from genfield.prepare import writer
+from genfield.prepare import run, writer
 from genfield.prepare.crop import AdmReading
 
 SIZE = 8
@@ -131,6 +131,25 @@ def test_whenever_it_dies_nothing_is_lost_or_repeated(images, tmp_path, monkeypa
         except Died:
             deaths += 1
     assert deaths >= 8 and prepared.contents(out) == expected
+
+
+@pytest.mark.parametrize("name", run.WRITTEN)
+def test_a_death_before_a_file_has_its_name_leaves_nothing_behind(
+    name, images, tmp_path, monkeypatch
+):
+    options, put = dict(pixels=True, size=SIZE, batch_size=3, shard_size=8), run._put
+
+    def dying(unfinished, path):
+        if path.name == name:
+            raise Died
+        put(unfinished, path)
+
+    with monkeypatch.context() as once, pytest.raises(Died):
+        once.setattr(run, "_put", dying)
+        prepared.prepare(images, tmp_path / "out", **options)
+    assert len(list((tmp_path / "out").glob(".*"))) == 1
+    assert prepared.prepare(images, tmp_path / "out", **options) == 0
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_half_a_line_and_half_a_batch_are_dropped(images, tmp_path):

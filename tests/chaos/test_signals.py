@@ -1,0 +1,113 @@
+"""A seeded share of the signals over all modes, and checks that find what is lost."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from . import cases, invariants
+from .driver import Outcome, Tally, answered, kinds, table
+from .problems import PROBLEMS
+from .signals import Signal
+
+MODES = tuple(PROBLEMS)
+
+
+def struck(zygote, tmp_path, kind: str, mode: str, seed: int) -> cases.Found:
+    found = cases.run(zygote, mode, kinds()[kind], seed, tmp_path)
+    assert not found.lost + found.silent, found
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_kills_lose_nothing(zygote, tmp_path, mode):
+    """Each dies at a touch of a file, in the middle of a write, and at an instant of the clock."""
+    found = struck(zygote, tmp_path, "kill", mode, SEEDS[mode])
+    assert found.struck, found
+
+
+SEEDS = dict.fromkeys(MODES, 1)
+
+
+@pytest.mark.parametrize(
+    "kind, mode", [("term", "train"), ("int", "sample"), ("stop", "prepare"), ("cache", "pairs")]
+)
+def test_signals_are_obeyed_and_lose_nothing(zygote, tmp_path, kind, mode):
+    struck(zygote, tmp_path, kind, mode, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["kill", "term", "int", "stop", "cache"])
+@pytest.mark.parametrize("seed", range(20, 24))
+def test_more_signals(zygote, tmp_path, kind, seed):
+    for mode in kinds()[kind].modes:
+        struck(zygote, tmp_path, kind, mode, seed)
+
+
+HARMS = {
+    "metrics.jsonl": lambda file: file.write_text(file.read_text().split("\n", 1)[1]),
+    "card.json": lambda file: file.write_text("{}"),
+    "samples/step_12.png": lambda file: file.unlink(),
+    "metrics.jsonl.new": lambda file: file.write_text(""),
+    "samples/step_13.png": lambda file: file.write_text(""),
+}
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_a_file_that_is_lost_changed_or_too_much_is_found(zygote, tmp_path, name):
+    wanted, _ = cases.made(zygote, PROBLEMS["train"])
+    workdir = shutil.copytree(wanted, tmp_path / "run")
+    assert invariants.check(PROBLEMS["train"], workdir, wanted) == []
+    HARMS[name](workdir / name)
+    assert any(name in line for line in invariants.check(PROBLEMS["train"], workdir, wanted))
+
+
+def test_a_checkpoint_of_other_parameters_or_counts_is_found(zygote, tmp_path):
+    wanted, _ = cases.made(zygote, PROBLEMS["train"])
+    workdir = shutil.copytree(wanted, tmp_path / "run")
+    last = workdir / "checkpoints" / "12"
+    told = last / "meta" / "metadata"
+    told.write_text(told.read_text().replace('"counted": 0', '"counted": 3'))
+    assert any("counted" in line for line in invariants.trained(workdir, wanted))
+    shutil.rmtree(last)
+    assert invariants.trained(workdir, wanted) == ["checkpoints [8, 12] are [8]"]
+    assert invariants.readable(workdir) == 8
+    shutil.rmtree(workdir / "checkpoints")
+    assert invariants.readable(workdir) is None
+
+
+def test_arrays_are_compared_to_the_bit(tmp_path):
+    values = np.zeros((2, 3), np.float32)
+    np.savez(tmp_path / "a.npz", x=values)
+    np.savez(tmp_path / "b.npz", x=np.negative(values))
+    assert "array x" in invariants.differs(tmp_path / "a.npz", tmp_path / "b.npz")
+    assert invariants.differs(tmp_path / "a.npz", tmp_path / "a.npz") is None
+
+
+def test_a_fault_is_answered_by_one_line_and_a_code():
+    line = "genfield: error: the disk is full\n"
+    assert answered(Outcome(2, line, 0)) is None and answered(Outcome(0, "", 0)) is None
+    assert answered(Outcome(143, "SIGTERM: stopping\n", 0)) is None
+    for out in (Outcome(2, "", 0), Outcome(2, 2 * line, 0), Outcome(1, line, 0)):
+        assert "exit code" in answered(out)
+    assert "traceback" in answered(Outcome(2, f"Traceback (most recent call last):\n{line}", 0))
+
+
+def test_a_seed_draws_the_same_instants_again():
+    told = [[str(fault) for fault in kinds()["kill"].make(seed)] for seed in (7, 7, 8)]
+    assert told[0] == told[1] != told[2]
+    places = {Signal(signal.SIGKILL, seed).place for seed in range(50)}
+    assert places == {"time", "touch", "late", "torn"}
+
+
+def test_a_tally_is_kept_read_again_and_summed(tmp_path):
+    tally = Tally.read(tmp_path / "tally.json")
+    tally.count("kill", "train", 3, 2, seconds=1.0)
+    tally.count("kill", "train", 4, 1, lost=["a card"], seconds=1.0)
+    again = Tally.read(tmp_path / "tally.json")
+    assert again.done("kill") == {("train", 3), ("train", 4)} and again.struck("kill") == 3
+    assert again.failures[0]["lost"] == ["a card"]
+    assert "| kill | train | 3 | 1 | 0 |" in table([again])
+    assert json.loads((tmp_path / "tally.json").read_text())["cases"] == tally.cases
