@@ -276,25 +276,16 @@ def main(argv: list[str], command: Callable) -> int:
     """Runs a command line; returns the exit code."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return errors.told(lambda: _run(argv, command))
+        return errors.told(lambda: command(argv))
     except preemption.Preempted:
         return preemption.EXIT_CODE
-
-
-def _run(argv: list[str], command: Callable) -> None:
-    try:
-        command(argv)
-    except Exception as error:
-        if errors.mendable(error) is not None:  # its line is the one that this process ends with
-            peers.speak()
-        raise
 
 
 def leave(argv: list[str], command: Callable) -> None:
     """Runs a command line as the whole of a process."""
     warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
     try:
-        code = main(argv, command)
+        code = main(argv, functools.partial(_speaking, command))
     except Exception as error:
         if peers.several():
             peers.wait_for_the_dead(error)
@@ -305,3 +296,13 @@ def leave(argv: list[str], command: Callable) -> None:
     if peers.several():
         peers.leave(code)
     os._exit(code)  # threads of a peer that died may never end
+
+
+def _speaking(command: Callable, argv: list[str]) -> None:
+    """Runs a command line; where it ends in a line of its own, no other is told."""
+    try:
+        command(argv)
+    except Exception as error:
+        if errors.mendable(error) is not None:
+            peers.speak()
+        raise

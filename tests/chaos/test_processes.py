@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from tests.chaos import cases, processes
-from tests.chaos.driver import Outcome, Zygote, environment, kinds
+from . import cases, processes
+from .driver import Outcome, Zygote, environment, kinds
 
 NAMED = "genfield: error: process 2 on here gave no sign of life and counts as dead; exit code 75"
 OWN = "genfield: error: process 2 on here was ended by SIGKILL; exit code 75"

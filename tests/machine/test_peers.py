@@ -1,5 +1,6 @@
 """Which GPUs are whose, and which host holds up the others."""
 
+import functools
 import json
 import threading
 from types import SimpleNamespace
@@ -68,7 +69,7 @@ def test_of_why_a_process_ends_there_is_one_line(own, monkeypatch, capsys):
         raise UserError("process 2 on c: it cannot be read")
 
     if own:
-        assert command.main(["genfield"], mistake) == 2
+        assert command.main([], functools.partial(command._speaking, mistake)) == 2
     peers._heed(SimpleNamespace(blocking_key_value_get=told), 1)
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("genfield: error: process 2 on c") and ended == ([] if own else [2])
