@@ -161,25 +161,21 @@ def launch(argv: list[str], output: Path, fault: Any = None) -> None:
 # ---- From outside
 
 
-def process(launcher: int, number: int) -> int | None:
-    """Process `number` of a job: its guard, where it has one; None: it is not there yet."""
-    try:
-        return _children(launcher)[number]
-    except (OSError, IndexError):
-        return None
+def started(launcher: int) -> list[int]:
+    """The four of a job in their order, each the guard where it has one; empty until all are."""
+    found = children(launcher)
+    return found if len(found) == COUNT else []
 
 
-def computes(launcher: int, number: int, guarded: bool = True) -> int | None:
-    """The process that computes for process `number`, below its guard; None: it does not run."""
-    above = process(launcher, number)
-    if above is None or not guarded:
-        return above
-    try:
-        return _children(above)[0]
-    except (OSError, IndexError):
-        return None
+def computes(above: int, guarded: bool = True) -> int | None:
+    """The process that computes, below its guard; None: it does not run."""
+    found = children(above) if guarded else [above]
+    return found[0] if found else None
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """A process' children in the order of their start; the dead too, until they are waited for."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []

@@ -7,7 +7,6 @@ others took to end.
 """
 
 import errno
-import functools
 import json
 import os
 import random
@@ -63,15 +62,19 @@ class Strike:
     def parent(self, launcher: int, workdir: Path) -> None:
         """Strikes, and measures how long the others take to end; no pause of the machine counts."""
         self.home, guarded = workdir.parents[1], "prepare" not in workdir.name
-        find = functools.partial(four.computes, launcher, self.strikes, guarded)
-        while (pid := find()) is None or signals.used(pid) < self.seconds:
-            if signals.state(launcher) == "Z" or (pid and signals.state(pid) == "Z"):
+        while not (all_four := four.started(launcher)):
+            if signals.state(launcher) == "Z":
+                return
+            time.sleep(TICK)
+        above = all_four.pop(self.strikes)
+        while (pid := four.computes(above, guarded)) is None or signals.used(pid) < self.seconds:
+            if signals.state(above) == "Z" or (pid and signals.state(pid) == "Z"):
                 return
             time.sleep(TICK)
         self.struck = self._act(self, pid)
-        others = [four.process(launcher, n) for n in range(four.COUNT) if n != self.strikes]
-        self.took = waited(lambda: all(signals.state(pid) == "Z" for pid in others), 5 * WITHIN)
-        if self.name == "four_stop":
+        ended = lambda: all(signals.state(other) == "Z" for other in all_four)
+        self.took = waited(ended, 5 * WITHIN)
+        if signals.state(pid) == "T":
             signals.send(pid, signal.SIGKILL)
 
     def landed(self, out: Outcome) -> bool:
