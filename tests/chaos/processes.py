@@ -36,6 +36,8 @@ WITHIN = 60.0  # seconds in which the others end
 TICK = 0.02
 STRIKES = 4  # of one run, at most
 SHORT = 0.4  # of the limit: a process that stops for so long is waited for
+LATER = ("four_stop", "four_pause")  # one that stands still before it has joined is waited for:
+JOINED = 0.25  # it may only be slow to come, and five minutes are what the program gives it
 MEBI = 1 << 20
 MET = b"\nstruck\n"  # what a process prints when it meets its fault
 
@@ -49,6 +51,8 @@ class Strike:
         draw = random.Random(f"{name} {seed}")
         self.name, self.seed, self._act = name, seed, act
         self.strikes, self.share = draw.randrange(four.COUNT), draw.random()
+        if name in LATER:
+            self.share = JOINED + (1 - JOINED) * self.share
         self.size = draw.random()  # of what is left to it, where that matters
         self.seconds, self.struck, self.took, self.home = 0.0, False, None, None
 
