@@ -62,8 +62,13 @@ def stand_in(code: int, argv: list[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, kind in (("coordinator", str), ("num_processes", int), ("process_id", int)):
         parser.add_argument(f"--{name}", f"-{name}", type=kind)
-    given = tuple(vars(parser.parse_known_args(argv)[0]).values())
-    address = () if None in given else given
+    parser.add_argument("--distributed", "-distributed", action="store_true")
+    given = parser.parse_known_args(argv)[0]
+    address = given.coordinator, given.num_processes, given.process_id
+    if given.distributed:
+        address = ()
+    elif None in address or not 0 <= given.process_id < given.num_processes:
+        return  # they name no place
     find(*address, coming=guard.STAND_IN)
     state = _state()
     state.client.key_value_set(f"{HOSTS}{state.process_id}", host(), allow_overwrite=True)
