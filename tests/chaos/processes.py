@@ -322,7 +322,7 @@ KINDS = (
     | _outside("four_memory", limits(resource.RLIMIT_AS, _memory), ALL, Short)
     | _outside("four_descriptors", limits(resource.RLIMIT_NOFILE, _descriptors), ALL, Short)
     | _outside("four_disk", limits(resource.RLIMIT_FSIZE, _bytes), ALL)
-    | _inside("four_checkpoint", "/checkpoints/", 40, TOGETHER[1:])
+    | _inside("four_checkpoint", "/checkpoints/", 12, TOGETHER[1:])
     | _inside("four_config", rf"/{CONFIG.name}$|/config.json$", 3, TOGETHER)
     | _inside("four_data", f"digits.csv|{IMAGES}", 2, ALL)
     | _inside("four_batch", "", 8, TOGETHER[:2], Unfed)
