@@ -67,7 +67,12 @@ def inform(**facts) -> None:
 
 
 class Guard:
-    """One process below, its stderr, and what it told: `hosts` by number, its own `index`."""
+    """One process below, its stderr, and what it told.
+
+    Attributes:
+      facts: `hosts` by number, its own `index`, the `limit` of a sign of life; `left`: another that
+        has ended, with its host and code; `own`: its code, once it tells why it ends.
+    """
 
     def __init__(self, clock):
         self.clock, self.facts, self.below = clock, {}, None
@@ -158,7 +163,12 @@ class Guard:
 
     def end(self, code: int) -> int:
         """Tells in one line how the process ended, where it could not itself; the exit code."""
+        if code == -signal.SIGABRT:
+            code = self.facts.get("own", code)
         if code >= 0:
+            if FATAL.search(self.held):  # it was about to end by itself when JAX began to end it
+                self.held = b"".join(re.findall(rb"^genfield: .*\n", self.held, re.MULTILINE))
+                self.partial = b""
             self.release()
             return code
         if left := self.facts.get("left"):

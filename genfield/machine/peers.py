@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -117,13 +118,17 @@ def _heed(client, index: int) -> None:
         time.sleep(GRACE)
         with _speaks:
             if not _leaves.is_set():
+                if guard.CHANNEL in os.environ:  # which tells it: JAX may end this one in mid-line
+                    os.kill(os.getpid(), signal.SIGKILL)
                 os._exit(guard.tell_left(*left))
 
 
-def speak() -> None:
-    """Before this process tells an error of its own: from now on it ends by that."""
+def speak(code: int) -> None:
+    """Before this process tells why it ends: from now on that is its line, and this its code."""
     with _speaks:
         _leaves.set()
+    if code not in (0, preemption.EXIT_CODE):
+        guard.inform(own=code)
 
 
 def leave(code: int) -> None:
@@ -131,7 +136,7 @@ def leave(code: int) -> None:
 
     After an error the others are told of it at once: they would wait for this one in vain.
     """
-    speak()
+    speak(code)
     if code in (0, preemption.EXIT_CODE):
         import jax
 

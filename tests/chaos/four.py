@@ -55,7 +55,10 @@ class Forking:
 
     @staticmethod
     def Popen(command, **options):
-        return (Below if "pass_fds" in options else subprocess.Popen)(command, **options)
+        if "pass_fds" in options:
+            return Below(command, **options)
+        program = command[: command.index("genfield.machine.peers") + 2]  # and the code
+        return subprocess.Popen([*program, *_argv], **options)
 
 
 def _become(does) -> None:
@@ -108,17 +111,6 @@ def _alone(number: int, argv: list[str], fault: Any) -> None:
     if hasattr(fault, "within") and fault.strikes == number:
         _within = fault.within
     guard.subprocess = Forking
-    if os.environ.get("HELD"):  # XXX
-        orig = guard.Guard.end
-
-        def end(self, code):
-            with open(os.environ["HELD"], "a") as f:
-                age = None if self.since is None else self.clock() - self.since
-                f.write(f"--- {argv[0]} {number} code {code} age {age} facts {self.facts}\n")
-                f.write((self.held + self.partial).decode(errors="replace"))
-            return orig(self, code)
-
-        guard.Guard.end = end
     if argv[0] == "prepare":  # whose processes have no guard
         _become(_enter)
     from genfield.__main__ import main

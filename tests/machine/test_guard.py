@@ -98,6 +98,14 @@ def test_an_end_of_its_own_is_passed_on_with_all_its_words(code, tmp_path):
     assert ended(tmp_path, f"err({words!r}); os._exit({code})") == (code, "", words)
 
 
+@pytest.mark.parametrize("end", ["os._exit(2)", "os.abort()"])
+def test_of_an_end_of_its_own_that_jax_cuts_short_its_own_line_is_left(end, tmp_path):
+    """Process 0 leaves first, and JAX begins to end one that tells its line already."""
+    own = "genfield: error: process 0 on a: it cannot be read\n"
+    code = f"guard.inform(own=2); err({own!r}); err({CLOSED!r}); err({own!r}); err('@ 0x7f40'); "
+    assert ended(tmp_path, f"{code}{end}") == (2, "", 2 * own)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_process_that_dies_alone_is_named_by_its_own_guard(number, tmp_path):
     words = "E1128 17:26:57.2 1 gpu.cc:1] why\n"
