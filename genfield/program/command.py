@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import re
-import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -285,7 +284,6 @@ def main(argv: list[str], command: Callable) -> int:
 def leave(argv: list[str], command: Callable) -> None:
     """Runs a command line as the whole of a process."""
     warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
-    sys.excepthook = _unless_closed
     try:
         code = main(argv, functools.partial(_speaking, command))
     except Exception as error:
@@ -308,10 +306,3 @@ def _speaking(command: Callable, argv: list[str]) -> None:
         if errors.mendable(error) is not None:
             peers.speak(errors.EXIT_CODE)
         raise
-
-
-def _unless_closed(kind, error: BaseException, trace) -> None:
-    """What Python prints of an error that nobody takes; threads of TensorStore that read on after a
-    read has failed have one each, of which the program has told."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
