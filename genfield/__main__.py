@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import genfield
 from genfield.errors import UserError, tell, told
+from genfield.machine import preemption
 
 
 class Command(NamedTuple):
@@ -109,7 +110,11 @@ def start(argv: list[str]) -> None:
 
 def main() -> int:
     """Runs the command line of this process; 2 with one line where the user can mend it."""
-    return told(lambda: start(sys.argv[1:]))
+    try:
+        return told(lambda: start(sys.argv[1:]))
+    except KeyboardInterrupt:  # before a command listens to signals itself
+        tell("SIGINT: stopped before the run began", error=True)
+        return preemption.EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from genfield import doctor
 def call(monkeypatch, capsys):
     """call(*words) -> (exit code, stdout, stderr, what runpy was asked for)."""
 
-    def run(*words: str, fails: Exception | None = None):
+    def run(*words: str, fails: BaseException | None = None):
         asked = []
 
         def run_module(name, run_name, alter_sys):
@@ -80,6 +80,11 @@ def test_a_mistake_is_one_line(words, says, call):
     code, out, err, asked = call(*words)
     assert code == 2 and out == "" and not asked
     assert err.startswith(f"genfield: error: {says}") and err.count("\n") == 1
+
+
+def test_ctrl_c_before_a_command_hears_it_is_one_line(call):
+    code, _, stderr, _ = call("train", fails=KeyboardInterrupt())
+    assert (code, stderr) == (143, "SIGINT: stopped before the run began\n")
 
 
 def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(call, monkeypatch):

@@ -47,7 +47,7 @@ def keep(asked: str | None) -> Path | None:
     except OSError as error:
         say(f"compiled programs are not kept: cannot write in {folder} ({error.strerror})")
         return None
-    _forget(folder)
+    tidy(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     compilation_cache.reset_cache()  # it may have looked for its folder before
     return folder
@@ -74,7 +74,7 @@ def kind_of_cpu() -> str:
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
 
-def _forget(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Removes programs that nobody has read for long, and those that a kill left half-written.
 
     JAX writes a program under its own name, and where there is one already, none: of a part it

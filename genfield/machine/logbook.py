@@ -160,6 +160,16 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def replace_arrays(path: Path, arrays: dict) -> None:
+    """`replace_text` of an .npz."""
+    import numpy as np
+
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, path)
+
+
 def keep_older(path: Path) -> None:
     """Renames `config.json` to config.before_N.json, N one more than there is."""
     older = [p.stem.rpartition("_")[2] for p in path.parent.glob(f"{path.stem}.before_*.json")]

@@ -114,7 +114,6 @@ class Loop:
         if self.last_eval[0] != self.step:
             self._evaluate()
         self._save()
-        self._take_up()
         with self.clock.within("checkpoint"):
             self.checkpoints.wait()
 
@@ -175,7 +174,6 @@ class Loop:
 
     def _stop(self):
         self._save()
-        self._take_up()
         self.checkpoints.wait()
         say(f"saved step {self.step} of {self.config.train.steps}; the same command goes on")
         raise preemption.Preempted
@@ -264,6 +262,7 @@ class Loop:
 
     def _save(self) -> None:
         self._settle(0)
+        self._take_up()  # who goes on from here does not draw it again
         with self.clock.within("checkpoint"):
             self._saved()
 

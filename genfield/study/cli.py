@@ -144,11 +144,11 @@ def run(argv: list[str]) -> None:
     settings = {flag: chosen.get(flag, p.default) for flag, p in known.items()}
     found = STUDIES[name].run(subject, **{p.name: settings[flag] for flag, p in known.items()})
     path = subject.picture("").with_suffix(".json")
-    logbook.write_json(path, _plain(_record(name, subject, settings, found)))
     lines = [f"figures: {path}", *(f"picture: {p}" for p in found.pictures)]
     if found.arrays:
-        np.savez(path.with_suffix(".npz"), **found.arrays)
+        logbook.replace_arrays(path.with_suffix(".npz"), found.arrays)
         lines.append(f"arrays: {path.with_suffix('.npz')}")
+    logbook.write_json(path, _plain(_record(name, subject, settings, found)))  # all else is there
     say("\n" + columns(found.table))
     say("\n".join(lines))
 

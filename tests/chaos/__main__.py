@@ -8,23 +8,21 @@ kept, with compiled programs and references. --table prints what the files of --
 
 import argparse
 import itertools
-import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from . import cases
-from .driver import Tally, Zygote, environment, kinds, table
+from . import cases, workers
+from .driver import Tally, kinds, table
 
 WORKERS = 2
 
 
-def parse(argv: list[str]):
+def parse():
     """The command line."""
     parser = argparse.ArgumentParser("python -m tests.chaos", description=__doc__)
     parser.add_argument("--kind", help=f"one of {', '.join(kinds())}")
@@ -35,21 +33,7 @@ def parse(argv: list[str]):
     parser.add_argument("--out", default="chaos.json", help="counts; several with commas: --table")
     parser.add_argument("--home", default=str(Path(tempfile.gettempdir()) / "genfield_chaos"))
     parser.add_argument("--table", action="store_true", help="print the table of --out")
-    return parser.parse_args(argv)
-
-
-def prepare_worker(home: Path) -> None:
-    """What a worker is before its first case: its environment is that of the runs."""
-    global zygote
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(environment(home))
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    zygote = Zygote(home)
-
-
-def work(kind: str, mode: str, seed: int, folder: Path) -> cases.Found:
-    """A case, in a worker."""
-    return cases.run(zygote, mode, kinds()[kind], seed, folder)
+    return parser.parse_args()
 
 
 def order(asked, modes: tuple[str, ...], done: set):
@@ -60,22 +44,23 @@ def order(asked, modes: tuple[str, ...], done: set):
             yield case
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs a schedule; 1 where something was lost or silent."""
-    asked = parse(argv)
+    asked = parse()
     if asked.table:
         print(table([Tally.read(Path(name)) for name in asked.out.split(",")]))
         return 0
     kind = kinds()[asked.kind]
     modes = tuple(asked.modes.split(",")) if asked.modes else kind.modes
-    home, tally = Path(asked.home).resolve(), Tally.read(Path(asked.out))
+    home, out = Path(asked.home).resolve(), Path(asked.out)
+    tally = Tally.read(out) if asked.runs > 1 else Tally(out, [], [])  # one is run again
     folder = home / f"work_{os.getpid()}"
     folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
-    workers = max(1, min(asked.workers, WORKERS))
-    pool = ProcessPoolExecutor(workers, context, prepare_worker, (home,))
+    count = max(1, min(asked.workers, WORKERS))
+    pool = ProcessPoolExecutor(count, context, workers.begin, (home,))
     try:
-        schedule(pool, workers, asked, order(asked, modes, tally.done(asked.kind)), tally, folder)
+        schedule(pool, count, asked, order(asked, modes, tally.done(asked.kind)), tally, folder)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on")
         for process in list(pool._processes.values()):
@@ -83,17 +68,18 @@ def main(argv: list[str]) -> int:
         return 130
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        shutil.rmtree(folder, ignore_errors=not tally.failures)
+        if not tally.failures:  # what is lost may be looked at
+            shutil.rmtree(folder, ignore_errors=True)
     print(table([tally]))
     return int(bool(tally.failures))
 
 
-def schedule(pool, workers: int, asked, waiting, tally: Tally, folder: Path) -> None:
+def schedule(pool, count: int, asked, waiting, tally: Tally, folder: Path) -> None:
     """Hands cases to the workers until enough faults have struck, and counts what comes back."""
     running = set()
-    start = lambda: running.add(pool.submit(work, asked.kind, *next(waiting), folder))
+    start = lambda: running.add(pool.submit(workers.work, asked.kind, *next(waiting), folder))
     while running or tally.struck(asked.kind) < asked.runs:
-        while len(running) < workers and tally.struck(asked.kind) < asked.runs:
+        while len(running) < count and tally.struck(asked.kind) < asked.runs:
             start()
         ended, running = wait(running, return_when=FIRST_COMPLETED)
         for future in ended:
@@ -119,4 +105,4 @@ def tell(asked, tally: Tally, found: cases.Found) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

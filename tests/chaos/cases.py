@@ -4,8 +4,11 @@ import contextlib
 import fcntl
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import NamedTuple
+
+from genfield.machine import logbook
 
 from . import invariants
 from .driver import Facts, Kind, Outcome, Zygote, answered
@@ -13,6 +16,7 @@ from .problems import PROBLEMS, Problem, reference
 from .signals import Counter
 
 FRESH = 20  # of so many cases one runs in interpreters of its own
+IMPORTS = 3.0  # processor seconds that such a one takes before it does what a forked one does
 
 
 class Found(NamedTuple):
@@ -43,7 +47,7 @@ def made(zygote: Zygote, problem: Problem) -> tuple[Path, Facts]:
         with open(folder.with_name(f"{problem.mode}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not told.exists():
-                told.write_text(json.dumps(_make(zygote, problem, folder)))
+                logbook.replace_text(told, json.dumps(_make(zygote, problem, folder)))
     return folder, Facts(**json.loads(told.read_text()))
 
 
@@ -65,26 +69,31 @@ def run(zygote: Zygote, mode: str, kind: Kind, seed: int, folder: Path) -> Found
     problem = PROBLEMS[mode]
     wanted, facts = made(zygote, problem)
     workdir = folder / f"{mode}_{seed}"
-    for place in folder.glob(f"{workdir.name}*"):
-        shutil.rmtree(place)
+    remove(workdir)
     problem.prepare(workdir, zygote.home)
     case = Case(zygote, problem, workdir, wanted)
     faults = kind.make(seed)
     faults = faults if isinstance(faults, list) else [faults]
     for fault in faults:
-        if hasattr(fault, "aim"):
-            fault.aim(facts)
         if seed % FRESH == 0 and not hasattr(fault, "fresh"):
             fault.fresh = True
+        if hasattr(fault, "aim"):
+            starts = IMPORTS if getattr(fault, "fresh", False) else 0.0
+            fault.aim(facts._replace(seconds=facts.seconds + starts))
         if case.strike(fault):
             break
     found = case.end()
     for fault in faults:
         found.lost.extend(fault.broken(workdir) if hasattr(fault, "broken") else [])
     if not found.lost + found.silent:
-        for place in folder.glob(f"{workdir.name}*"):
-            shutil.rmtree(place, ignore_errors=True)
+        remove(workdir)
     return found._replace(seed=seed)
+
+
+def remove(workdir: Path) -> None:
+    """Removes a workdir, and what a fault has put beside it."""
+    for place in (workdir, *workdir.parent.glob(f"{workdir.name}_*")):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class Case:
@@ -97,7 +106,11 @@ class Case:
         self.variables = {}
 
     def _run(self, fault=None) -> Outcome:
-        out = self.zygote.run(self.problem, self.workdir, fault, self.variables)
+        try:
+            out = self.zygote.run(self.problem, self.workdir, fault, self.variables)
+        except TimeoutError as error:
+            self.lost.append(f"{fault}: {error}")
+            out = Outcome(-signal.SIGKILL, str(error), 0.0)
         self.seconds += out.seconds
         last = out.output.strip().rpartition("\n")[2]
         self.story.append(f"{fault or 'undisturbed'}: {out.code}, {last[:200]}")
@@ -123,7 +136,7 @@ class Case:
         return out.code == 0
 
     def _read(self) -> None:
-        """The folder is readable, and never goes back behind what was readable before."""
+        """The folder is readable, never goes back behind what was before, and no file is torn."""
         try:
             step = invariants.readable(self.workdir)
         except Exception as error:
@@ -132,6 +145,7 @@ class Case:
         if self.step is not None and (step is None or step < self.step):
             self.lost.append(f"open_run read step {self.step}, and now {step}")
         self.step = step
+        self.lost += invariants.torn(self.workdir)
 
     def _problems(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):

@@ -37,6 +37,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from genfield.machine import compiled
+
 from .problems import PROBLEMS, ROOT, TESTS, Problem
 from .server import Job
 
@@ -85,7 +87,9 @@ class Zygote:
     """A process that has imported everything and forks each run; a context, one run at a time."""
 
     def __init__(self, home: Path):
-        home.mkdir(parents=True, exist_ok=True)
+        programs = home / "compiled"
+        programs.mkdir(parents=True, exist_ok=True)
+        compiled.tidy(programs)  # of runs that died while they wrote one
         self.home, self.variables = home, environment(home)
         self._process = self._channel = None
 

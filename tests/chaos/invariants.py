@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,27 @@ def temporary(workdir: Path) -> list[str]:
     """Files and folders that only a run at work may have."""
     inside = [path for path in workdir.rglob("*") if TEMPORARY.search(path.name)]
     return sorted(str(path.relative_to(workdir)) for path in inside)
+
+
+def torn(workdir: Path) -> list[str]:
+    """Files under their final names of which only a part is there, at any moment.
+
+    A shard of `prepare` is whole when its journal says so, and a line of metrics at its end.
+    """
+    found = []
+    for name, path in files(workdir).items():
+        if TEMPORARY.search(path.name) or "_shards/" in name:
+            continue
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".npz":
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip() is not None:
+                        found.append(f"torn: {name}")
+        except (ValueError, zipfile.BadZipFile) as error:
+            found.append(f"torn: {name}: {error}")
+    return found
 
 
 def files(workdir: Path) -> dict[str, Path]:

@@ -5,9 +5,11 @@ its flags and its exit codes are those of the command line. `python -m chaos.ser
 connection of that descriptor; `python -m chaos.server run FILE` is one run in a fresh interpreter.
 """
 
+import contextlib
 import importlib
 import os
 import pickle
+import select
 import signal
 import sys
 import traceback
@@ -95,18 +97,25 @@ def serve(connection: Connection) -> None:
     The ended process is not taken from the system's table before the other side has said so: until
     then no other process can have its number, and a signal meant for it hits nobody else.
     """
-    while True:
-        try:
-            job = connection.recv()
-        except EOFError:
-            return
-        pid = _fork(job)
-        connection.send(pid)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        connection.send("ended")
-        connection.recv()
-        _, status, used = os.wait4(pid, 0)
-        connection.send((status, used.ru_utime + used.ru_stime))
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the driver is gone
+        while _serve(connection):
+            pass
+
+
+def _serve(connection: Connection) -> bool:
+    """One job; whether there may be another."""
+    pid = _fork(connection.recv())
+    connection.send(pid)
+    with open(os.pidfd_open(pid)) as process:
+        ready, _, _ = select.select([process, connection], [], [])
+    if connection in ready:  # nothing is sent now but the end of the driver
+        os.kill(pid, signal.SIGKILL)
+        return False
+    connection.send("ended")
+    connection.recv()
+    _, status, used = os.wait4(pid, 0)
+    connection.send((status, used.ru_utime + used.ru_stime))
+    return True
 
 
 if __name__ == "__main__":

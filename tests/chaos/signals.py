@@ -131,6 +131,8 @@ class Signal:
         """A killed run says nothing; others are stopped in a line and with their code."""
         if self.number == signal.SIGKILL and out.code in DEAD and "Traceback" not in out.output:
             return None
+        if out.code == -self.number and "genfield: " not in out.output:
+            return None  # before the command's first line, where Python itself answers
         return answered(out)
 
     def stopped(self, workdir) -> None:

@@ -8,34 +8,42 @@ import numpy as np
 import pytest
 
 from . import cases, invariants
-from .driver import Outcome, Tally, answered, kinds, table
+from .driver import Kind, Outcome, Tally, answered, kinds, table
 from .problems import PROBLEMS
 from .signals import Signal
 
 MODES = tuple(PROBLEMS)
+SEEDS = dict(train=3, sample=9, pairs=10, prepare=11, evaluate=38)
 
 
-def struck(zygote, tmp_path, kind: str, mode: str, seed: int) -> cases.Found:
-    found = cases.run(zygote, mode, kinds()[kind], seed, tmp_path)
+def struck(zygote, tmp_path, kind: str | Kind, mode: str, seed: int) -> cases.Found:
+    kind = kinds()[kind] if isinstance(kind, str) else kind
+    found = cases.run(zygote, mode, kind, seed, tmp_path)
     assert not found.lost + found.silent, found
     return found
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SEEDS)
 def test_kills_lose_nothing(zygote, tmp_path, mode):
-    """Each dies at a touch of a file, in the middle of a write, and at an instant of the clock."""
-    found = struck(zygote, tmp_path, "kill", mode, SEEDS[mode])
-    assert found.struck, found
+    """At touches of files, and in the middle of a write, one start after the other."""
+    assert struck(zygote, tmp_path, "kill", mode, SEEDS[mode]).struck
 
 
-SEEDS = dict.fromkeys(MODES, 1)
+def test_a_study_that_dies_in_its_arrays_leaves_no_part_of_them(zygote, tmp_path):
+    fault = Signal(signal.SIGKILL, 0, "edit_vary.npz")
+    fault.place, fault.share, fault.bytes = "torn", 0.0, 100
+    assert struck(zygote, tmp_path, Kind(lambda seed: [fault]), "edit", 1).struck == 1
 
 
 @pytest.mark.parametrize(
-    "kind, mode", [("term", "train"), ("int", "sample"), ("stop", "prepare"), ("cache", "pairs")]
+    "kind, mode, seed", [("term", "train", 4), ("int", "sample", 4), ("stop", "pairs", 6)]
 )
-def test_signals_are_obeyed_and_lose_nothing(zygote, tmp_path, kind, mode):
-    struck(zygote, tmp_path, kind, mode, 1)
+def test_signals_are_obeyed_and_lose_nothing(zygote, tmp_path, kind, mode, seed):
+    assert struck(zygote, tmp_path, kind, mode, seed).struck
+
+
+def test_a_kill_among_compiled_programs_costs_no_start_more(zygote, tmp_path):
+    assert struck(zygote, tmp_path, "cache", "pairs", 1).struck
 
 
 @pytest.mark.slow
@@ -62,6 +70,16 @@ def test_a_file_that_is_lost_changed_or_too_much_is_found(zygote, tmp_path, name
     assert invariants.check(PROBLEMS["train"], workdir, wanted) == []
     HARMS[name](workdir / name)
     assert any(name in line for line in invariants.check(PROBLEMS["train"], workdir, wanted))
+
+
+def test_a_part_of_a_file_is_found(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros(1000))
+    (tmp_path / "b.json").write_text('{"whole": 1}')
+    assert invariants.torn(tmp_path) == []
+    for name in ("a.npz", "b.json"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-1])
+    assert sorted(line.split(":")[1] for line in invariants.torn(tmp_path)) == [" a.npz", " b.json"]
 
 
 def test_a_checkpoint_of_other_parameters_or_counts_is_found(zygote, tmp_path):

@@ -14,7 +14,7 @@ def get_config():
     config.ema.rate = 0.9
     config.batch_size = 16
     config.train.steps = 12
-    config.train.log_every = 1
+    config.train.log_every = 3
     config.train.eval_batches = 1
     config.train.eval_every = 6
     config.train.eval_samples = 8

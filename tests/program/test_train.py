@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import chex
 import jax
@@ -11,10 +12,11 @@ import optax
 import pytest
 from meshes import devices
 from ml_collections import ConfigDict
-from programs import DIGITS, MOONS, arguments, losses, run, smoke
+from programs import DIGITS, MOONS, TINY_DIGITS, arguments, losses, run, smoke
 
 from genfield import configuration, placement, rng
 from genfield.errors import UserError
+from genfield.figures import run as figures
 from genfield.machine import checkpoint, sharding
 from genfield.program import config_io, experiment, optimizer, train_step
 
@@ -237,6 +239,26 @@ def test_resume_on_images_continues_to_the_bit(tmp_path, capsys):
     assert run(parts, DIGITS, **fields) == 0
     assert "resuming at step 10" in capsys.readouterr().out
     check_resumed(whole, parts)
+
+
+def test_a_checkpoint_waits_for_the_pictures_before_it(tmp_path, monkeypatch):
+    """A run that is killed goes on behind their evaluation, and does not draw them again."""
+    grid, save, there = figures.image_grid, checkpoint.Checkpoints.save, []
+
+    def slow(path, images):
+        time.sleep(0.5)
+        return grid(path, images)
+
+    def watched(self, step, *rest):
+        there.append((step, (tmp_path / "samples" / "step_2.png").exists()))
+        return save(self, step, *rest)
+
+    monkeypatch.setattr(figures, "image_grid", slow)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", watched)
+    often = dict(train__eval_every=2, checkpoint__every=3, train__log_every=100)
+    few = dict(train__steps=4, train__eval_samples=4)
+    assert run(tmp_path, TINY_DIGITS, small={}, **often, **few) == 0
+    assert there == [(3, True), (4, True)]
 
 
 def test_a_run_moves_from_one_device_to_eight(tmp_path):
