@@ -32,7 +32,8 @@ FATAL = re.compile(rb"^F\d{4} ", re.MULTILINE)  # of these the last: it may writ
 SILENT = re.compile(rb"\(stopped sending heartbeats\):\s+((?:\S*\d+\s)+)")
 LEADER = re.compile(rb"Failed to send RPC|CoordinationService/Heartbeat|Deadline Exceeded")
 REGISTER = b"CoordinationService/RegisterTask"
-HOLD = 10.0  # seconds after the first of these in which the abort comes, if it comes
+HOLD = 10.0  # seconds more than the limit in which the abort comes after these, if it comes
+STAND_IN = 60.0  # seconds in which the others are told of a process that never came
 PR_SET_PDEATHSIG = 1
 
 
@@ -66,10 +67,15 @@ def inform(**facts) -> None:
 
 
 class Guard:
-    """One process below, its stderr, and what it told: `hosts` by number, its own `index`."""
+    """One process below, its stderr, and what it told.
+
+    Attributes:
+      facts: `hosts` by number, its own `index`, the `limit` of a sign of life; `left`: another that
+        has ended, with its host and code; `own`: its code, once it tells why it ends.
+    """
 
     def __init__(self, clock):
-        self.clock, self.facts = clock, {}
+        self.clock, self.facts, self.below = clock, {}, None
         self.partial, self.told = b"", b""
         self.held, self.since = b"", None  # lines that JAX says before it aborts, and since when
 
@@ -77,11 +83,11 @@ class Guard:
         """Starts the process, waits for its end, tells it; the exit code."""
         channel, writes = os.pipe()
         options = dict(pass_fds=(writes,), env=os.environ | {CHANNEL: str(writes)})
-        below = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+        self.below = below = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
         os.close(writes)
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda number, _: below.send_signal(number))
+                signal.signal(number, lambda number, _: self.below.send_signal(number))
         with selectors.DefaultSelector() as ready:
             for pipe, take in ((below.stderr.fileno(), self.take), (channel, self.hear)):
                 os.set_blocking(pipe, False)
@@ -90,7 +96,22 @@ class Guard:
                 self._read(ready, 0.2)
             while self._read(ready, 0):
                 pass
-        return self.end(below.returncode)
+        code = self.end(below.returncode)
+        if code and "hosts" not in self.facts:
+            self.stand_in(code, command)
+        return code
+
+    def stand_in(self, code: int, command: list[str]) -> None:
+        """For a process that ended before it had joined the others, who would wait for it in vain.
+
+        Another joins in its place, tells them, and ends.
+        """
+        given = [sys.executable, "-m", "genfield.machine.peers", str(code), *command[1:]]
+        silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self.below = subprocess.Popen(given, **silent)
+            self.below.wait(STAND_IN)
+        self.below.kill()
 
     def _read(self, ready, timeout: float) -> bool:
         """Reads what is there; whether there was anything."""
@@ -130,8 +151,9 @@ class Guard:
         if self.since is None:
             _write(self.partial)
             self.partial = b""
-        elif self.clock() - self.since > HOLD and not FATAL.search(self.held):
-            self.release()
+        elif self.clock() - self.since > self.facts.get("limit", 0) + HOLD:
+            if not FATAL.search(self.held):
+                self.release()
 
     def release(self) -> None:
         """Lets go of all that was held back."""
@@ -141,7 +163,12 @@ class Guard:
 
     def end(self, code: int) -> int:
         """Tells in one line how the process ended, where it could not itself; the exit code."""
+        if code == -signal.SIGABRT:
+            code = self.facts.get("own", code)
         if code >= 0:
+            if FATAL.search(self.held):  # it was about to end by itself when JAX began to end it
+                self.held = b"".join(re.findall(rb"^genfield: .*\n", self.held, re.MULTILINE))
+                self.partial = b""
             self.release()
             return code
         if left := self.facts.get("left"):

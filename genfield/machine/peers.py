@@ -5,10 +5,12 @@ from C++, so that a process that is busy in Python is no dead one. What happens 
 limit is told by `machine.guard`.
 """
 
+import argparse
 import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -28,6 +30,7 @@ STATUS = re.compile(r"\b(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE
 
 _limit = 0  # of the processes that were joined
 _leaves = threading.Event()  # this process ends by itself
+_speaks = threading.Lock()  # of why a process ends one thread tells, in one line
 
 
 def host() -> str:
@@ -36,7 +39,7 @@ def host() -> str:
     return socket.gethostname() + (f" ({node})" if node else "")
 
 
-def find(*address, limit: int = LIMIT) -> None:
+def find(*address, limit: int = LIMIT, coming: float = COMING) -> None:
     """Joins JAX's processes, at (host:port, how many, which) or where JAX finds them.
 
     Raises:
@@ -44,11 +47,34 @@ def find(*address, limit: int = LIMIT) -> None:
     """
     import jax
 
-    waits = dict(heartbeat_timeout_seconds=limit, initialization_timeout=COMING)
+    waits = dict(heartbeat_timeout_seconds=limit, initialization_timeout=int(coming))
     try:
         jax.distributed.initialize(*address, local_device_ids=own_gpus(os.environ), **waits)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes: {error}") from error
+
+
+def stand_in(code: int, argv: list[str]) -> None:
+    """Tells the other processes that one ended before it had joined them, by joining in its place.
+
+    Args:
+      argv: of the one that ended; of its flags those count that say where the others are.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, kind in (("coordinator", str), ("num_processes", int), ("process_id", int)):
+        parser.add_argument(f"--{name}", f"-{name}", type=kind)
+    parser.add_argument("--distributed", "-distributed", action="store_true")
+    given = parser.parse_known_args(argv)[0]
+    address = given.coordinator, given.num_processes, given.process_id
+    if given.distributed:
+        address = ()
+    elif None in address or not 0 <= given.process_id < given.num_processes:
+        return  # they name no place
+    find(*address, coming=guard.STAND_IN)
+    state = _state()
+    state.client.key_value_set(f"{HOSTS}{state.process_id}", host(), allow_overwrite=True)
+    _tell(code)
+    time.sleep(2 * GRACE)  # the others end with process 0, and it may be in the place of that
 
 
 def join(*address, limit: int = LIMIT) -> None:
@@ -59,7 +85,7 @@ def join(*address, limit: int = LIMIT) -> None:
     _limit, client, index, count = limit, state.client, state.process_id, state.num_processes
     client.key_value_set(f"{HOSTS}{index}", host(), allow_overwrite=True)
     hosts = [client.blocking_key_value_get(f"{HOSTS}{n}", wait) for n in range(count)]
-    guard.inform(index=index, hosts=hosts)
+    guard.inform(index=index, hosts=hosts, limit=limit)
     threading.Thread(target=_heed, args=(client, index), daemon=True).start()
 
 
@@ -90,8 +116,19 @@ def _heed(client, index: int) -> None:
     if left[0] != index:
         guard.inform(left=left)
         time.sleep(GRACE)
-        if not _leaves.is_set():
-            os._exit(guard.tell_left(*left))
+        with _speaks:
+            if not _leaves.is_set():
+                if guard.CHANNEL in os.environ:  # which tells it: JAX may end this one in mid-line
+                    os.kill(os.getpid(), signal.SIGKILL)
+                os._exit(guard.tell_left(*left))
+
+
+def speak(code: int) -> None:
+    """Before this process tells why it ends: from now on that is its line, and this its code."""
+    with _speaks:
+        _leaves.set()
+    if code not in (0, preemption.EXIT_CODE):
+        guard.inform(own=code)
 
 
 def leave(code: int) -> None:
@@ -99,7 +136,7 @@ def leave(code: int) -> None:
 
     After an error the others are told of it at once: they would wait for this one in vain.
     """
-    _leaves.set()
+    speak(code)
     if code in (0, preemption.EXIT_CODE):
         import jax
 
@@ -107,11 +144,16 @@ def leave(code: int) -> None:
         return
     if not _limit:  # they do not work together
         return
-    state = _state()
     with contextlib.suppress(Exception):  # process 0 is gone: its guard's line is all there is
-        state.client.key_value_set(LEFT, json.dumps([state.process_id, host(), code]))
-        if state.process_id == 0:
+        _tell(code)
+        if _state().process_id == 0:
             time.sleep(2 * GRACE)  # what the others wait for ends with this process
+
+
+def _tell(code: int) -> None:
+    """Tells all that this process ends by itself, where none has told so before."""
+    state = _state()
+    state.client.key_value_set(LEFT, json.dumps([state.process_id, host(), code]))
 
 
 def wait_for_the_dead(error: BaseException) -> None:
@@ -204,3 +246,8 @@ def own_gpus(environ) -> list[int] | None:
     if not share:
         raise UserError(f"{tasks} tasks on a node with {count} GPUs: start at most one task a GPU")
     return list(range(task * share, (task + 1) * share))
+
+
+if __name__ == "__main__":  # below the guard of a process that never came
+    stand_in(int(sys.argv[1]), sys.argv[2:])
+    os._exit(0)

@@ -308,7 +308,7 @@ def leave(argv: list[str], command: Callable) -> None:
     warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
     sys.unraisablehook = functools.partial(_untold, sys.unraisablehook)
     try:
-        code = main(argv, command)
+        code = main(argv, functools.partial(_speaking, command))
     except Exception as error:
         if peers.several():
             peers.wait_for_the_dead(error)
@@ -319,3 +319,13 @@ def leave(argv: list[str], command: Callable) -> None:
     if peers.several():
         peers.leave(code)
     os._exit(code)  # threads of a peer that died may never end
+
+
+def _speaking(command: Callable, argv: list[str]) -> None:
+    """Runs a command line; where it ends in a line of its own, no other is told."""
+    try:
+        command(argv)
+    except Exception as error:
+        if errors.mendable(error) is not None:
+            peers.speak(errors.EXIT_CODE)
+        raise

@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from . import four
+
 
 class Job(NamedTuple):
     """A run: its arguments, its fault (pickled; None: none), its environment, and its output."""
@@ -52,10 +54,11 @@ def enter(job: Job) -> None:
     """Becomes the command, in a process of its own; does not come back."""
     code = 1
     try:
-        if job.fault is not None:
-            fault = pickle.loads(job.fault)
-            if hasattr(fault, "child"):
-                fault.child()
+        fault = None if job.fault is None else pickle.loads(job.fault)
+        if hasattr(fault, "child"):
+            fault.child()
+        if job.argv[0] == four.COMMAND:
+            four.launch(job.argv[1:], Path(job.output), fault)
         sys.argv = ["genfield", *job.argv]
         from genfield.__main__ import main
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +98,14 @@ def test_an_end_of_its_own_is_passed_on_with_all_its_words(code, tmp_path):
     assert ended(tmp_path, f"err({words!r}); os._exit({code})") == (code, "", words)
 
 
+@pytest.mark.parametrize("end", ["os._exit(2)", "os.abort()"])
+def test_of_an_end_of_its_own_that_jax_cuts_short_its_own_line_is_left(end, tmp_path):
+    """Process 0 leaves first, and JAX begins to end one that tells its line already."""
+    own = "genfield: error: process 0 on a: it cannot be read\n"
+    code = f"guard.inform(own=2); err({own!r}); err({CLOSED!r}); err({own!r}); err('@ 0x7f40'); "
+    assert ended(tmp_path, f"{code}{end}") == (2, "", 2 * own)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_process_that_dies_alone_is_named_by_its_own_guard(number, tmp_path):
     words = "E1128 17:26:57.2 1 gpu.cc:1] why\n"
@@ -150,6 +159,41 @@ def test_what_is_no_omen_of_an_abort_is_let_go(tmp_path):
     assert os.read(read, 1000) == expected
     for fd in (read, write, keep):
         os.close(fd)
+
+
+def test_what_comes_before_an_abort_is_held_for_as_long_as_jax_may_take():
+    """Whose limit the process tells."""
+    now = [0.0]
+    above = guard.Guard(lambda: now[0])
+    above.hear(b'{"limit": 60}\n')
+    above.take(b"Exception in thread Thread-3\nValueError: a peer is gone\n")
+    now[0] += 60
+    above.rest()
+    assert above.held.count(b"\n") == 2
+    above.held = b""  # which would be let go
+
+
+def test_the_others_are_told_of_one_that_never_came(tmp_path):
+    """It ends before it has joined: another joins in its place, and tells."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env.pop(guard.CHANNEL, None)
+    start = lambda code, *flags: subprocess.Popen(
+        [sys.executable, "-c", code, *flags], env=env, stderr=subprocess.PIPE, text=True
+    )
+    comes = f"from genfield.machine import peers; peers.join({address!r}, 2, 0); "
+    waits = start(comes + "import time; time.sleep(100)")
+    below = [sys.executable, "-c", "raise SystemExit('no such file')"]
+    below += [f"--coordinator={address}", "--num_processes", "2", "-process_id=1"]
+    above = "import os, time; from genfield.machine.guard import Guard; "
+    above += f"os._exit(Guard(time.monotonic).run({below!r}))"
+    fails = start(above)
+    assert fails.communicate(timeout=600)[1] == "no such file\n" and fails.returncode == 1
+    line = waits.communicate(timeout=600)[1].splitlines()[-1]
+    assert waits.returncode == 1
+    assert line.startswith("genfield: error: process 1 on ") and "ended with exit code 1" in line
 
 
 def test_signals_reach_the_process_and_it_dies_with_its_guard(tmp_path):

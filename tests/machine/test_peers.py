@@ -1,9 +1,15 @@
 """Which GPUs are whose, and which host holds up the others."""
 
+import functools
+import json
+import threading
+from types import SimpleNamespace
+
 import pytest
 
 from genfield.errors import UserError
 from genfield.machine import peers
+from genfield.program import command
 
 
 @pytest.mark.parametrize(
@@ -48,3 +54,22 @@ def test_the_host_that_the_others_wait_for_is_named():
     everywhere = {n: [f"host-{n}", 1.0, 0.9] for n in range(4)}  # slow, but nobody more than others
     assert peers.slow(everywhere) is None
     assert "process 1 on b" in peers.slow({0: ["a", 1.0, 0.1], 1: ["b", 1.0, 0.8]})
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_of_why_a_process_ends_there_is_one_line(own, monkeypatch, capsys):
+    """Its own, or that of the process which ended before it; never both."""
+    monkeypatch.setattr(peers, "_leaves", threading.Event())
+    monkeypatch.setattr(peers, "GRACE", 0.0)
+    ended = []
+    monkeypatch.setattr(peers.os, "_exit", ended.append)
+    told = lambda key, wait: json.dumps([2, "c", 2])
+
+    def mistake(argv):
+        raise UserError("process 2 on c: it cannot be read")
+
+    if own:
+        assert command.main([], functools.partial(command._speaking, mistake)) == 2
+    peers._heed(SimpleNamespace(blocking_key_value_get=told), 1)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("genfield: error: process 2 on c") and ended == ([] if own else [2])
