@@ -3,7 +3,7 @@
     python reproduce/flux_mixing.py --workdir=runs/flux_mixing --seeds=3 [--only denoising …]
     python reproduce/flux_mixing.py --workdir=runs/flux_mixing --seeds=3 --images=cifar10.tar.xz
 
-The three Gaussians of B.1, which are three points smoothed by σ = 0.79; an MLP of 3×96, 2,000 steps
+The three Gaussians of B.1, which are three points smoothed by σ = 0.79; an MLP of 3×96, 1,000 steps
 of 256 points in groups of 128, equal for all rows. Of each field:
 
   √J     √(J / E|s|²), J the projected Fisher divergence (eq. 4), by a Poisson problem on a grid
@@ -42,7 +42,7 @@ from genfield.losses.flux.mixing import mixing_proxy
 from genfield.machine import logbook
 from genfield.metrics import point_cloud
 
-STEPS, BATCH, GROUP, RATE, AVERAGE = 2_000, 256, 128, 3e-3, 0.99
+STEPS, BATCH, GROUP, RATE, AVERAGE = 1_000, 256, 128, 3e-3, 0.99
 POINTS, EARLY, LATE = 1_000, 10.0, 20.0  # times in units of σ²
 LANGEVIN = 0.02  # a step, in the same
 JUDGED = 32  # groups of the proxy

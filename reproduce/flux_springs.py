@@ -12,7 +12,7 @@ simulator takes the one before it; beside them real trajectories, and white nois
 standard deviation, which is what the field before training generates.
 
 Writes springs.json, springs.md and springs.png, of all runs that are there. A run that is there is
-neither trained nor sampled again, and one that was stopped goes on from its last 100 steps. Further
+neither trained nor sampled again, and one that was stopped goes on from its last 50 steps. Further
 --config.…=… for every run go behind --.
 """
 
@@ -48,7 +48,7 @@ SMALLER = [
     *("--config.data.length=16", "--config.data.step_size=0.2", "--config.sampler.num_steps=64"),
     *("--config.evaluate.num_samples=250", "--config.sample.batch_size=250"),
 ]
-CHUNK = 100  # steps between two savings
+CHUNK = 50  # steps between two savings
 SHOWN = 6  # trajectories of a panel
 
 
