@@ -44,7 +44,7 @@ from genfield.metrics import point_cloud
 
 STEPS, BATCH, GROUP, RATE, AVERAGE = 1_000, 256, 128, 3e-3, 0.99
 POINTS, EARLY, LATE = 1_000, 10.0, 20.0  # times in units of σ²
-LANGEVIN = 0.02  # a step, in the same
+LANGEVIN = 0.05  # a step, in the same
 JUDGED = 32  # groups of the proxy
 FINE = 75  # cells a side for eq. 35, where the paper has 25
 CELLS = 200  # a side, of the grid that J is solved on
@@ -123,35 +123,42 @@ def trainer(weight: float | None):
 # Figures
 
 
-def mixing_speed(field, num: int = FINE) -> float:
-    """M_mix (eq. 33-35) of any field f [B, 2] -> [B, 2], on a grid of num² cells.
-
-    Δ + f·∇ by finite volumes whose rates are positive and, where f is a gradient, exactly balanced
-    (Scharfetter and Gummel). Where f does not keep the law, the Poisson equation has a solution up
-    to a constant on the right, which the constraint gives.
-    """
-    half = 5.5 * 25 / 24  # cells' centres are the paper's grid where num is 25
+def mixing_speeds(several, num: int = FINE) -> list[float]:
+    """M_mix (eq. 33-35) of K fields, several(x [B, 2]) -> [B, K, 2], on a grid of num² cells."""
+    half = 5.5 * 25 / 24  # the cells' centres are the paper's grid where num is 25
     grid = controllable.centres(half, num)
+    p = np.exp(controllable.evaluate(controllable.log_density, grid)).ravel()
+    w, ones = p / p.sum(), np.ones((num**2, 1))
+    angle, length = np.arctan2(grid[..., 1], grid[..., 0]), np.linalg.norm(grid, axis=-1)
+    phi = np.stack([grid[..., 0], grid[..., 1], length, np.cos(angle), np.sin(angle)], -1)
+    phi = phi.reshape(num**2, -1)
+    phi = phi - w @ phi
+    out = []
+    for negative in generators(several, half, num):
+        # Where f does not keep the law there is a solution up to a constant on the right.
+        bordered = sparse.bmat([[negative, ones], [w[None], None]], format="csc")
+        psi = splu(bordered).solve(np.vstack([phi, np.zeros((1, phi.shape[1]))]))[:-1]
+        out.append(float(1 / (2 * (w @ (phi * psi)) / (w @ phi**2)).mean()))
+    return out
+
+
+def generators(several, half: float, num: int) -> list[sparse.coo_matrix]:
+    """-Δ - f·∇ of each field by finite volumes on [-half, half]², nothing leaving.
+
+    The rates between cells are positive and, of gradients, balanced (Scharfetter and Gummel).
+    """
     spacing, index = 2 * half / num, np.arange(num**2).reshape(num, num)
     entries = []
     for axis in (0, 1):
         points, below, above = faces(half, num, axis)
-        drift = spacing * controllable.evaluate(field, points, 1_024)[..., axis].ravel()
+        drift = spacing * controllable.evaluate(several, points)[..., axis]
+        drift = drift.reshape(-1, drift.shape[-1])
         for here, there, along in ((below, above, drift), (above, below, -drift)):
             rate = bernoulli(-along) / spacing**2
             i, j = index[here].ravel(), index[there].ravel()
             entries += [(-rate, i, j), (rate, i, i)]
     values, rows, columns = (np.concatenate(e) for e in zip(*entries, strict=True))
-    negative = sparse.coo_matrix((values, (rows, columns)), (num**2,) * 2)
-    p = np.exp(controllable.evaluate(controllable.log_density, grid)).ravel()
-    w = p / p.sum()
-    angle, length = np.arctan2(grid[..., 1], grid[..., 0]), np.linalg.norm(grid, axis=-1)
-    phi = np.stack([*np.moveaxis(grid, -1, 0), length, np.cos(angle), np.sin(angle)], -1)
-    phi = phi.reshape(num**2, -1)
-    phi = phi - w @ phi
-    bordered = sparse.bmat([[negative, np.ones((num**2, 1))], [w[None], None]], format="csc")
-    psi = splu(bordered).solve(np.vstack([phi, np.zeros((1, phi.shape[1]))]))[:-1]
-    return float(1 / (2 * (w @ (phi * psi)) / (w @ phi**2)).mean())
+    return [sparse.coo_matrix((v, (rows, columns)), (num**2,) * 2) for v in values.T]
 
 
 def bernoulli(z: np.ndarray) -> np.ndarray:
@@ -161,54 +168,64 @@ def bernoulli(z: np.ndarray) -> np.ndarray:
     return np.where(small, 1 - z / 2, safe / np.expm1(safe))
 
 
-def distance(field) -> float:
-    """√(J / E|s|²)."""
-    both = lambda x: jnp.stack([field(x) - score(x), score(x)], axis=1)
-    [form] = controllable.projected(both, half=6.5, num=CELLS)
-    return float(np.sqrt(form[0, 0] / form[1, 1]))
+def distances(several) -> list[float]:
+    """√(J / E|s|²) of several(x [B, 2]) -> [B, K, 2]."""
+
+    def beside(x):
+        s = score(x)[:, None]
+        return jnp.concatenate([several(x) - s, s], axis=1)
+
+    [form] = controllable.projected(beside, half=6.5, num=CELLS)
+    return [float(j) for j in np.sqrt(form.diagonal()[:-1] / form[-1, -1])]
 
 
 def walk(field, key, x, time: float):
     """x after Langevin dynamics for a time in units of σ²."""
-    return sampling.sample(
-        key,
-        fields.negate(field),
-        x,
-        sampling.langevin(LANGEVIN * STD**2),
-        num_steps=round(time / LANGEVIN),
-    ).x
+    dynamics = sampling.langevin(LANGEVIN * STD**2)
+    num_steps = round(time / LANGEVIN)
+    return sampling.sample(key, fields.negate(field), x, dynamics, num_steps=num_steps).x
 
 
-def measure(name: str, field, seed: int) -> dict[str, float]:
-    """The figures of f(x, t, cond) on one seed's points."""
-    at = lambda purpose: rng.stream(seed, purpose)
+@functools.cache
+def walker(name: str):
+    """(parameters, seed) -> samples at EARLY and at LATE, fresh ones, and the mixing proxy."""
 
-    @jax.jit
-    def drawn():
-        law = lambda purpose: sample_of(at(purpose), POINTS).x
+    def drawn(params, seed):
+        field, at = field_of(name)(params), lambda purpose: rng.stream(seed, purpose)
         mode = jnp.asarray(MEANS[:1], jnp.float32) + STD * sample_of(at("one mode"), POINTS).x0
         judged = sample_of(at("proxy"), JUDGED * GROUP)
         proxy = mixing_proxy(at("judge"), field, judged.x, sigma=judged.t, group_size=GROUP)
-        early, late = (
-            walk(field, at("early"), mode, EARLY),
-            walk(field, at("late"), law("start"), LATE),
-        )
-        return early, late, law("fresh"), proxy.mean()
+        late = walk(field, at("late"), sample_of(at("start"), POINTS).x, LATE)
+        fresh = sample_of(at("fresh"), POINTS).x
+        return walk(field, at("early"), mode, EARLY), late, fresh, proxy.mean()
 
-    early, late, fresh, proxy = map(np.asarray, drawn())
-    w2 = lambda x: point_cloud.wasserstein2(x, fresh) if np.isfinite(x).all() else float("inf")
-    found = {"J": distance(field), "M_mix": mixing_speed(field), "proxy": float(proxy)}
-    return found | {"early": w2(early), "W2": w2(late)}
+    return jax.jit(drawn)
+
+
+def field_of(name: str):
+    """Parameters -> the field of a row; given ones have none."""
+    return (lambda params: given()[name]) if name in given() else network("vector")[1]
 
 
 def row(name: str, seeds: list[int]) -> dict[str, dict]:
     """{seed: figures} of a field, trained on each seed or given."""
     if name in given():
-        return {str(seed): measure(given()[name], seed) for seed in seeds}
-    trained, found = trainer(TRAINED[name])(jnp.asarray(seeds)), {}
-    for place, seed in enumerate(seeds):
-        params = jax.tree.map(lambda a, place=place: a[place], trained)
-        found[str(seed)] = measure(network("vector")[1](params), seed)
+        params, walks = [{} for _ in seeds], walker(name)
+    else:
+        trained = trainer(TRAINED[name])(jnp.asarray(seeds))
+        params = [jax.tree.map(lambda a, k=k: a[k], trained) for k in range(len(seeds))]
+        walks = walker("trained")
+    one_each = [field_of(name)(p) for p in params]
+    several = lambda x: jnp.stack([f(x) for f in one_each], axis=1)
+    found = {}
+    figures = zip(seeds, params, distances(several), mixing_speeds(several), strict=True)
+    for seed, held, j, speed in figures:
+        early, late, fresh, proxy = map(np.asarray, walks(held, seed))
+        w2 = lambda x, to=fresh: (
+            float("inf") if not np.isfinite(x).all() else point_cloud.wasserstein2(x, to)
+        )
+        figures = {"J": j, "M_mix": speed, "proxy": float(proxy), "early": w2(early)}
+        found[str(seed)] = figures | {"W2": w2(late)}
     return found
 
 

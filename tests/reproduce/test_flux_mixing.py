@@ -21,23 +21,25 @@ def test_rates_between_cells():
 
 
 def test_the_mixing_speed_is_that_of_fields_that_keep_the_law():
-    """By the stream functions of another script on the paper's grid; a finer one comes nearer."""
+    """By the stream functions of another script, on the paper's grid."""
     scale = np.sqrt(controllable.gram(num=200).diagonal())
     thetas = np.array([[0.0, 0.0, 0.0], [2.5, 0.0, 0.0], [0.0, 5.0, 0.0]])
     expected = controllable.mixing_speed(scale, thetas)
-    for theta, speed in zip(thetas, expected, strict=True):
-        mix = jnp.asarray(controllable.mixed(theta, "preserving", scale))
-        field = lambda x, mix=mix: study.score(x) + controllable.perturbation(x, mix)
-        assert study.mixing_speed(field) == pytest.approx(speed, rel=0.05)
-    # A steeper score crosses between the modes more seldom.
-    assert study.mixing_speed(study.given()["the score × 1.5"]) < 0.7 * expected[0]
+    mixes = [jnp.asarray(controllable.mixed(theta, "preserving", scale)) for theta in thetas]
+    of = lambda x, mix: study.score(x) + controllable.perturbation(x, mix)
+    several = lambda x: jnp.stack([of(x, mix) for mix in mixes] + [1.5 * study.score(x)], 1)
+    *found, steeper = study.mixing_speeds(several)
+    np.testing.assert_allclose(found, expected, rtol=0.05)
+    assert steeper < 0.7 * found[0]  # it crosses between the modes more seldom
 
 
 def test_what_breaks_the_law_is_seen(monkeypatch):
     monkeypatch.setattr(study, "CELLS", 80)
-    found = {name: study.distance(field) for name, field in study.given().items()}
-    assert found["the score"] < 1e-6 and found["the score, turned"] < 0.01
-    assert found["the score × 1.5"] == pytest.approx(0.5, rel=1e-3)
+    known = study.given().values()
+    several = lambda x: jnp.stack([field(x) for field in known], axis=1)
+    score, faster, turned = study.distances(several)
+    assert score < 1e-6 and turned < 0.01
+    assert faster == pytest.approx(0.5, rel=1e-3)
 
 
 def test_rows_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
@@ -65,10 +67,14 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["denoising", "Flux Matching", "proxy, λ = 0.1"])
+@pytest.mark.parametrize("name", ["the score, turned", "denoising", "proxy, λ = 0.1"])
 def test_a_training_of_few_steps(monkeypatch, name):
     """Through all of it once."""
-    monkeypatch.setattr(study, "STEPS", 3)
-    found = study.row(name, [0])
-    assert set(found["0"]) == set(study.COLUMNS)
-    assert all(np.isfinite(v) for v in found["0"].values())
+    small = {"STEPS": 3, "POINTS": 50, "EARLY": 0.5, "LATE": 0.5, "JUDGED": 1, "CELLS": 60}
+    for what, value in small.items():
+        monkeypatch.setattr(study, what, value)
+    study.walker.cache_clear()
+    found = study.row(name, [0, 1])
+    assert set(found["0"]) == set(study.COLUMNS) and found["0"] != found["1"]
+    assert all(np.isfinite(v) for run in found.values() for v in run.values())
+    study.walker.cache_clear()
