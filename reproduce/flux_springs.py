@@ -13,7 +13,7 @@ standard deviation, which is what the field before training generates.
 
 Writes springs.json, springs.md and springs.png, of all runs that are there. A run that is there is
 neither trained nor sampled again, and one that was stopped goes on from its last 50 steps. Further
---config.…=… for every run go behind --.
+--config.…=… for every run of a workdir go behind --.
 """
 
 import argparse
@@ -237,6 +237,19 @@ def report(workdir: Path) -> str:
     return text
 
 
+def same_flags(workdir: Path, flags: list[str]) -> None:
+    """Ends where the runs that are there had other flags."""
+    path = workdir / "flags.json"
+    known = json.loads(path.read_text()) if path.exists() else flags
+    if known != flags:
+        raise SystemExit(
+            f"the runs in {workdir} have the flags {' '.join(known) or '(none)'}: name another "
+            "--workdir for others"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(flags))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/flux_springs"))
@@ -246,6 +259,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="further --config.…=… for every run, after --")
     args = parser.parse_args()
     workdir = args.workdir.resolve()
+    same_flags(workdir, args.flags)
     for steps in args.steps:
         for title in args.only:
             recipe = Recipe(title, steps, args.flags, workdir / f"{steps}_steps")

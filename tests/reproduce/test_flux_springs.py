@@ -65,6 +65,13 @@ def test_the_report_is_of_all_runs_that_are_there(tmp_path):
     assert kept["400"]["Flux, full"]["1"]["W2"] == 20.0
 
 
+def test_a_workdir_is_of_one_setting(tmp_path):
+    study.same_flags(tmp_path, TINY)
+    study.same_flags(tmp_path, TINY)
+    with pytest.raises(SystemExit, match=r"config.batch_size=16.*: name another --workdir"):
+        study.same_flags(tmp_path, [])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("title", ["Flux, causal", "DSM, full"])
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, title):
