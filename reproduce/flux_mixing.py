@@ -50,11 +50,11 @@ FINE = 75  # cells a side for eq. 35, where the paper has 25
 CELLS = 200  # a side, of the grid that J is solved on
 
 TRAINED = {  # name: None is stable-target denoising, else the weight λ of the proxy (eq. 45)
-    "denoising": None,
     "Flux Matching": 0.0,
     "proxy, λ = 0.01": 0.01,
     "proxy, λ = 0.1": 0.1,
     "proxy, λ = 1": 1.0,
+    "denoising": None,
 }
 COLUMNS = {"J": "√J", "M_mix": "M_mix", "proxy": "proxy", "early": "early", "W2": "W2"}
 
