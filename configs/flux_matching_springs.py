@@ -43,7 +43,6 @@ def get_config(variant: str = "causal"):
         # The levels of the study in docs/flux_matching.md.
         config.time.low = config.sampler.sigma_min = 0.1
         config.batch_size, config.loss.group_size = 64, 16  # a group has one σ
-        config.loss.estimator = "pathwise"
-        config.optimizer.update(learning_rate=2e-3, schedule="cosine")
+        config.optimizer.update(learning_rate=2e-3, schedule="cosine", clip_norm=1.0)
         config.train.steps, config.checkpoint.every = 2_000, 1_000
     return config
