@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import markdown, shown
-from equilibrium_tables import FOR_CHOICE, OTHER_NOISE, ROWS, STEPS, Study
+from equilibrium_tables import FOR_CHOICE, OTHER_NOISE, ROWS, STEPS, Study, Way
 
 from genfield import fields, rng, sampling
 
@@ -83,7 +83,7 @@ def _refiner(name: str, way: str):
 def mcmc(study: Study) -> str:
     lines = []
     for name, ways in REFINED.items():
-        travel, found = study.best(name)
+        travel, found = study.best(Way(name))
         cells = [shown([run[figure] for run in found]) for figure in ("fd", "right")]
         lines.append([name, "-", "-", "-", *cells, "-"])
         step = np.float32(travel / STEPS / ROWS[name].size)

@@ -53,16 +53,23 @@ def study(tmp_path, monkeypatch):
 
 def test_a_step_is_chosen_by_one_seed_on_other_noise_and_kept(study):
     make, asked = study
-    travel, found = make().best("λ = 4")
+    travel, found = make().best(tables.Way("λ = 4"))
     assert travel == 2.0 and [run["fd"] for run in found] == pytest.approx([0, 1, 2], abs=1e-5)
     choice, counted = asked[: len(tables.TRAVELS)], asked[len(tables.TRAVELS) :]
     assert [seed for seed, *_ in choice] == [0] * len(tables.TRAVELS)
     assert {noise for *_, noise in choice} == {tables.OTHER_NOISE}
     assert counted == [(0, 2.0, 1), (1, 2.0, 1), (2, 2.0, 1)]
-    again = make().best("λ = 4")
+    again = make().best(tables.Way("λ = 4"))
     assert again == (travel, found) and len(asked) == len(choice) + 3
-    text = tables.fig9(make())
-    assert "| 4 | 2 | 1 (" in text and "to 2) | 0.5 | 1 |" in text  # a loss of 16 over λ²
+    text = tables.fig9(make())  # a loss of 16 over λ², and samples at a travel of 3
+    assert "| 4 | 2 | 1 (" in text and "to 2) | 0.5 | 1 | 32.85 | 2 (1 to 3) |" in text
+
+
+def test_longer_travels_are_tried_while_the_longest_is_the_best(study, monkeypatch):
+    make, _ = study
+    monkeypatch.setattr(tables, "TRAVELS", (0.7, 1.0))
+    travel, _ = make().best(tables.Way("constant"))
+    assert travel == 2.0 and "constant, GD, 2.8, tried" in make().kept.found
 
 
 def test_a_field_with_a_clock_is_refused_by_samplers_without(study):
