@@ -38,6 +38,7 @@ class Row(NamedTuple):
       decay: of losses.decays.DECAYS; given: its arguments. clock: whether the field sees t.
       energy: of fields.ENERGIES, whose gradient is trained; None: the network is the field.
       first: steps in which the network itself is the field, before its energy is trained.
+      scale: a factor of the network's output.
     """
 
     decay: str
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     clock: bool = False
     energy: str | None = None
     first: int = 0
+    scale: float = 1.0
 
     @property
     def size(self) -> float:
@@ -102,7 +104,7 @@ def network(clock: bool):
 def field_of(row: Row, params: dict) -> fields.Field:
     """The field that is trained; of an energy a Prediction, whose distance is the energy."""
     apply, _ = network(row.clock)
-    plain = lambda x, t=None, cond=None: apply(params, x, t, cond)
+    plain = lambda x, t=None, cond=None: row.scale * apply(params, x, t, cond)
     return (
         plain if row.energy is None else fields.potential_field(fields.ENERGIES[row.energy](plain))
     )
@@ -180,8 +182,8 @@ SAMPLERS = {
 
 
 @functools.cache
-def _drawer(clock: bool, energy: str | None, sampler: str, num_steps: int, trace, over):
-    row = Row("constant", {}, clock, energy)
+def _drawer(clock: bool, energy: str | None, scale: float, sampler: str, num_steps, trace, over):
+    row = Row("constant", {}, clock, energy, scale=scale)
 
     def draw(params, step, x, cond):
         field = field_of(row, params)
@@ -209,7 +211,8 @@ def drawn(row: Row, params: dict, sampler: str, step: float, num_steps: int, **m
     """Samples of one seed's parameters; more: noise (its seed), num, trace, divided."""
     x = noise(more.get("noise", 1), more.get("num", NUM))
     over = (row.decay, tuple(row.given.items())) if more.get("divided") else None
-    run = _drawer(row.clock, row.energy, sampler, num_steps, more.get("trace"), over)
+    kind = row.clock, row.energy, row.scale
+    run = _drawer(*kind, sampler, num_steps, more.get("trace"), over)
     return run(params, np.float32(step), x, asked(len(x)))
 
 

@@ -55,6 +55,7 @@ ROWS = {
     "λ = 2": truncated(multiplier=2.0),
     "λ = 4": DEFAULT,
     "λ = 8": truncated(multiplier=8.0),
+    "λ = 4, 4 times the network": truncated(multiplier=4.0, scale=4.0),
     "constant, t": TIMED,
     "truncated, t": truncated(multiplier=4.0, clock=True),
     "dot": truncated(multiplier=4.0, energy="dot"),
@@ -62,6 +63,7 @@ ROWS = {
     "squared norm": truncated(multiplier=4.0, energy="squared_norm", first=runs.STEPS // 8),
 }
 MULTIPLIERS = {"1": "truncated, a = 0.8"} | {n: f"λ = {n}" for n in ("2", "4", "8")}
+MULTIPLIERS["4, of 4 times the network"] = "λ = 4, 4 times the network"
 PAPER = {  # FID
     "constant": 40.81, "linear": 50.47, "truncated, a = 0.5": 38.98, "truncated, a = 0.8": 38.34,
     "truncated, a = 0.9": 41.22, "piecewise, a = 0.8, b = 0.8": 38.84,
