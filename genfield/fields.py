@@ -215,6 +215,32 @@ def hutchinson_divergence(
     return jnp.mean(jax.lax.map(one, jax.random.split(key, num_probes)), axis=0)
 
 
+def jacobian_parts(
+    key: Array,
+    field: Field,
+    x: Array,
+    t: Array | None = None,
+    cond: Any = None,
+    *,
+    num_probes: int = 1,
+) -> tuple[Array, Array]:
+    """Unbiased |A|² and |S|² of the Jacobian J = A + S, A = (J - Jᵀ)/2: [B] each.
+
+    A is zero where the field is a gradient, so |A|² / (|A|² + |S|²) tells how far it is from one.
+    A probe ε costs a jvp and a vjp: E|(Jε - Jᵀε)/2|² is |A|², the sum of squares of A's entries.
+    """
+    call = lambda z: direction(field(z, t, cond))
+
+    def one(k):
+        e = jax.random.rademacher(k, x.shape, x.dtype)
+        forward = jax.jvp(call, (x,), (e,))[1]
+        [backward] = jax.vjp(call, x)[1](e)
+        return squared_norm(forward - backward) / 4, squared_norm(forward + backward) / 4
+
+    parts = jax.lax.map(one, jax.random.split(key, num_probes))
+    return jax.tree.map(lambda a: jnp.mean(a, axis=0), parts)
+
+
 def velocity_to_score(velocity: Array, x: Array, t: Array) -> Array:
     """Score of p_t on the linear path with a standard normal source, t in [0, 1): [B, *D].
 

@@ -1,6 +1,7 @@
 """Scores that tell what is out of distribution (EqM, arXiv:2510.02300, Table 6; DM Table 5)."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +33,23 @@ from genfield.study.subject import (
 
 
 def ood(
-    subject: Subject, *, num: PositiveInt = 512, other: str | None = None, blur: Positive = 1.0
+    subject: Subject,
+    *,
+    num: PositiveInt = 512,
+    other: tuple[str, ...] = (),
+    blur: Positive = 1.0,
 ) -> Findings:
     """AUROC of scores: held-out data against other sets (EqM Table 6, DM Table 5).
 
     num: examples of each set; held-out images of classes left out of training (data.classes) are
-    one. other: images of another kind: a folder, archive or .npz. blur: standard deviation of
-    the Gaussian filter, in pixels.
+    one. other: images of other kinds, folders, archives or .npz with commas between them; of any
+    sizes, resized to the data's. blur: standard deviation of the Gaussian filter, in pixels.
     """
     exp = subject.exp
     if blur <= 0:
         raise UserError(f"--blur must be positive, got {blur:g}")
-    others = {} if other is None else {"other": images_elsewhere(exp, other, num, "--other")}
+    places = _named(other)
+    others = {name: images_elsewhere(exp, path, num, "--other") for name, path in places.items()}
     x1, labels = heldout(exp, num)
     outside = _outside(subject, x1, blur) | _other_classes(exp, num) | others
     inside, scores, condition = _scores(subject, x1, labels, outside)
@@ -70,6 +76,27 @@ def ood(
 
 
 # Sets
+
+
+OWN = ("held-out", "constant", "uniform", "shuffled", "blurred", "noise", "other_classes")
+OWN += ("wrong_label", "average")  # names of rows
+
+
+def _named(paths: tuple[str, ...]) -> dict[str, str]:
+    """The paths by their names without folders and endings.
+
+    Raises:
+      UserError: two of one name, or the name of a set that the study makes itself.
+    """
+    found = {}
+    for path in paths:
+        place = Path(path).expanduser().absolute()
+        name = place.name if place.is_dir() else place.name.partition(".")[0]
+        if name in OWN or name in found:
+            other = found.get(name, "a set of this study")
+            raise UserError(f"--other: {path} would be called {name!r}, as is {other}: rename it")
+        found[name] = path
+    return found
 
 
 def _outside(subject: Subject, x1: np.ndarray, blur: float) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ CONFIGS = {  # each file and the variants that it knows
     "edm_cifar10.py": ["full", "cond", "medium", "small"],
     "edm_imagenet64.py": ["deterministic", "stochastic"],
     "edm_two_moons.py": [],
-    "equilibrium_matching_cifar10.py": SIZES,
+    "equilibrium_matching_cifar10.py": [*SIZES, "energy", "energy_small"],
     "equilibrium_matching_digits.py": [],
     "equilibrium_matching_imagenet256.py": PATCHES,
     "equilibrium_matching_two_moons.py": ["equilibrium_matching", "energy_matching"],

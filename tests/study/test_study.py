@@ -126,11 +126,14 @@ def test_ood_of_points(moons, findings):
 def test_ood_of_images(digits, findings, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    for i in range(5):
-        Image.new("RGB", (20, 30), (50 * i, 0, 0)).save(other / f"{i}.png")
-    found = findings("ood", digits, "--num=16", f"--other={other}", "--name=ood_red")
+    for i in range(5):  # of any sizes
+        Image.new("RGB", (20 + i, 30 - 3 * i), (50 * i, 0, 0)).save(other / f"{i}.png")
+    levels = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "grey.v1.npz", levels)
+    both = f"--other={other},{tmp_path / 'grey.v1.npz'}"
+    found = findings("ood", digits, "--num=16", both, "--name=ood_red")
     rows = {row["set"]: row for row in found["figures"]["auroc"]}
-    sets = ["constant", "uniform", "shuffled", "blurred", "noise", "other", "wrong_label"]
+    sets = ["constant", "uniform", "shuffled", "blurred", "noise", "other", "grey", "wrong_label"]
     assert list(rows) == [*sets, "average"]
     assert found["figures"]["condition"] == "the null class"
     assert set(rows["other"]) == {"set", "distance", "displacement", "gradient_norm"}
@@ -360,6 +363,8 @@ MISTAKES = [
     (("denoise", "--mode=sample"), "--mode is not for studies"),
     (("ood", "--blur=inf"), "--blur must be finite"),
     (("ood", "--other=nowhere"), "images"),
+    (("ood", "--other=a/svhn.tar,b/svhn.npz"), "would be called 'svhn', as is a/svhn.tar"),
+    (("ood", "--other=noise"), "would be called 'noise', as is a set of this study"),
     (("compose",), "needs two classes", "--with="),
     (("compose", "--with=nowhere"), "holds no checkpoints"),
     (("compose", "--classes=1,2"), "without labels"),
