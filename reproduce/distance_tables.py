@@ -42,6 +42,7 @@ DISTANCE = {"name": "mlp", "width": 64, "depth": 2, "activation": "silu", "outpu
 # As in configs/distance_marching_digits.py.
 LOSS = {"epsilon": 0.1, "c0": 0.1, "one_step_weight": 0.1, "eikonal_weight": 1.0}
 FREE = {"classes": False}
+ZERO = {"epsilon": 0.0, "c0": 0.0}
 SEEN = 0.1  # of u, as an input of v; u is at most some 10
 ROWS = {  # what of the training differs
     "classes": {},
@@ -52,8 +53,10 @@ ROWS = {  # what of the training differs
     "classes, v sees u and trains it": {"sees": "through"},
     "no classes": FREE,
     "no classes, without the eikonal loss": FREE | {"loss": {"eikonal_weight": 0.0}},
-    "no classes, c0 = ε = 0": FREE | {"loss": {"epsilon": 0.0, "c0": 0.0}},
+    "no classes, c0 = ε = 0": FREE | {"loss": ZERO},
     "no classes, one-step loss not normalised": FREE | {"loss": {"normalize": False}},
+    "no classes, c0 = ε = 0, t below 0.95": FREE | {"loss": ZERO, "last": 0.95},
+    "no classes, c0 = ε = 0, u as wide as v": FREE | {"loss": ZERO, "wide": True},
 }
 # Tables 10 and 11: the FID of the paper by either sampler, of ImageNet with classes, else CIFAR-10.
 LOSSES = {
@@ -63,6 +66,8 @@ LOSSES = {
     "no classes, without the eikonal loss": ("2.33", "-"),
     "no classes, c0 = ε = 0": ("2.37", "3.84"),
     "no classes, one-step loss not normalised": ("3.88", "4.63"),
+    "no classes, c0 = ε = 0, t below 0.95": ("-", "-"),
+    "no classes, c0 = ε = 0, u as wide as v": ("-", "-"),
 }
 MATCHINGS = {  # Table 9: the paper's IS / FID
     "classes": "41.77 / 71.23",
@@ -103,7 +108,8 @@ def march(name: str):
     """seed -> parameters, and parameters -> the field of v and u, of a row."""
     classes, sees = ROWS[name].get("classes", True), ROWS[name].get("sees")
     init_v, v = network(DIRECTION | {"time_input": sees is not None}, classes)
-    init_u, u = network(DISTANCE, classes)
+    size = {"width": DIRECTION["width"], "depth": DIRECTION["depth"]}
+    init_u, u = network(DISTANCE | (size if ROWS[name].get("wide") else {}), classes)
     init = lambda seed: {"v": init_v(rng.stream(seed, "v")), "u": init_u(rng.stream(seed, "u"))}
 
     def bound(params, x, cond):
@@ -122,7 +128,7 @@ def batch(key, row: dict):
     x0, x1 = jax.random.normal(k0, (BATCH, SIZE)), images[chosen]
     if row.get("couple"):
         x0 = couplings.exact_assignment(x0, x1)
-    t = paths.uniform(0.0, 0.999)(k2, BATCH)
+    t = paths.uniform(0.0, row.get("last", 0.999))(k2, BATCH)
     sample = paths.interpolate(paths.linear, x0, x1, t)
     if row.get("rematch"):
         sample = couplings.nearest_target(paths.linear, sample)
