@@ -11,7 +11,7 @@ loss (DEL) and the one-step loss (OSL) learn there. Of points x drawn between th
   mean     the angle between it and the way to the mean of the moons
   away     the share of the points where the first is above 90°
 
-and of walks from each Gaussian, 80 steps of 0.1 minimisers: how much longer they are than the
+and of walks from each Gaussian, 50 steps of 0.1 minimisers: how much longer they are than the
 straight way to their end, the sum of their turns, and where they end. Writes plane_minimisers.md
 and plane_minimisers.png.
 """
@@ -33,7 +33,7 @@ from genfield.figures import style
 EPSILON = C0 = 0.01  # of configs/distance_marching_two_moons.py
 CUTOFF = 0.05  # of (1-t)^-2
 NODES = 100
-STEPS, STEP = 80, 0.1
+STEPS, STEP = 50, 0.1
 VARIANCE = 0.1**0.5  # of a Gaussian, in each coordinate
 COLOURS = {
     "FM": style.SKY,
