@@ -2,7 +2,8 @@
 lines_cifar10.py.
 
 `:cond` is class-conditional, the teacher of LMM's Table 3; `:medium` (half the width) for one GPU;
-`:small` has 16x16 images, for a CPU, tens of minutes. `:published` and `:cond_published` sample and
+`:small` has 16x16 images, for a CPU, tens of minutes. `:uedm` is not told the noise level
+(arXiv:2502.13129), with EDM's sampler and training. `:published` and `:cond_published` sample and
 count as EDM's code does, for --weights of its authors (docs/published.md). Pairs for
 lines_cifar10.py:
 
@@ -19,11 +20,13 @@ from genfield.shipped import Recipe
 # Size, and the FID of Table 2.
 VARIANTS = {"full": ("full", 1.97), "cond": ("full", 1.79)}
 VARIANTS |= {"medium": ("medium", None), "small": ("small", None)}
+VARIANTS |= {"uedm": ("full", 2.23)}  # of Sun et al.; Distance Marching, Table 2
 VARIANTS |= {"published": VARIANTS["full"], "cond_published": VARIANTS["cond"]}
 RECIPES = {
     "full": Recipe(55_733_891, "GPUs"),
     "cond": Recipe(55_735_299, "GPUs"),
     "medium": Recipe(13_956_931, "a GPU"),
+    "uedm": Recipe(55_733_891, "GPUs"),
     "small": Recipe(744_947, "about 30 min"),
     "published": Recipe(55_733_891, "a GPU"),
     "cond_published": Recipe(55_735_299, "a GPU"),
@@ -39,7 +42,8 @@ def get_config(variant: str = "full"):
         config.net.dropout = 0.13
     config.augmentation = 0.12
     config.path = "variance_exploding"
-    config.preconditioning, config.sigma_data = "edm", 0.5  # Table 1, as the loss and the times
+    config.preconditioning = "uedm" if variant == "uedm" else "edm"
+    config.sigma_data = 0.5  # Table 1, as the loss and the times
     config.time = dict(name="log_normal", mean=-1.2, std=1.2)
     config.loss = dict(name="denoising")
     config.sampler = dict(name="edm_heun", num_steps=18)  # 35 evaluations

@@ -109,6 +109,17 @@ def _of_noise(network: Field, time: Callable) -> Field:
     return denoiser
 
 
+def uedm(network: Field, sigma_data: float = 0.5) -> Field:
+    """EDM's denoiser without the noise level: F is told 0 at all of them (Sun et al.,
+    arXiv:2502.13129; Distance Marching, Table 2). c_in, c_skip and c_out are EDM's.
+
+    Args:
+      network: F, called with its time input [B]. sigma_data: standard deviation of the data.
+    """
+    told = lambda x, t=None, cond=None: network(x, jnp.zeros_like(t), cond)
+    return precondition(told, sigma_data)
+
+
 class Preconditioning(NamedTuple):
     """A way from a network to a denoiser.
 
@@ -132,6 +143,7 @@ def _ends(levels: np.ndarray) -> tuple[float, float]:
 
 PRECONDITIONINGS: Mapping[str, Preconditioning] = {
     "edm": Preconditioning(precondition, 0.0, math.inf, {"name": "log_normal"}, "edm"),
+    "uedm": Preconditioning(uedm, 0.0, math.inf, {"name": "log_normal"}, "edm"),
     "vp": Preconditioning(
         vp,
         *VP_RANGE,

@@ -6,8 +6,9 @@ Tables 6 and 7 of the paper (arXiv:2602.02928) list a "distance input rescaling"
 of the direction. Read so, u(x) stands where the time stood (`net.distance_time_scale`); whether the
 direction's losses train u on that way is not said. The readings: the direction does not see u, it
 sees u without its gradient, and with it. On scikit-learn's digits, and with --cifar on CIFAR-10 at
-16x16. Finished runs are not run again. Writes distance_input.{md,json} into the workdir. On two CPU
-cores a digits run takes two to three minutes, one of CIFAR-10 some five.
+16x16. Finished runs are not run again; one seed of all readings comes before the next. Writes
+distance_input.{md,json} into the workdir. A digits run takes about two minutes of processor time,
+one of CIFAR-10 some ten.
 
 "error of u" is the median of |u / sqrt(r² + c0) - 1| over pairs of noise and held-out data at all
 times, as `python -m genfield.study diagnose` measures it.
@@ -30,15 +31,17 @@ READINGS = {
         "--config.net.distance_time_gradient=True",
     ],
 }
+# 250 steps of 0.031, in a fifth of the evaluations.
+FEWER_STEPS = ["--config.sampler.num_steps=50", "--config.sampler.step_size=0.146"]
 DIGITS = [
-    *("--config.net.channels=16", "--config.batch_size=64", "--config.train.steps=2000"),
+    *("--config.net.channels=16", "--config.batch_size=64", "--config.train.steps=1000"),
     *("--config.ema.rate=0.99", "--config.train.eval_every=0", "--config.train.eval_samples=0"),
+    *FEWER_STEPS,
 ]
 CIFAR = [
     *("--config.data.size=16", "--config.train.steps=1000", "--config.train.eval_every=0"),
     *("--config.evaluate.metrics=('heldout_loss','frechet')", "--config.evaluate.num_samples=1000"),
-    # 250 steps of 0.031, in a fifth of the evaluations.
-    *("--config.sampler.num_steps=50", "--config.sampler.step_size=0.146"),
+    *FEWER_STEPS,
 ]
 CONFIGS = {
     "digits": ("distance_marching_digits.py", DIGITS),
@@ -52,12 +55,11 @@ FIGURES = {
 
 def error_of_u(target: Path) -> float:
     """The study's figure of a run, which is made once."""
-    [*found] = target.glob("studies/diagnose*/*.json")
-    if not found:
+    path = target / "studies" / "diagnose.json"
+    if not path.exists():
         command = [sys.executable, "-m", "genfield.study", "diagnose", f"--workdir={target}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        [*found] = target.glob("studies/diagnose*/*.json")
-    return json.loads(found[0].read_text())["rows"][0]["distance_median"]
+    return json.loads(path.read_text())["figures"]["rows"][0]["distance_median"]
 
 
 def measure(workdir: Path, data: str, reading: str, seed: int, more: list[str]) -> dict:
@@ -79,6 +81,20 @@ def _judged(target: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def tables(figures: dict[str, list[dict]]) -> str:
+    """Markdown of each kind of data: median over seeds (smallest to largest)."""
+    parts = []
+    for data in CONFIGS:
+        rows = {reading: figures.get(f"{data}, {reading}", []) for reading in READINGS}
+        if all(rows.values()):
+            names = [name for name in FIGURES[data] if name in rows["seen"][0]]
+            cells = [
+                [r, *(shown([run[n] for run in runs]) for n in names)] for r, runs in rows.items()
+            ]
+            parts.append(f"{data}\n\n" + markdown(["the direction", *names], cells))
+    return "\n".join(parts)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=Path, required=True)
@@ -89,18 +105,15 @@ def main():
     kinds = {"digits": []}
     if args.cifar:
         kinds["cifar"] = [f"--config.data.path={Path(args.cifar).resolve()}"]
-    tables, figures = [], {}
+    figures = {}
     for data, more in kinds.items():
-        rows = []
-        for reading in READINGS:
-            runs = [measure(workdir, data, reading, seed, more) for seed in range(args.seeds)]
-            figures[f"{data}, {reading}"] = runs
-            names = [name for name in FIGURES[data] if name in runs[0]]
-            rows.append([reading, *(shown([run[name] for run in runs]) for name in names)])
-        tables.append(f"{data}\n\n" + markdown(["the direction", *names], rows))
-    (workdir / "distance_input.json").write_text(json.dumps(figures, indent=1))
-    (workdir / "distance_input.md").write_text("\n".join(tables))
-    print("\n".join(tables))
+        for seed in range(args.seeds):
+            for reading in READINGS:
+                runs = figures.setdefault(f"{data}, {reading}", [])
+                runs.append(measure(workdir, data, reading, seed, more))
+            (workdir / "distance_input.json").write_text(json.dumps(figures, indent=1))
+            (workdir / "distance_input.md").write_text(tables(figures))
+    print(tables(figures))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ TABLE_1 = {  # c_skip, c_out, c_in, c_noise of the levels, data of standard devi
         lambda s: 1 / np.sqrt(s**2 + 0.49),
         lambda s: np.log(s) / 4,
     ),
+    "uedm": (
+        lambda s: 0.49 / (s**2 + 0.49),
+        lambda s: s * 0.7 / np.sqrt(s**2 + 0.49),
+        lambda s: 1 / np.sqrt(s**2 + 0.49),
+        lambda s: 0 * s,
+    ),
     "vp": (ones, lambda s: -s, lambda s: 1 / np.sqrt(s**2 + 1), lambda s: 999 * vp_time(s)),
     "ve": (ones, lambda s: s, ones, lambda s: np.log(s / 2)),
     "iddpm": (ones, lambda s: -s, lambda s: 1 / np.sqrt(s**2 + 1), lambda s: 999 - nearest(s)),
