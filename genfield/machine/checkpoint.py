@@ -10,8 +10,9 @@ in any program:
 import json
 import math
 import shutil
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +83,14 @@ def _policy(keep: int, keep_best: int, metric: str):
     return checkpoint_managers.AnyPreservationPolicy([latest, best])
 
 
+def _several() -> bool:
+    return jax.process_count() > 1
+
+
 class Checkpoints:
     """The checkpoints of one workdir: `save`, `restore` the newest that is whole, `close`."""
+
+    _failed: Exception | None = None  # of several processes, what this one's last save failed with
 
     def __init__(self, workdir, *, keep: int = 2, keep_best: int = 0, best_metric: str = "loss"):
         # Orbax loses checkpoints silently under a relative path.
@@ -136,6 +143,9 @@ class Checkpoints:
             return
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
+        if _several():
+            self.wait()
+            self._manager._wait_for_checkpointers = self._noted(self._manager)
         self._manager.save(
             step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), metrics=metrics
         )
@@ -233,8 +243,27 @@ class Checkpoints:
         if damaged:
             self._manager.reload()
 
+    def _noted(self, manager: ocp.CheckpointManager) -> Callable[[], None]:
+        """How orbax waits for this process' part of a save; `wait` learns what that failed with.
+
+        Orbax would tell it when all processes have written theirs, and they wait for this one.
+        """
+
+        def waits() -> None:
+            try:
+                type(manager)._wait_for_checkpointers(manager)
+            except Exception as error:
+                self._failed = error
+                raise
+
+        return waits
+
     def wait(self) -> None:
-        """Blocks until the last save is on disk; raises what it failed with."""
+        """Blocks until the last save is on disk; raises what it failed with, here at once."""
+        while _several() and self._failed is None and self._manager.is_saving_in_progress():
+            time.sleep(0.02)
+        if self._failed is not None:
+            raise self._failed
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 
