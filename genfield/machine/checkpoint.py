@@ -90,8 +90,6 @@ def _several() -> bool:
 class Checkpoints:
     """The checkpoints of one workdir: `save`, `restore` the newest that is whole, `close`."""
 
-    _failed: Exception | None = None  # of several processes, what this one's last save failed with
-
     def __init__(self, workdir, *, keep: int = 2, keep_best: int = 0, best_metric: str = "loss"):
         # Orbax loses checkpoints silently under a relative path.
         self.folder = Path(workdir).resolve() / FOLDER
@@ -242,6 +240,8 @@ class Checkpoints:
                     shutil.move(self.folder / str(step), target / str(step))
         if damaged:
             self._manager.reload()
+
+    _failed: Exception | None = None  # of several processes, what this one's last save failed with
 
     def _noted(self, manager: ocp.CheckpointManager) -> Callable[[], None]:
         """How orbax waits for this process' part of a save; `wait` learns what that failed with.

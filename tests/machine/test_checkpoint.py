@@ -46,6 +46,33 @@ def saved(tmp_path):
     return tmp_path
 
 
+def test_of_several_one_whose_save_failed_does_not_wait_for_the_others(tmp_path, monkeypatch):
+    """They wait for it, and learn of its end."""
+    monkeypatch.setattr(checkpoint, "_several", lambda: True)
+    manager, come = Checkpoints(tmp_path), threading.Event()
+    orbax, full = manager._manager, OSError(errno.ENOSPC, "No space left on device")
+    told = orbax._save_progress_tracker.set
+
+    def with_all(value: bool) -> None:
+        if not value:
+            come.wait(60)
+        told(value)
+
+    def fails() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise full
+
+    monkeypatch.setattr(orbax._save_progress_tracker, "set", with_all)
+    monkeypatch.setattr(orbax._checkpointer, "wait_until_finished", fails)
+    manager.save(1, make_state(), {})
+    with pytest.raises(OSError, match="No space left"):
+        manager.wait()
+    assert not come.is_set() and orbax.is_saving_in_progress()
+    come.set()
+    with pytest.raises(OSError, match="No space left"):
+        orbax.wait_until_finished()
+
+
 def test_restores_the_newest_with_its_meta(saved):
     manager = Checkpoints(saved)
     state, meta = manager.restore(abstract(make_state()))
@@ -223,30 +250,3 @@ def test_digests_agree_between_numpy_and_devices_and_see_one_bit():
     swapped[[3, 4]] = swapped[[4, 3]]
     tree["params"]["field"]["kernel"] = swapped.view(np.float32)
     assert checkpoint.digests(tree) != on_device
-
-
-def test_of_several_one_whose_save_failed_does_not_wait_for_the_others(tmp_path, monkeypatch):
-    """They wait for it, and learn of its end."""
-    monkeypatch.setattr(checkpoint, "_several", lambda: True)
-    manager, come = Checkpoints(tmp_path), threading.Event()
-    orbax, full = manager._manager, OSError(errno.ENOSPC, "No space left on device")
-    told = orbax._save_progress_tracker.set
-
-    def with_all(value: bool) -> None:
-        if not value:
-            come.wait(60)
-        told(value)
-
-    def fails() -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise full
-
-    monkeypatch.setattr(orbax._save_progress_tracker, "set", with_all)
-    monkeypatch.setattr(orbax._checkpointer, "wait_until_finished", fails)
-    manager.save(1, make_state(), {})
-    with pytest.raises(OSError, match="No space left"):
-        manager.wait()
-    assert not come.is_set() and orbax.is_saving_in_progress()
-    come.set()
-    with pytest.raises(OSError, match="No space left"):
-        orbax.wait_until_finished()
