@@ -92,7 +92,10 @@ class Shards:
                 self._save_pictures(0, file)
             self.done.append("png")
             self._tell()
-        return set(self.formats) <= set(self.done)
+        done = set(self.formats) <= set(self.done)
+        if done:  # a kill may have come before they went
+            shutil.rmtree(self.shards, ignore_errors=True)
+        return done
 
     def begin(self) -> None:
         """Makes the folders and writes down what will be drawn.
