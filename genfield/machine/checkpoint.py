@@ -10,9 +10,10 @@ in any program:
 import json
 import math
 import shutil
+import time
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +108,10 @@ def _policy(keep: int, keep_best: int, metric: str):
     return checkpoint_managers.AnyPreservationPolicy([latest, best])
 
 
+def _several() -> bool:
+    return jax.process_count() > 1
+
+
 class Checkpoints:
     """The checkpoints of one workdir: `save`, `restore` the newest that is whole, `close`.
 
@@ -180,6 +185,9 @@ class Checkpoints:
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
         meta["digest"] = _meta_digest(meta)
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
+        if _several():
+            self.wait()
+            self._manager._wait_for_checkpointers = self._noted(self._manager)
         self._manager.save(
             step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), metrics=metrics
         )
@@ -292,8 +300,29 @@ class Checkpoints:
         if damaged and moves:
             self._manager.reload()
 
+    _failed: Exception | None = None  # of several processes, what this one's last save failed with
+
+    def _noted(self, manager: ocp.CheckpointManager) -> Callable[[], None]:
+        """How orbax waits for this process' part of a save; `wait` learns what that failed with.
+
+        Orbax would tell it when all processes have written theirs, and they wait for this one.
+        """
+
+        def waits() -> None:
+            try:
+                type(manager)._wait_for_checkpointers(manager)
+            except Exception as error:
+                self._failed = error
+                raise
+
+        return waits
+
     def wait(self) -> None:
-        """Blocks until the last save is on disk; raises what it failed with."""
+        """Blocks until the last save is on disk; raises what it failed with, here at once."""
+        while _several() and self._failed is None and self._manager.is_saving_in_progress():
+            time.sleep(0.02)
+        if self._failed is not None:
+            raise self._failed
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 

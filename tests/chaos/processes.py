@@ -109,7 +109,8 @@ class Strike:
         """What is wrong with how one of the four ended."""
         if code in (0, 143):
             return None
-        if number == self.strikes and self.struck_says_what_it_will:
+        unguarded = code == -signal.SIGKILL  # of `prepare`, whose processes do not work together
+        if number == self.strikes and (unguarded or self.struck_says_what_it_will):
             return None
         if code not in (2, 75) and not (number != self.strikes and code == 1):
             return "a code that promises nothing"

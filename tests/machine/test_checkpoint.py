@@ -1,7 +1,9 @@
 """Checkpoints: exact on any mesh, readable as numpy, and damage found and survived."""
 
+import errno
 import json
 import shutil
+import threading
 import warnings
 
 import chex
@@ -43,6 +45,33 @@ def saved(tmp_path):
         manager.save(step, make_state(step), {"note": f"step {step}"})
     manager.close()
     return tmp_path
+
+
+def test_of_several_one_whose_save_failed_does_not_wait_for_the_others(tmp_path, monkeypatch):
+    """They wait for it, and learn of its end."""
+    monkeypatch.setattr(checkpoint, "_several", lambda: True)
+    manager, come = Checkpoints(tmp_path), threading.Event()
+    orbax, full = manager._manager, OSError(errno.ENOSPC, "No space left on device")
+    told = orbax._save_progress_tracker.set
+
+    def with_all(value: bool) -> None:
+        if not value:
+            come.wait(60)
+        told(value)
+
+    def fails() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise full
+
+    monkeypatch.setattr(orbax._save_progress_tracker, "set", with_all)
+    monkeypatch.setattr(orbax._checkpointer, "wait_until_finished", fails)
+    manager.save(1, make_state(), {})
+    with pytest.raises(OSError, match="No space left"):
+        manager.wait()
+    assert not come.is_set() and orbax.is_saving_in_progress()
+    come.set()
+    with pytest.raises(OSError, match="No space left"):
+        orbax.wait_until_finished()
 
 
 def test_restores_the_newest_with_its_meta(saved):
