@@ -26,7 +26,7 @@ from genfield import fields, rng, sampling
 
 TIMES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 PROBES = 16
-CURLED = ("constant, t", "constant", "linear", "truncated, a = 0.8", "λ = 4", "dot")
+CURLED = ("constant, t", "constant", "linear", "truncated, a = 0.8", "λ = 4")
 PROPOSALS, LEAPFROG = 16, 5  # of HMC, as Distance Marching has it in the plane
 AFTER = PROPOSALS * (LEAPFROG + 1)  # evaluations
 REFINED = {"λ = 4": ("descent", "Langevin"), "dot": ("descent", "Langevin", "HMC")}
@@ -38,26 +38,31 @@ TRIED = {  # step size over the descent's, and temperature
 }
 
 
-def curl(study: Study) -> str:
-    x1, labels = runs.data()["test"]
+@functools.cache
+def _turning(name: str):
+    row, (x1, labels) = ROWS[name], runs.data()["test"]
     x0 = jax.random.normal(rng.stream(0, "curl"), x1.shape)
 
-    def measured(name: str, seed: int) -> list[float]:
-        row, params = ROWS[name], runs.of_seed(study.params(name), seed)
+    def share(params, t):
+        x, times = (1 - t) * x0 + t * x1, jnp.full(len(x1), t)
+        field, time = runs.field_of(row, params), times if row.clock else None
+        key, more = rng.stream(1, "probes"), {"num_probes": PROBES}
+        turning, rest = fields.jacobian_parts(key, field, x, time, labels, **more)
+        return turning.sum() / (turning + rest).sum()
 
-        @jax.jit
-        def share(t):
-            x, times = (1 - t) * x0 + t * x1, jnp.full(len(x1), t)
-            field, time = runs.field_of(row, params), times if row.clock else None
-            key, more = rng.stream(1, "probes"), {"num_probes": PROBES}
-            turning, rest = fields.jacobian_parts(key, field, x, time, labels, **more)
-            return turning.sum() / (turning + rest).sum()
+    return jax.jit(share)
 
-        return [float(share(t)) for t in TIMES]
 
+def curl(study: Study) -> str:
+    """Of fields that are no gradient by their making, as those of energies are."""
     lines = []
     for name in CURLED:
-        found = np.array(study.each(f"curl, {name}", functools.partial(measured, name)))
+
+        def measured(seed: int, name=name) -> list[float]:
+            params = runs.of_seed(study.params(name), seed)
+            return [float(_turning(name)(params, np.float32(t))) for t in TIMES]
+
+        found = np.array(study.each(f"curl, {name}", measured))
         lines.append([name, *(shown(found[:, i]) for i in range(len(TIMES)))])
     return markdown(["share of the Jacobian that turns, at t =", *map(str, TIMES)], lines)
 
