@@ -2,7 +2,7 @@
 
 What `equilibrium_tables.py` and `equilibrium_curl.py` share. A multilayer perceptron of 64 pixels
 and the class, small enough that every row of the paper's tables is trained with several seeds at
-once. A row's parameters are kept in the workdir, and its figures in rows.json: what is there is not
+once. A row's parameters are kept in the workdir, and its figures in figures.json: what is there is not
 computed again.
 """
 
