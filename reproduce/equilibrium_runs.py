@@ -1,9 +1,9 @@
 """Fields of Equilibrium Matching on scikit-learn's digits: trained, kept, sampled and judged.
 
-What `equilibrium_tables.py` and `equilibrium_beyond.py` share. A multilayer perceptron of 64 pixels
+What `equilibrium_tables.py` and `equilibrium_curl.py` share. A multilayer perceptron of 64 pixels
 and the class, small enough that every row of the paper's tables is trained with several seeds at
-once. A row's parameters are kept in the workdir, and its figures in rows.json: what is there is not
-computed again.
+once. A row's parameters are kept in the workdir, and its figures in figures.json: what is there is
+not computed again.
 """
 
 import functools
