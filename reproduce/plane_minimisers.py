@@ -210,10 +210,16 @@ def of_times(ax, x: np.ndarray, targets: np.ndarray) -> None:
     right = ax.twinx()
     likely = np.flatnonzero(density > 0.02 * density.max())
     given = {k: minimisers(x, targets, np.where(np.arange(NODES) == k, weight, 0)) for k in likely}
-    for loss, colour in COLOURS.items():
+    azimuths = {}
+    for loss in COLOURS:
         ways = np.array([given[k][loss] for k in likely])
-        azimuth = np.degrees(np.unwrap(np.arctan2(ways[:, 1], ways[:, 0])))
-        right.plot(t[likely], azimuth, color=colour, linewidth=1)
+        azimuths[loss] = np.degrees(np.arctan2(ways[:, 1], ways[:, 0]))
+    first = np.unwrap(azimuths["FM"], period=360)
+    for loss, azimuth in azimuths.items():
+        turned = (
+            first + (azimuth - first + 180) % 360 - 180
+        )  # within half a turn of flow matching's
+        right.plot(t[likely], turned, color=COLOURS[loss], linewidth=1)
     right.set(ylabel="azimuth given t, degrees")
 
 
