@@ -5,18 +5,20 @@
 Distance Marching, arXiv:2602.02928, section 4.1. At a point x the pair (x0, x1) and the time t are
 uncertain. With the moons as a fine set of points s, p(s, t | x) is known on a grid of times, and
 with it what flow matching (FM), its (1-t)^-2 reweighting (cut off at 0.05), the directional eikonal
-loss (DEL) and the one-step loss (OSL) learn there. Of points x drawn between the two, by seeds:
+loss (DEL) and the one-step loss (OSL) learn there. Of points x drawn between the two, but for those
+within 0.3 of the moons, by seeds:
 
   nearest  the angle between a minimiser and the way to the nearest point of the moons
   mean     the angle between it and the way to the mean of the moons
   away     the share of the points where the first is above 90°
 
-and of walks from each Gaussian, 50 steps of 0.1 minimisers: how much longer they are than the
+and of walks from each Gaussian, 40 steps of 0.1 minimisers: how much longer they are than the
 straight way to their end, the sum of their turns, and where they end. Writes plane_minimisers.md
 and plane_minimisers.png.
 """
 
 import argparse
+import functools
 import itertools
 from pathlib import Path
 
@@ -24,7 +26,6 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from common import markdown, shown
-from scipy.special import logsumexp
 
 from genfield import rng
 from genfield.data import toys
@@ -32,8 +33,9 @@ from genfield.figures import style
 
 EPSILON = C0 = 0.01  # of configs/distance_marching_two_moons.py
 CUTOFF = 0.05  # of (1-t)^-2
-NODES = 100
-STEPS, STEP = 50, 0.1
+NEAR = 0.3  # of the moons, where the way to the nearest of some points says little
+NODES = 64
+STEPS, STEP = 40, 0.1
 VARIANCE = 0.1**0.5  # of a Gaussian, in each coordinate
 COLOURS = {
     "FM": style.SKY,
@@ -52,7 +54,7 @@ def modes() -> np.ndarray:
     return 5.0 * np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
-def moons(angles: int = 50, offsets: int = 3) -> np.ndarray:
+def moons(angles: int = 40, offsets: int = 2) -> np.ndarray:
     """Points spread evenly over the law of `toys.two_moons`, [N, 2]."""
     angle = np.linspace(0.0, np.pi, angles)
     outer = np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -63,10 +65,13 @@ def moons(angles: int = 50, offsets: int = 3) -> np.ndarray:
 
 def log_source(x0: np.ndarray) -> np.ndarray:
     """The log-density of the Gaussians at [..., 2], up to a constant."""
-    gap = ((x0[..., None, :] - modes()) ** 2).sum(-1)
-    return logsumexp(-0.5 * gap / VARIANCE, axis=-1)
+    near = (modes() / VARIANCE) @ x0.reshape(-1, 2).T  # all modes are equally far from the origin
+    most = near.max(0)
+    sums = np.exp((near - most).astype(np.float32)).sum(0)
+    return (most + np.log(sums)).reshape(x0.shape[:-1]) - 0.5 * (x0**2).sum(-1) / VARIANCE
 
 
+@functools.cache
 def times() -> tuple[np.ndarray, np.ndarray]:
     """Gauss-Legendre nodes on (0, 1), and their weights."""
     nodes, measure = np.polynomial.legendre.leggauss(NODES)
@@ -118,6 +123,8 @@ def directions(points: np.ndarray, targets: np.ndarray) -> dict[str, dict[str, f
     found = {loss: [] for loss in COLOURS}
     for x in points:
         nearest = targets[np.argmin(((targets - x) ** 2).sum(-1))] - x
+        if np.linalg.norm(nearest) < NEAR:
+            continue
         for loss, vector in minimisers(x, targets).items():
             found[loss].append((angle(vector, nearest), angle(vector, targets.mean(0) - x)))
     out = {}
@@ -203,10 +210,16 @@ def of_times(ax, x: np.ndarray, targets: np.ndarray) -> None:
     right = ax.twinx()
     likely = np.flatnonzero(density > 0.02 * density.max())
     given = {k: minimisers(x, targets, np.where(np.arange(NODES) == k, weight, 0)) for k in likely}
-    for loss, colour in COLOURS.items():
+    azimuths = {}
+    for loss in COLOURS:
         ways = np.array([given[k][loss] for k in likely])
-        azimuth = np.degrees(np.unwrap(np.arctan2(ways[:, 1], ways[:, 0])))
-        right.plot(t[likely], azimuth, color=colour, linewidth=1)
+        azimuths[loss] = np.degrees(np.arctan2(ways[:, 1], ways[:, 0]))
+    first = np.unwrap(azimuths["FM"], period=360)
+    for loss, azimuth in azimuths.items():
+        turned = (
+            first + (azimuth - first + 180) % 360 - 180
+        )  # within half a turn of flow matching's
+        right.plot(t[likely], turned, color=COLOURS[loss], linewidth=1)
     right.set(ylabel="azimuth given t, degrees")
 
 
@@ -216,6 +229,7 @@ def picture(path: Path, targets: np.ndarray, walks: dict[str, list[np.ndarray]])
     figure, axes = plt.subplots(2, 4, figsize=(16, 8), layout="constrained")
     cloud = np.asarray(toys.eight_gaussians(rng.stream(0, "cloud"), 800))
     points = draw(0, 200, 0.0, 1.0)
+    points = [x for x in points if ((targets - x) ** 2).sum(-1).min() > 1]  # well off the moons
     gap = [angle(m["FM"], m["OSL"]) for m in (minimisers(x, targets) for x in points)]
     places = {
         "Fig. 5: where the minimisers differ most": points[int(np.argmax(gap))],
@@ -254,7 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/plane_minimisers"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--num", type=int, default=200, help="points x of a seed")
+    parser.add_argument("--num", type=int, default=100, help="points x of a seed")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     targets = moons()
