@@ -21,11 +21,11 @@ GOES_ON = "stopped; the same command goes on with the shards that are missing"
 
 def draw(
     exp: Experiment, step: int | None, best: bool, formats: tuple[str, ...], paired: bool = False
-) -> tuple[np.ndarray | None, list]:
+) -> tuple[np.ndarray | None, list, bool]:
     """Draws `sample.num` samples of a checkpoint, or pairs, those that are not there yet.
 
     Returns:
-      All labels, or None without classes; and the files, on process 0, if this call made them.
+      All labels, or None without classes; the files, on process 0; whether this call made them.
     Raises:
       UserError: samples of this name were drawn with other settings; labels that are not known.
     """
@@ -45,15 +45,17 @@ def draw(
     with lock.held(folder / f".{name}.lock", f"draws {folder / name}", instead):
         with processes.together():
             files = Shards(folder, name, **asked)
-        return labels, _drawn(exp, params, settings["seed"], files, labels, paired)
+        return labels, *_drawn(exp, params, settings["seed"], files, labels, paired)
 
 
-def _drawn(exp: Experiment, params, seed: int, files: Shards, labels, paired: bool) -> list:
-    """The files, if this call made them."""
+def _drawn(
+    exp: Experiment, params, seed: int, files: Shards, labels, paired: bool
+) -> tuple[list, bool]:
+    """The files, on process 0; whether this call made them."""
     num, index = files.num, _begin(files)
     if index is None:
         say(f"already drawn: {', '.join(map(str, files.files()))}")
-        return []
+        return files.files() if jax.process_index() == 0 else [], False
     if len(index) < num:
         what = "pairs" if paired else "samples"
         say(f"{num - len(index):,} of {num:,} {what} are there already")
@@ -67,7 +69,7 @@ def _drawn(exp: Experiment, params, seed: int, files: Shards, labels, paired: bo
         raise
     if decoding := taken():
         say(told(decoding))
-    return _finish(files)
+    return _finish(files), True
 
 
 def _begin(files: Shards) -> np.ndarray | None:
