@@ -131,12 +131,3 @@ def test_what_fails_is_told_by_the_names_of_its_processes(monkeypatch):
     with pytest.raises(KeyError):  # a bug stays what it is where it is
         with processes.together():
             {}["x"]
-
-
-def test_parts_that_an_end_did_not_remove_go_with_the_next_start(tmp_path):
-    made = files(tmp_path, num=8)
-    made.begin()
-    made.write(0, drawn(8))
-    made.finish()
-    made.shards.mkdir()  # as a kill before the last line of `finish` leaves it
-    assert files(tmp_path, num=8).finished() and not made.shards.exists()
