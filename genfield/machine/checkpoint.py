@@ -140,11 +140,18 @@ class Checkpoints:
           meta: JSON types; what is needed beside the arrays to go on.
           metrics: held-out figures of this very step, for `keep_best`.
         Raises:
+          UserError: a checkpoint of this step has come from elsewhere.
           Whatever an earlier asynchronous save failed with.
         """
         self._manager.check_for_errors()
         if step in self._manager.all_steps():
             return
+        with processes.together():
+            if (place := self.folder / str(step)).exists():
+                raise UserError(
+                    f"{place} was written by another process, or was not seen when this one began: "
+                    "the same command goes on from it"
+                )
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
         self._manager.save(

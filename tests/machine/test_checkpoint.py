@@ -260,3 +260,10 @@ def test_what_this_machine_cannot_read_just_now_is_no_damage(saved, monkeypatch)
         patch.setattr(Checkpoints, "_alone", fails)
         manager.restore(abstract(make_state()))
     assert manager.steps() == [1, 2] and manager.restore(abstract(make_state()))[1]["step"] == 2
+
+
+def test_a_checkpoint_that_came_from_elsewhere_is_not_written_over(saved):
+    manager = Checkpoints(saved)
+    shutil.copytree(saved / "checkpoints" / "2", saved / "checkpoints" / "3")
+    with pytest.raises(UserError, match="3 was written by another process, or was not seen"):
+        manager.save(3, make_state(3), {})
