@@ -2,17 +2,20 @@
 
 import errno
 import io
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from programs import SMALL, run
 
 from genfield import errors
 from genfield.machine import preemption
+from genfield.program import command
 
 SHORT = SMALL | {"train.steps": 2, "checkpoint.every": 2, "evaluate.num_samples": 8}
 
@@ -118,3 +121,28 @@ def test_errors_of_the_program_keep_their_traceback(error):
 
     with pytest.raises(type(error)):
         errors.told(raised)
+
+
+def failed_save() -> logging.LogRecord:
+    """What orbax logs of a save that fails, with its traceback."""
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError:
+        about = sys.exc_info()
+    return logging.LogRecord("absl", logging.ERROR, "/a/future.py", 1, "Save failed", (), about)
+
+
+def test_what_orbax_logs_and_raises_is_told_once_and_all_else_in_one_line():
+    record = failed_save()
+    assert not command._in_one_line(record)
+    record.module = "storage_backend"
+    assert command._in_one_line(record)
+    told = logging.Formatter().format(record)
+    assert told == "Save failed: [Errno 28] No space left on device"
+
+
+def test_a_loop_of_events_that_is_closed_is_not_told(capsys):
+    for text in ("Event loop is closed", "another"):
+        about = SimpleNamespace(exc_value=RuntimeError(text))
+        command._untold(lambda about: print(about.exc_value), about)
+    assert capsys.readouterr().out == "another\n"

@@ -174,6 +174,7 @@ class Checkpoints:
           meta: JSON types; what is needed beside the arrays to go on.
           metrics: held-out figures of this very step, for `keep_best`.
         Raises:
+          UserError: a checkpoint of this step has come from elsewhere.
           Whatever an earlier asynchronous save failed with.
           NonFinite: NaN or infinity in the state; then nothing is saved, and no older one goes.
         """
@@ -182,6 +183,12 @@ class Checkpoints:
             return
         if self.judged and (problem := nonfinite(state)):
             raise NonFinite(f"step {step}: {problem}: it is not saved")
+        with processes.together():
+            if (place := self.folder / str(step)).exists():
+                raise UserError(
+                    f"{place} was written by another process, or was not seen when this one began: "
+                    "the same command goes on from it"
+                )
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
         meta["digest"] = _meta_digest(meta)
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}

@@ -139,7 +139,7 @@ class Case:
         if out.code == 0:
             wrong = self._problems()
             told = " ".join(re.findall(r"^genfield: warning: .*", out.output, re.MULTILINE))
-            silent = [problem for problem in wrong if f"/{problem.split(': ')[1]} " not in told]
+            silent = [problem for problem in wrong if f"/{problem.partition(': ')[2]} " not in told]
             self.silent += [f"{fault} ended with 0: {problem}" for problem in silent]
             self.whole = not wrong
         return out.code == 0

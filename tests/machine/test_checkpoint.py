@@ -278,3 +278,21 @@ def test_a_checkpoint_that_the_training_removes_under_a_reader_is_not_missed(sav
     chex.assert_trees_all_equal(state, make_state(1))
     with pytest.raises(UserError, match=r"no checkpoint of step 2; it has \[3\]"):
         reader.restore(abstract(make_state()), 2)
+
+
+def test_what_this_machine_cannot_read_just_now_is_no_damage(saved, monkeypatch):
+    def fails(self, step, items):
+        raise ValueError("NOT_FOUND: \"/a/b\": Too many open files [os_error_code='24']")
+
+    manager = Checkpoints(saved)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"2 now: /a/b: Too many"):
+        patch.setattr(Checkpoints, "_alone", fails)
+        manager.restore(abstract(make_state()))
+    assert manager.steps() == [1, 2] and manager.restore(abstract(make_state()))[1]["step"] == 2
+
+
+def test_a_checkpoint_that_came_from_elsewhere_is_not_written_over(saved):
+    manager = Checkpoints(saved)
+    shutil.copytree(saved / "checkpoints" / "2", saved / "checkpoints" / "3")
+    with pytest.raises(UserError, match="3 was written by another process, or was not seen"):
+        manager.save(3, make_state(3), {})
