@@ -7,9 +7,11 @@ in any program:
     params = genfield.checkpoint.load("runs/two_moons")
 """
 
+import functools
 import json
 import math
 import shutil
+import sys
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -188,6 +190,7 @@ class Checkpoints:
 
     def _alone(self, step: int, items: dict) -> ocp.args.Composite:
         """Items of a checkpoint and its meta, read by this process, which waits for no other."""
+        _hush_closed_loops()
         me = jax.process_index()
         options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
@@ -268,6 +271,18 @@ def _differs(found: _Found) -> str | None:
         if wrong:
             return f"{name}/{wrong[0]} does not match its digest"
     return None
+
+
+@functools.cache
+def _hush_closed_loops() -> None:
+    """TensorStore prints a traceback for each part that it still reads when another is damaged."""
+    before = sys.excepthook
+
+    def hook(kind, error, trace):
+        if kind is not RuntimeError or str(error) != "Event loop is closed":
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _meta_digest(meta: dict) -> int:
