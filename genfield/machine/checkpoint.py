@@ -276,13 +276,13 @@ def _differs(found: _Found) -> str | None:
 @functools.cache
 def _hush_closed_loops() -> None:
     """TensorStore prints a traceback for each part that it still reads when another is damaged."""
-    before = sys.excepthook
+    before = sys.unraisablehook
 
-    def hook(kind, error, trace):
-        if kind is not RuntimeError or str(error) != "Event loop is closed":
-            before(kind, error, trace)
+    def hook(told):
+        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
+            before(told)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _meta_digest(meta: dict) -> int:
