@@ -181,5 +181,6 @@ def image_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Pa
     picture = Image.fromarray(sheet[..., 0] if c == 1 else sheet[..., :3])
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-    return path
+    unfinished = path.with_name(f"{path.name}.new")
+    picture.save(unfinished, format="PNG")
+    return unfinished.replace(path)

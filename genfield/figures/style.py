@@ -61,7 +61,7 @@ styled = plt.rc_context(  # of a function that draws: others' settings come back
 
 @styled
 def save(figure, path: Path) -> Path:
-    """Writes the figure as the path's ending says, its folder made, and forgets it.
+    """Writes the figure whole, as the path's ending says, its folder made, and forgets it.
 
     Raises:
       ValueError: an ending that is none of FORMATS.
@@ -71,9 +71,10 @@ def save(figure, path: Path) -> Path:
         raise ValueError(f"pictures are written as {', '.join(FORMATS)}, not as {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     dateless = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
-    figure.savefig(path, bbox_inches="tight", metadata=dateless)
+    unfinished = path.with_name(f"{path.name}.new")
+    figure.savefig(unfinished, format=form, bbox_inches="tight", metadata=dateless)
     plt.close(figure)
-    return path
+    return unfinished.replace(path)
 
 
 def grid(num: int, width: float, height: float, in_a_row: int = 4):

@@ -249,17 +249,18 @@ def sample(exp: Experiment, *, step: int | None, best: bool) -> None:
             if exp.data.latents is not None
             else "config.sample.formats='png' needs image data: set it to ('npz',)"
         )
-    labels, files = shards.draw(exp, step, best, formats)
+    labels, files, made = shards.draw(exp, step, best, formats)
     shape = exp.data.shape if exp.decoder is None else exp.decoder.shape
-    for file in files:
+    for file in files if made else ():
         say(f"samples: {file}  {exp.config.sample.num:,} of shape {shape}")
     if files and len(shape) == 3 and "npz" in formats:
         rows = generate.shown(labels, exp.config.sample.num, evaluation.GRID)
         [npz] = [file for file in files if file.suffix == ".npz"]
-        with np.load(npz) as file:
-            first = file["arr_0"][rows]
         path = npz.with_name(f"{npz.stem}_grid.png")
-        say(f"picture: {figures.image_grid(path, first)}")
+        if made or not path.exists():  # a kill may have come before it was drawn
+            with np.load(npz) as file:
+                first = file["arr_0"][rows]
+            say(f"picture: {figures.image_grid(path, first)}")
 
 
 def pairs(exp: Experiment, *, step: int | None, best: bool) -> None:
@@ -269,7 +270,8 @@ def pairs(exp: Experiment, *, step: int | None, best: bool) -> None:
       UserError: a sampler that draws noise of its own.
     """
     sampler.check_deterministic(exp.config.sampler, exp.methods)
-    for folder in shards.draw(exp, step, best, ("npy",), paired=True)[1]:
+    _, folders, made = shards.draw(exp, step, best, ("npy",), paired=True)
+    for folder in folders if made else ():
         say(f"pairs: {folder}  {exp.config.sample.num:,} of shape {exp.data.shape}")
 
 

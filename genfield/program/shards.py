@@ -21,11 +21,11 @@ GOES_ON = "stopped; the same command goes on with the shards that are missing"
 
 def draw(
     exp: Experiment, step: int | None, best: bool, formats: tuple[str, ...], paired: bool = False
-) -> tuple[np.ndarray | None, list]:
+) -> tuple[np.ndarray | None, list, bool]:
     """Draws `sample.num` samples of a checkpoint, or pairs, those that are not there yet.
 
     Returns:
-      All labels, or None without classes; and the files, on process 0, if this call made them.
+      All labels, or None without classes; the files, on process 0; whether this call made them.
     Raises:
       UserError: samples of this name were drawn with other settings; labels that are not known.
     """
@@ -45,7 +45,7 @@ def draw(
     index = _begin(files)
     if index is None:
         say(f"already drawn: {', '.join(map(str, files.files()))}")
-        return labels, []
+        return labels, files.files() if jax.process_index() == 0 else [], False
     if len(index) < num:
         what = "pairs" if paired else "samples"
         say(f"{num - len(index):,} of {num:,} {what} are there already")
@@ -59,7 +59,7 @@ def draw(
         raise
     if decoding := taken():
         say(told(decoding))
-    return labels, _finish(files)
+    return labels, _finish(files), True
 
 
 def _begin(files: Shards) -> np.ndarray | None:

@@ -88,6 +88,7 @@ class Signal:
         """Counts touches, and strikes at the one that was drawn."""
         if self.place == "time":
             return
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores
         left = [self.touch]
 
         def heard(event, args):
@@ -100,7 +101,6 @@ class Signal:
 
     def _strike(self) -> None:
         if self.place == "torn":
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, self.bytes))
         elif self.place == "late":
             late = lambda: (time.sleep(self.late), os.kill(os.getpid(), self.number))

@@ -29,10 +29,11 @@ def test_kills_lose_nothing(zygote, tmp_path, mode):
     assert struck(zygote, tmp_path, "kill", mode, SEEDS[mode]).struck
 
 
-def test_a_study_that_dies_in_its_arrays_leaves_no_part_of_them(zygote, tmp_path):
-    fault = Signal(signal.SIGKILL, 0, "edit_vary.npz")
+@pytest.mark.parametrize("mode, name", [("edit", "edit_vary.npz"), ("sample", "step_12_grid.png")])
+def test_who_dies_in_a_file_leaves_no_part_of_it(zygote, tmp_path, mode, name):
+    fault = Signal(signal.SIGKILL, 0, name)
     fault.place, fault.share, fault.bytes = "torn", 0.0, 100
-    assert struck(zygote, tmp_path, Kind(lambda seed: [fault]), "edit", 1).struck == 1
+    assert struck(zygote, tmp_path, Kind(lambda seed: [fault]), mode, 1).struck == 1
 
 
 @pytest.mark.parametrize(

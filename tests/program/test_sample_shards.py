@@ -8,7 +8,7 @@ import pytest
 
 from genfield.errors import UserError
 from genfield.machine import processes
-from genfield.program import generate, shards
+from genfield.program import generate, sample_files, shards
 from genfield.program.sample_files import Shards
 
 
@@ -91,6 +91,17 @@ def test_one_process_writes_whole_shards_alone(tmp_path):
     write(made, drawn(50), made.missing(), np.zeros(4, int), 4, 13)
     names = sorted(path.name for path in made.shards.iterdir())
     assert names == [f"{number:06}.npz" for number in range(7)]
+
+
+def test_shards_that_a_kill_left_beside_finished_samples_go(tmp_path, monkeypatch):
+    made, values = files(tmp_path, 8), drawn(8)
+    made.begin()
+    made.write(0, values)
+    with monkeypatch.context() as killed:
+        killed.setattr(sample_files.shutil, "rmtree", lambda *_, **__: None)
+        made.finish()
+    assert made.shards.exists()
+    assert files(tmp_path, 8).finished() and not made.shards.exists()
 
 
 def test_a_damaged_part_is_drawn_again(tmp_path):
