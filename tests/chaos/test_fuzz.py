@@ -36,17 +36,17 @@ def check(out, done, files: int) -> None:
 def test_a_share_of_the_files(tmp_path):
     names = "weights_zip,weights_legacy,weights_pickle,weights_safetensors,pictures,folder,tar,zip"
     names += ",tables,parquet,config,records,samples,pairs,prepared,journal,latents,arrays,edits"
-    options = ("--files=400", "--seed=100", f"--readers={names}")
-    check(tmp_path, fuzz(tmp_path, *options), 400)
-    again = fuzz(tmp_path, *options)  # goes on where it stopped: at the end
-    check(tmp_path, again, 400)
-    assert "files were read before" in again.stdout
+    done = fuzz(tmp_path, "--files=400", "--seed=100", f"--readers={names}")
+    check(tmp_path, done, 400)
 
 
 @pytest.mark.slow
 @pytest.mark.process
 def test_many_files_of_every_reader(tmp_path):
     check(tmp_path, fuzz(tmp_path, "--files=4000", "--seed=101"), 4000)
+    again = fuzz(tmp_path, "--files=4000", "--seed=101")  # goes on where it stopped: at the end
+    check(tmp_path, again, 4000)
+    assert "files were read before" in again.stdout
 
 
 @pytest.mark.process
