@@ -129,10 +129,10 @@ def _class_names(path: Path, stored: dict, count: int) -> tuple[str, ...]:
     """Of the labels 0 … count - 1."""
     if not count or CLASS_NAMES not in stored:
         return tuple(map(str, range(count)))
-    names = tuple(map(str, np.ravel(stored[CLASS_NAMES])))
+    names = np.ravel(stored[CLASS_NAMES])
     if len(names) < count:
         raise UserError(f"{path} holds {len(names)} {CLASS_NAMES} and labels up to {count - 1}")
-    return names[:count]
+    return tuple(map(str, names[:count]))
 
 
 def cached(

@@ -7,10 +7,15 @@ in any program:
     params = genfield.checkpoint.load("runs/two_moons")
 """
 
+import functools
 import json
 import math
 import shutil
+<<<<<<< HEAD
 import time
+=======
+import sys
+>>>>>>> fuzz
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -251,6 +256,7 @@ class Checkpoints:
 
     def _alone(self, step: int, items: dict) -> ocp.args.Composite:
         """Items of a checkpoint and its meta, read by this process, which waits for no other."""
+        _hush_closed_loops()
         me = jax.process_index()
         options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
@@ -371,6 +377,18 @@ def _differs(found: _Found) -> str | None:
         if wrong:
             return f"{name}/{wrong[0]} does not match its digest"
     return None
+
+
+@functools.cache
+def _hush_closed_loops() -> None:
+    """TensorStore prints a traceback for each part that it still reads when another is damaged."""
+    before = sys.unraisablehook
+
+    def hook(told):
+        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    sys.unraisablehook = hook
 
 
 def _meta_digest(meta: dict) -> int:

@@ -213,6 +213,13 @@ def test_a_wrong_digest_or_a_broken_meta_is_damage(saved, change):
     assert meta["step"] == 1
 
 
+def test_another_digit_in_what_stands_beside_the_arrays_is_damage(saved):
+    change_meta(saved, lambda text: text.replace('"note": "step 2"', '"note": "step 3"'))
+    with pytest.warns(UserWarning, match="is damaged .its meta does not match its digest"):
+        _, meta = Checkpoints(saved).restore(abstract(make_state()))
+    assert meta["note"] == "step 1"
+
+
 def test_all_damaged_is_an_error_and_nothing_is_lost(saved):
     for step in (1, 2):
         truncate(data_files(saved, step)[0])

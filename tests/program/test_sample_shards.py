@@ -104,6 +104,20 @@ def test_shards_that_a_kill_left_beside_finished_samples_go(tmp_path, monkeypatc
     assert files(tmp_path, 8).finished() and not made.shards.exists()
 
 
+def test_samples_that_were_damaged_since_are_drawn_again(tmp_path, capsys):
+    made, values = files(tmp_path, 8), drawn(8)
+    made.begin()
+    made.write(0, values)
+    [path] = made.finish()
+    whole = path.read_bytes()
+    assert files(tmp_path, 8).finished()
+    path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    again = files(tmp_path, 8)
+    assert not again.finished() and "is damaged, or was changed" in capsys.readouterr().out
+    again.begin()
+    assert list(again.missing()) == list(range(8))
+
+
 def test_a_damaged_part_is_drawn_again(tmp_path):
     values, made = drawn(50), files(tmp_path)
     made.begin()

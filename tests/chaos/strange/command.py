@@ -1,6 +1,5 @@
 """The workers, the schedule and the command line of `tests.chaos.fuzz`, which says what they do."""
 
-import argparse
 import collections
 import json
 import multiprocessing
@@ -317,17 +316,8 @@ def run(files: int, seed: int, out: Path, workers: int, chosen: list[str]) -> li
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m tests.chaos.fuzz", description="Every reader on files that mean harm."
-    )
-    parser.add_argument("--files", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "genfield_fuzz")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--readers", default="", help="names, or how they begin; all without")
-    parser.add_argument("--again", type=Path, help="a folder below found/: reads its files again")
-    options = parser.parse_args(argv)
+def start(options) -> int:
+    """Does what a command line asks; 1 where anything was found, 130 after Ctrl-C."""
     if options.again:
         return again(options.again)
     begins = tuple(options.readers.split(","))
