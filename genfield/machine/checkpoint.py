@@ -11,11 +11,8 @@ import functools
 import json
 import math
 import shutil
-<<<<<<< HEAD
-import time
-=======
 import sys
->>>>>>> fuzz
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
