@@ -7,6 +7,7 @@ and its losses, and `fault.json`, which is written last.
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -239,7 +240,7 @@ def read(folder: Path, exp: Experiment) -> Dump:
         with np.load(folder / "batch.npz") as file:
             fed = {name: file[name] for name in file.files}
         step = np.int32(fed.pop("step"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"the dump {folder} is damaged: {error}") from error
     checkpoints = Checkpoints(folder, judged=False)
     state, _ = open_run.restore(exp, checkpoints, int(step))

@@ -13,9 +13,9 @@ from programs import run
 from genfield import replay
 from genfield.machine import checkpoint
 from genfield.machine.checkpoint import Checkpoints
-from genfield.program import fault, loop
+from genfield.program import config_io, experiment, fault, loop, open_run, own_files, train_step
 
-from .numbers import INJECTIONS, injected
+from .numbers import INJECTIONS, in_tree, injected
 
 CONFIG = Path(__file__).with_name("steep.py")
 STEP, ITEMS = 6, ("params", "ema", "optimizer")
@@ -77,13 +77,21 @@ def test_more_bad_numbers(name, tmp_path, capsys, whole):
 
 CONFIGURED = {  # fields, the first causes that may be, steps at most
     "gradient": (dict(loss__bad_step=STEP), ("gradient",), STEP),
-    "rate": (dict(optimizer__learning_rate=1e6), ("loss", "gradient norm", "gradient"), 11),
+    "rate": (
+        dict(optimizer__learning_rate=1e6),
+        ("loss", "mean loss", "gradient", "gradient norm"),
+        11,
+    ),
     "beyond": (
         dict(optimizer__name="sgd", optimizer__b1=0.0, optimizer__learning_rate=3e38),
         ("new parameters", "loss"),
         3,
     ),
-    "bfloat16": (dict(net__dtype="bfloat16", optimizer__learning_rate=1e12), ("loss",), 11),
+    "bfloat16": (
+        dict(net__dtype="bfloat16", optimizer__learning_rate=1e12),
+        ("loss", "mean loss"),
+        11,
+    ),
 }
 
 
@@ -146,12 +154,12 @@ def test_without_a_dump_replay_is_one_line(whole, capsys):
 def bad_checkpoint(whole, workdir):
     """A copy of a run whose newest checkpoint, of step 13, is as if an older version saved NaN."""
     shutil.copytree(whole, workdir)
-    leaves = {item: checkpoint.load(workdir, step=12, item=item) for item in ITEMS}
-    leaves["ema"]["field"]["last"]["bias"][0] = np.nan
-    meta = json.loads((workdir / "checkpoints" / "12" / "meta" / "metadata").read_text())
-    meta = {name: value for name, value in meta.items() if name != "digests"}
+    config = config_io.from_file(workdir / "config.json")
+    exp = experiment.prepare(config, workdir, own_files.methods_of(workdir), reads_data=False)
     checkpoints = Checkpoints(workdir, keep=5, judged=False)
-    checkpoints.save(13, leaves, meta)
+    state, meta = open_run.restore(exp, checkpoints)
+    state = state._replace(ema=in_tree(state.ema, "last/bias", np.nan))
+    checkpoints.save(13, train_step.held(state), meta)
     checkpoints.close()
 
 

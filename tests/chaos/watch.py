@@ -90,11 +90,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--every", type=float, default=0.25)
-    options, command = parser.parse_known_args(argv)
-    name, *given = command
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args(argv)
+    name, *given = options.command
     workdir = next((a.split("=", 1)[1] for a in given if a.startswith("--workdir=")), None)
     metrics = Path(workdir) / "metrics.jsonl" if name == "train" else None
-    module, mode = ("genfield.main", [f"--mode={name}"])
+    module, mode = "genfield.main", [f"--mode={name}"]
     if name == "prepare":
         module, mode = "genfield.prepare.__main__", []
     called = importlib.import_module(module).main
