@@ -117,8 +117,7 @@ def mendable(error: Exception) -> str | None:
             f"{text.splitlines()[0]}: JAX_DEBUG_NANS or JAX_DEBUG_INFS is set; leave it unset, and "
             "the step that is not finite is found, written down and told"
         )
-    short = isinstance(error, MemoryError) or "std::bad_alloc" in text
-    if short or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+    if _no_memory(error) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return (
             f"out of memory ({text.partition(chr(10))[0]}): lower config.batch_size or "
             "config.sample.batch_size, raise config.optimizer.accumulate, or shrink config.net"
@@ -142,10 +141,16 @@ def of_machine(error: BaseException | None) -> str | None:
     names = "EMFILE ENFILE ENOMEM EIO ESTALE ETIMEDOUT ENOSPC EROFS"
     codes = [getattr(errno, name, -1) for name in names.split()]
     while error is not None:
-        if isinstance(error, MemoryError) or of_system(error) in codes:
+        if _no_memory(error) or of_system(error) in codes:
             return mendable(error)
         error = error.__cause__ or error.__context__
     return None
+
+
+def _no_memory(error: BaseException) -> bool:
+    """Whether the host has no more, which a thread that cannot start says in its own way."""
+    own = isinstance(error, RuntimeError) and str(error) == "can't start new thread"
+    return own or isinstance(error, MemoryError) or "std::bad_alloc" in str(error)
 
 
 def _of_files(error: Exception) -> str | None:

@@ -103,6 +103,7 @@ WRITING = (
         (FileNotFoundError(errno.ENOENT, "x", "/a"), "^/a: No such file .* put it back"),
         (OSError(errno.EFBIG, "x", "/a"), "^/a: File too large. .*ulimit -f"),
         (MemoryError(), "^out of memory"),
+        (RuntimeError("can't start new thread"), "^out of memory"),
     ],
 )
 def test_errors_of_files_and_memory_are_one_line_whoever_tells_them(error, says, capsys):

@@ -14,53 +14,21 @@ import shutil
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError, local, of_machine
 from genfield.machine import finite, fixed, processes, sharding
+from genfield.machine.digests import digests, named_leaves, named_path, of_record
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged_checkpoints"
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
-
-
-def digest(x, numpy) -> Any:
-    """Σ bits_i · m_i mod 2^32 with odd m_i: any change of a single element changes it.
-
-    Integer sums do not depend on their order, so every mesh and numpy agree to the bit.
-    """
-    if x.dtype == bool:
-        x = x.astype(np.uint8)
-    bits = x.view(_UNSIGNED[x.dtype.itemsize]).astype(np.uint32)
-    index = numpy.zeros(x.shape, np.uint32)
-    for axis, size in enumerate(x.shape):
-        position = numpy.arange(size, dtype=np.uint32).reshape((-1,) + (1,) * (x.ndim - axis - 1))
-        index = index * np.uint32(size & 0xFFFFFFFF) + numpy.broadcast_to(position, x.shape)
-    factor = (index * np.uint32(2654435761)) * np.uint32(2) + np.uint32(1)
-    return numpy.sum(bits * factor, dtype=np.uint32)
-
-
-@jax.jit
-def _device_digests(tree):
-    return jax.tree.map(lambda x: digest(x, jnp), tree)
-
-
-def digests(tree) -> dict[str, int]:
-    """A digest of each leaf, by its path in the tree; for jax or numpy arrays."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if any(isinstance(leaf, jax.Array) for _, leaf in leaves):
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_device_digests(tree)))
-        return {named_path(path): int(leaf) for path, leaf in leaves}
-    return {named_path(path): int(digest(np.asarray(leaf), np)) for path, leaf in leaves}
 
 
 class NonFinite(UserError):
@@ -79,16 +47,6 @@ def nonfinite(items: dict) -> str | None:
         if bits & finite.judged(path[0].key, ndim):
             return f"{named_path(path)} holds NaN or infinity"
     return None
-
-
-def named_leaves(tree) -> dict[str, Any]:
-    """The leaves of a tree by their paths."""
-    return {named_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def named_path(path) -> str:
-    """A path of JAX's, to a leaf, as a/b/c."""
-    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
 
 
 def _figure(metrics: dict, name: str) -> float:
@@ -192,7 +150,7 @@ class Checkpoints:
                     "the same command goes on from it"
                 )
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
-        meta["digest"] = _meta_digest(meta)
+        meta["digest"] = of_record(meta)
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
         if _several():
             self.wait()
@@ -276,7 +234,7 @@ class Checkpoints:
             there = {k: fixed.without(tree, lacking.get(k, ())) for k, tree in abstract.items()}
             items = {name: ocp.args.StandardRestore(tree) for name, tree in there.items() if tree}
             out = self._alone(step, items)
-            if out["meta"].get("digest", _meta_digest(out["meta"])) != _meta_digest(out["meta"]):
+            if out["meta"].get("digest", of_record(out["meta"])) != of_record(out["meta"]):
                 return "its meta does not match its digest", None
             read = {name: out[name] if tree else tree for name, tree in there.items()}
             state, expected = dict(read), {k: dict(out["meta"]["digests"][k]) for k in read}
@@ -386,12 +344,6 @@ def _hush_closed_loops() -> None:
             before(told)
 
     sys.unraisablehook = hook
-
-
-def _meta_digest(meta: dict) -> int:
-    """Of all that stands beside the arrays; checkpoints of earlier versions have none."""
-    rest = {name: value for name, value in meta.items() if name != "digest"}
-    return zlib.crc32(json.dumps(json.loads(json.dumps(rest)), sort_keys=True).encode())
 
 
 def _placed(array: np.ndarray, sharding) -> jax.Array:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 
 from genfield.machine import flops
-from genfield.machine.checkpoint import named_leaves
 from genfield.machine.chips import GIB, Chip, Machine, at_peak
+from genfield.machine.digests import named_leaves
 from genfield.placement import SMALLEST_SHARDED, sizes
 from genfield.plan import collectives, hlo
 from genfield.plan.programs import Traced

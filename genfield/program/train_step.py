@@ -12,7 +12,7 @@ from jax import Array
 from genfield import rng
 from genfield.machine import finite as numbers
 from genfield.machine import fixed as fixed_arrays
-from genfield.machine.checkpoint import named_path
+from genfield.machine.digests import named_path
 from genfield.program.objective import Objective
 
 

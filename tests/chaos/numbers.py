@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genfield.machine.checkpoint import named_path
+from genfield.machine.digests import named_path
 from genfield.program.loop import Loop
 
 
