@@ -140,23 +140,38 @@ class Checkpoints:
           meta: JSON types; what is needed beside the arrays to go on.
           metrics: held-out figures of this very step, for `keep_best`.
         Raises:
-          UserError: a checkpoint of this step has come from elsewhere.
+          UserError: another checkpoint of this step has come from elsewhere.
           Whatever an earlier asynchronous save failed with.
         """
         self._manager.check_for_errors()
         if step in self._manager.all_steps():
             return
-        with processes.together():
-            if (place := self.folder / str(step)).exists():
-                raise UserError(
-                    f"{place} was written by another process, or was not seen when this one began: "
-                    "the same command goes on from it"
-                )
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
+        if not sharding.agreed(not (self.folder / str(step)).exists()):
+            with processes.together():
+                self._check_same(step, meta["digests"])
+            self._manager.reload()
+            return
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
         self._manager.save(
             step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), metrics=metrics
         )
+
+    def _check_same(self, step: int, wanted: dict) -> None:
+        """Raises UserError unless a checkpoint that came from elsewhere holds these very arrays.
+
+        On a network disk one may be seen only after a run went on from the one before it.
+        """
+        place = self.folder / str(step)
+        try:
+            same = json.loads((place / "meta" / "metadata").read_text())["digests"] == wanted
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise UserError(
+                f"{place} was written by another process, or was not seen when this one began: the "
+                "same command goes on from it"
+            )
 
     def restore(
         self, abstract: dict, step: int | None = None, older: Mapping[str, Mapping] = {}
