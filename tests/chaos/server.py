@@ -94,7 +94,7 @@ def serve(connection: Connection) -> None:
     The ended process is not taken from the system's table before the other side has said so: until
     then no other process can have its number, and a signal meant for it hits nobody else.
     """
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the driver is gone
+    with contextlib.suppress(EOFError, ConnectionError):  # the driver is gone
         while _serve(connection):
             pass
 
