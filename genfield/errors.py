@@ -25,6 +25,7 @@ OF_FILES = {
     "EIO ESTALE ENXIO ENODEV EREMOTEIO ETIMEDOUT ENOTCONN EHOSTDOWN EBUSY": (
         "See to the disk or its server; the same command goes on"
     ),
+    "EEXIST": "Another process made it, or it was not seen before; the same command goes on",
     "ENOENT ENOTEMPTY": (
         "It was changed while the program was at work: put it back; the same command goes on"
     ),
@@ -127,6 +128,8 @@ def mendable(error: Exception) -> str | None:
 
 def of_system(error: BaseException) -> int | None:
     """The system's number of an error of files, Python's or TensorStore's; None of others."""
+    if isinstance(error, FileExistsError):  # etils raises it without a number
+        return errno.EEXIST
     if isinstance(error, OSError):
         return error.errno
     code = OS_CODE.search(str(error))

@@ -102,6 +102,7 @@ WRITING = (
         (OSError(errno.EIO, "x"), r"^the disk: Input/output error\. See to the disk or its server"),
         (FileNotFoundError(errno.ENOENT, "x", "/a"), "^/a: No such file .* put it back"),
         (OSError(errno.EFBIG, "x", "/a"), "^/a: File too large. .*ulimit -f"),
+        (FileExistsError("Cannot rename /a"), "^the disk: File exists.* the same command goes on"),
         (MemoryError(), "^out of memory"),
         (RuntimeError("can't start new thread"), "^out of memory"),
     ],
@@ -144,6 +145,6 @@ def test_what_orbax_logs_and_raises_is_told_once_and_all_else_in_one_line():
 
 def test_a_loop_of_events_that_is_closed_is_not_told(capsys):
     for text in ("Event loop is closed", "another"):
-        about = SimpleNamespace(exc_value=RuntimeError(text))
+        about = SimpleNamespace(exc_value=RuntimeError(text), object=None)
         command._untold(lambda about: print(about.exc_value), about)
     assert capsys.readouterr().out == "another\n"

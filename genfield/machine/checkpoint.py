@@ -134,7 +134,7 @@ class Checkpoints:
           meta: JSON types; what is needed beside the arrays to go on.
           metrics: held-out figures of this very step, for `keep_best`.
         Raises:
-          UserError: a checkpoint of this step has come from elsewhere.
+          UserError: another checkpoint of this step has come from elsewhere.
           Whatever an earlier asynchronous save failed with.
           NonFinite: NaN or infinity in the state; then nothing is saved, and no older one goes.
         """
@@ -143,14 +143,13 @@ class Checkpoints:
             return
         if self.judged and (problem := nonfinite(state)):
             raise NonFinite(f"step {step}: {problem}: it is not saved")
-        with processes.together():
-            if (place := self.folder / str(step)).exists():
-                raise UserError(
-                    f"{place} was written by another process, or was not seen when this one began: "
-                    "the same command goes on from it"
-                )
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
         meta["digest"] = of_record(meta)
+        if not sharding.agreed(not (self.folder / str(step)).exists()):
+            with processes.together():
+                self._check_same(step, meta["digests"])
+            self._manager.reload()
+            return
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if tree}
         if _several():
             self.wait()
@@ -158,6 +157,22 @@ class Checkpoints:
         self._manager.save(
             step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), metrics=metrics
         )
+
+    def _check_same(self, step: int, wanted: dict) -> None:
+        """Raises UserError unless a checkpoint that came from elsewhere holds these very arrays.
+
+        On a network disk one may be seen only after a run went on from the one before it.
+        """
+        place = self.folder / str(step)
+        try:
+            same = json.loads((place / "meta" / "metadata").read_text())["digests"] == wanted
+        except (OSError, ValueError, KeyError, TypeError):
+            same = False
+        if not same:
+            raise UserError(
+                f"{place} was written by another process, or was not seen when this one began: the "
+                "same command goes on from it"
+            )
 
     def restore(
         self, abstract: dict, step: int | None = None, older: Mapping[str, Mapping] = {}

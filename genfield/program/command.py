@@ -297,15 +297,20 @@ def _in_one_line(record: logging.LogRecord) -> bool:
 
 
 def _untold(hook: Callable, about) -> None:
-    """In the place of sys.unraisablehook: TensorStore, called back from C++ by what was under way
-    when a save failed, finds the loop of events closed, and would tell that many times."""
-    if "Event loop is closed" not in str(about.exc_value):
+    """In the place of sys.unraisablehook, for what a save that failed, and is told, leaves behind.
+
+    TensorStore, called back from C++ by what was under way, finds the loop of events closed, and
+    would tell that many times; and a loop that could not be opened cannot be closed.
+    """
+    half_made = getattr(about.object, "__qualname__", "") == "BaseEventLoop.__del__"
+    if not half_made and "Event loop is closed" not in str(about.exc_value):
         hook(about)
 
 
 def leave(argv: list[str], command: Callable) -> None:
     """Runs a command line as the whole of a process."""
     warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # of a save that failed
     sys.unraisablehook = functools.partial(_untold, sys.unraisablehook)
     try:
         code = main(argv, functools.partial(_speaking, command))

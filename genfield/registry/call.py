@@ -5,7 +5,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Annotated, Any
 
 from genfield.errors import UserError
@@ -33,7 +33,7 @@ def choose(kind: str, name: str, table: Any) -> Any:
 
     A table that is no mapping is a collection of names, and the name itself is returned.
     """
-    if name not in table:
+    if not isinstance(name, Hashable) or name not in table:  # as a list in somebody's JSON
         known = ", ".join(sorted(map(str, table))) or "none"
         raise UserError(f"unknown {kind} {name!r}{_hint(name, table)} Known: {known}")
     return table[name] if isinstance(table, Mapping) else name

@@ -303,3 +303,6 @@ def test_a_checkpoint_that_came_from_elsewhere_is_not_written_over(saved):
     shutil.copytree(saved / "checkpoints" / "2", saved / "checkpoints" / "3")
     with pytest.raises(UserError, match="3 was written by another process, or was not seen"):
         manager.save(3, make_state(3), {})
+    manager.save(3, make_state(2), {})  # what this run came to, too
+    manager.wait()
+    assert manager.steps() == [1, 2, 3]

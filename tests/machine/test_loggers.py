@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from programs import TINY_DIGITS, run
 from genfield import registry
 from genfield.errors import UserError
 from genfield.machine import loggers
+from genfield.machine.loggers import tensorboard
 from genfield.program.methods import package
 
 # A scalar network on images: seconds a run.
@@ -236,3 +238,13 @@ def test_wandb_without_an_account_is_refused_and_never_asks(tmp_path, monkeypatc
     wandb.teardown()  # what an earlier start of this process knows
     assert trained(tmp_path / "run", names="('wandb',)") == 2
     assert "run `wandb login`, or set WANDB_MODE=offline" in capsys.readouterr().err
+
+
+def test_a_clock_that_jumps_back_keeps_tensorboard_going(tmp_path):
+    board = tensorboard.TensorBoard(tmp_path, config={}, step=0)
+    worker = board.board.file_writer.event_writer._worker
+    for step in range(30):  # more than its queue holds
+        worker._next_flush_time = time.time() + 1e8  # a flush that was planned before the jump
+        board.write(step, "train", {"loss": 1.0})
+    board.close()
+    assert worker._next_flush_time <= time.time() + worker._flush_secs

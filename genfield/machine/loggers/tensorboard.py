@@ -1,5 +1,6 @@
 """TensorBoard events in the workdir, by tensorboardX."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,9 +23,22 @@ class TensorBoard:
     def _guard(self) -> None:
         """A full disk is told by the next write; tensorboardX' thread would end, and block us."""
         events = getattr(self.board.file_writer, "event_writer", None)
-        record = getattr(getattr(events, "_worker", None), "_record_writer", None)
+        worker = getattr(events, "_worker", None)
+        if worker is not None:
+            worker._queue.get = self._patient(worker, worker._queue.get)
+        record = getattr(worker, "_record_writer", None)
         for name in ("write_event", "flush") if record is not None else ():
             setattr(record, name, self._caught(getattr(record, name)))
+
+    def _patient(self, worker, get):
+        """The clock may jump back: then its thread would wait for so long, or end."""
+
+        def bounded(block, timeout=None):
+            soon = time.time() + worker._flush_secs
+            worker._next_flush_time = min(worker._next_flush_time, soon)
+            return get(block, timeout and min(timeout, worker._flush_secs))
+
+        return bounded
 
     def _caught(self, call):
         def guarded(*arguments):
