@@ -172,7 +172,7 @@ def _plain(fault: Fault) -> dict:
 def _make_room(folder: Path) -> list[str]:
     """Removes the oldest dumps, so that with this one there are KEPT; their names."""
     there = [path for path in folder.parent.glob("step_*") if path.is_dir()]
-    there = sorted(there, key=lambda path: path.stat().st_mtime)
+    there = sorted(there, key=lambda path: (path.stat().st_mtime, len(path.name), path.name))
     gone = there[: max(0, len(there) - KEPT + 1)]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)

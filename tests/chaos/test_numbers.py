@@ -19,7 +19,7 @@ from .numbers import INJECTIONS, in_tree, injected
 
 CONFIG = Path(__file__).with_name("steep.py")
 STEP, ITEMS = 6, ("params", "ema", "optimizer")
-QUICK = ("data", "parameters", "ema", "second_moment")
+QUICK = ("data", "ema", "second_moment")
 
 
 def train(workdir, *extra, **fields) -> int:

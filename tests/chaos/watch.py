@@ -46,7 +46,8 @@ def seen() -> dict[str, int]:
         **allocated(),
     }
     bridge = sys.modules.get("jax._src.xla_bridge")
-    if bridge is not None and bridge.backends_are_initialized():
+    started = getattr(bridge, "backends_are_initialized", lambda: False)  # it may be half imported
+    if started():
         jax = sys.modules["jax"]
         out["arrays"] = len(jax.live_arrays())
         out["programs"] = len(jax.local_devices()[0].client.live_executables())
@@ -69,9 +70,15 @@ class Watch(threading.Thread):
     def __init__(self, out: Path, every: float, metrics: Path | None):
         super().__init__(daemon=True)
         self.out, self.every, self.metrics = out, every, metrics
-        self.ended = threading.Event()
+        self.ended, self.error = threading.Event(), None
 
     def run(self) -> None:
+        try:
+            self._look()
+        except Exception as error:  # told by `stop`
+            self.error = error
+
+    def _look(self) -> None:
         begun = time.monotonic()
         with open(self.out, "w", buffering=1) as file:
             while not self.ended.wait(self.every):
@@ -83,6 +90,8 @@ class Watch(threading.Thread):
     def stop(self) -> None:
         self.ended.set()
         self.join()
+        if self.error is not None:
+            raise self.error
 
 
 def main(argv: list[str]) -> int:
