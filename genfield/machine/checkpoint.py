@@ -230,9 +230,8 @@ class Checkpoints:
         me = jax.process_index()
         options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
-        with ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(), multiprocessing_options=options
-        ) as reader:
+        handler = ocp.CompositeCheckpointHandler()
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
             return reader.restore(self.folder / str(step), args=args)
 
     def _read(

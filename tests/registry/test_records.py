@@ -254,3 +254,8 @@ def test_every_field_of_a_config_that_methods_take_is_checked_by_its_own_range()
                 assert ranges, (record.name, name)
                 found.add(name)
     assert found == wanted
+
+
+def test_a_name_out_of_somebodys_json_may_be_a_list():
+    with pytest.raises(UserError, match=r"unknown kind of weights \['sit'\]"):
+        registry.choose("kind of weights", ["sit"], {"sit": 1})
