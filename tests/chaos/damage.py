@@ -16,7 +16,7 @@ from genfield.machine.checkpoint import DAMAGED
 
 from . import cases, invariants
 from .driver import Kind, Outcome, Zygote, answered
-from .problems import PROBLEMS
+from .problems import MODES, PROBLEMS
 from .signals import Signal
 
 WHOLE = 0.5  # of the cases; the others begin as a kill left them
@@ -173,5 +173,4 @@ def _line(out: Outcome) -> str:
     return out.output.strip().rpartition("\n")[2][:400]
 
 
-MODES = tuple(PROBLEMS)
 KINDS = {"damage": Kind(lambda seed: [], MODES, case)}

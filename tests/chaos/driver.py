@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 from genfield.machine import compiled
 
-from .problems import PROBLEMS, ROOT, TESTS, Problem
+from .problems import MODES, ROOT, TESTS, Problem
 from .server import Job
 
 LIMIT = 300.0  # seconds of a run, after which it hangs
@@ -68,7 +68,7 @@ class Kind(NamedTuple):
     """
 
     make: Callable[[int], Any]
-    modes: tuple[str, ...] = tuple(PROBLEMS)
+    modes: tuple[str, ...] = MODES
     case: Callable | None = None
 
 

@@ -95,4 +95,5 @@ _PROBLEMS = (
     Problem("evaluate", on_a_run("evaluate", "--config.evaluate.figures=True"), trained, RUN),
     Problem("edit", on_a_run(*STUDY), trained, RUN),
 )
-PROBLEMS = {problem.mode: problem for problem in _PROBLEMS}
+PROBLEMS = {problem.mode: problem for problem in _PROBLEMS}  # other files add their own
+MODES = tuple(PROBLEMS)

@@ -296,7 +296,7 @@ OF_FOUR = {
     "four_pairs": Problem("four_pairs", of_four("pairs"), whole, TRAIN),
     "four_prepare": Problem("four_prepare", _prepare, images),
 }
-PROBLEMS |= OF_FOUR  # after the modes of the other kinds were told: these are this file's alone
+PROBLEMS |= OF_FOUR
 ALL = tuple(OF_FOUR)
 TOGETHER = tuple(name for name in OF_FOUR if name != "four_prepare")
 

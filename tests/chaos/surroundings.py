@@ -14,7 +14,7 @@ import numpy as np
 
 from . import shim
 from .driver import Kind
-from .problems import CONFIG, PROBLEMS, Problem, on_a_run
+from .problems import CONFIG, MODES, PROBLEMS, Problem, on_a_run
 from .signals import state, until_used
 
 MEGABYTE = 1 << 20
@@ -324,7 +324,6 @@ def other_zygote(home: Path):
     return _other[0]
 
 
-MODES = tuple(mode for mode in PROBLEMS if mode not in ("train_arrays", "train_page"))
 KINDS = {
     "file_descriptors": Kind(OpenFiles, MODES),
     "memory": Kind(Memory, MODES),

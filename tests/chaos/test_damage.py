@@ -6,7 +6,7 @@ import pytest
 
 from . import cases, damage
 from .driver import kinds
-from .problems import PROBLEMS
+from .problems import MODES
 
 SEEDS = dict(train=3, sample=5, pairs=2, prepare=0)
 
@@ -25,7 +25,7 @@ def test_damage_is_told_or_mended(zygote, tmp_path, mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40, 50))
 def test_more_damage(zygote, tmp_path, seed):
-    for mode in PROBLEMS:
+    for mode in MODES:
         damaged(zygote, tmp_path, mode, seed)
 
 

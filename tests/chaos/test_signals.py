@@ -12,7 +12,6 @@ from .driver import Kind, Outcome, Tally, answered, kinds, table
 from .problems import PROBLEMS
 from .signals import Signal
 
-MODES = tuple(PROBLEMS)
 SEEDS = dict(train=3, sample=9, pairs=10, prepare=11, evaluate=38)
 
 
