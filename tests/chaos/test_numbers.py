@@ -15,7 +15,7 @@ from genfield.machine import checkpoint
 from genfield.machine.checkpoint import Checkpoints
 from genfield.program import config_io, experiment, fault, loop, open_run, own_files, train_step
 
-from .numbers import INJECTIONS, in_tree, injected
+from .injections import INJECTIONS, in_tree, injected
 
 CONFIG = Path(__file__).with_name("steep.py")
 STEP, ITEMS = 6, ("params", "ema", "optimizer")
