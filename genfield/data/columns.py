@@ -91,7 +91,11 @@ def _open(place: Path, split: str, limit: float) -> dict[str, Any]:
     datasets = _package()
     if place.is_dir() and any((place / name).exists() for name in SAVED):
         found = datasets.load_from_disk(str(place))
-        return dict(found) if isinstance(found, datasets.DatasetDict) else {split: found}
+        tables = dict(found) if isinstance(found, datasets.DatasetDict) else {split: found}
+        for table in tables.values():
+            for part in filter(None, (table.data, table._indices)):
+                part.validate(full=True)  # Arrow follows offsets wherever they lead
+        return tables
     return _parquet(place, split, limit)
 
 

@@ -11,6 +11,7 @@ from genfield.data import columns, sets
 from genfield.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="needs genfield[hf]")
+pyarrow = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 
@@ -136,3 +137,15 @@ def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     refuses(r"need datasets: pip install 'genfield\[hf\]'", place)
     assert columns.files_of(tmp_path / "absent") is None
+
+
+def test_offsets_that_lead_elsewhere_are_refused(tmp_path):
+    """Arrow maps a file and believes its offsets: to follow them ended the process."""
+    place = saved(tmp_path / "a", train=table(0, 4), test=table(4, 4))
+    [file] = (place / "train").glob("*.arrow")
+    raw, whole = file.read_bytes(), pyarrow.ipc.open_stream(file.read_bytes()).read_all()
+    lengths = [len(value.as_py()["bytes"]) for value in whole["image"]]
+    ends = np.cumsum([0, *lengths]).astype(np.int32).tobytes()
+    assert raw.count(ends) == 1
+    file.write_bytes(raw.replace(ends, np.array([0, *[2**30] * 4], np.int32).tobytes()))
+    refuses("not a readable Hugging Face data set: .*offsets", place)
