@@ -17,7 +17,7 @@ import numpy as np
 
 from genfield import rng
 from genfield.errors import UserError
-from genfield.machine import checkpoint, finite, logbook, processes, sharding
+from genfield.machine import digests, finite, logbook, processes, sharding
 from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.finite import Place
 from genfield.program import experiment, open_run, train_step
@@ -96,7 +96,7 @@ def _first(stages, causes: tuple, state: TrainState, batch: dict) -> Fault | Non
     """The fault in what `stages` computes; on the devices an array becomes a few numbers."""
     shapes = dict(zip(causes, jax.eval_shape(stages, state, batch), strict=True))
     size = shapes["loss"]["loss"].shape[0] if "loss" in shapes else 0
-    digest = lambda x: checkpoint.digest(x, jnp)
+    digest = lambda x: digests.digest(x, jnp)
 
     def numbers(cause: str, leaf) -> dict:
         wrong = finite.judged("optimizer" if cause.endswith("optimizer") else "", leaf.ndim)
@@ -112,7 +112,7 @@ def _first(stages, causes: tuple, state: TrainState, batch: dict) -> Fault | Non
         found = [
             finite.place(name, leaf.shape, of_leaf)
             for (name, leaf), of_leaf in zip(
-                checkpoint.named_leaves(tree).items(), of_leaves, strict=True
+                digests.named_leaves(tree).items(), of_leaves, strict=True
             )
         ]
         if bad := [place for place in found if place]:
