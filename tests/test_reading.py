@@ -5,6 +5,7 @@ import json
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from own_images import create, encoded, picture
 from PIL import Image
 
 from genfield import data, reading
-from genfield.data import decoding, npz, pairs, recorded, shards
+from genfield.data import decoding, npz, own, pairs, recorded, shards
+from genfield.data.arrays import Arrays
 from genfield.errors import UserError
 from genfield.machine import logbook
 from genfield.prepare import writer
@@ -289,3 +291,9 @@ def test_shards_of_samples_that_are_others(tmp_path):
     files.write(1, {"arr_0": np.zeros((2, 2), "f4")})
     refuses("do not belong together", files.finish)
     assert files.shards.exists()
+
+
+def test_arrays_of_words_are_told_as_they_are():
+    words = Arrays({"x1": np.full((4, 3, 1), "abc")}, Path("a.npz"), 0.5)
+    with pytest.raises(UserError, match="<U3 .* not uint8 or floats"):
+        own.check("arrays", words)

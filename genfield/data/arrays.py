@@ -28,7 +28,9 @@ class Arrays:
         """{"x1": [n, *shape], …}."""
         found = {key: values[rows] for key, values in self.arrays.items()}
         for key in ("x0", "x1"):
-            if key in found and self.scale != 1 and found[key].dtype != np.uint8:
+            if key not in found or self.scale == 1 or found[key].dtype == np.uint8:
+                continue
+            if found[key].dtype.kind in "biuf":  # others are told as they are
                 found[key] = found[key] * np.float32(self.scale)
         return found
 

@@ -36,6 +36,7 @@ METHODS_OF = {  # sections that name a method, and its arguments
     "coupling": registry.Coupling,
     "rematching": registry.Rematching,
 }
+LARGEST = 2**63 - 1
 LARGEST_SEED = 2**31 - 2**20  # evaluation counts on from the seed
 
 
@@ -69,7 +70,8 @@ def check_fields(config: ConfigDict) -> None:
             wanted = default.get_type(field)
             optional = wanted | None if default[field] is None else wanted
             check_type(f"{section}.{field}", value[field], optional)
-        lost = [field for field in default if field not in value] if section not in OPEN else []
+        needed = default if section not in OPEN else {"name"} & {*default}
+        lost = [field for field in needed if field not in value]
         if lost:
             raise UserError(
                 f"config.{section} lacks the field {lost[0]!r}: set its fields by "
@@ -100,6 +102,8 @@ def check_numbers(config: ConfigDict) -> None:
             choose(f"config.{name}", value, LIMITS[name].table)
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
+        if isinstance(value, int) and not -LARGEST - 1 <= value <= LARGEST:
+            raise UserError(f"config.{name} is beyond what 64 bits hold: set a smaller number")
         if not math.isfinite(value):
             raise UserError(f"config.{name} must be finite, got {value}")
         if name in LIMITS:

@@ -71,6 +71,8 @@ class Shards:
             found = differences(old["settings"], self.settings, missing=None, items=False)
             changed, done = sorted(name for name, *_ in found), list(old["finished"])
             self.sums = dict(old.get("sums", {}))
+            if not all(isinstance(name, str) for name in done):
+                raise TypeError("formats are names")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.manifest} is damaged: delete it and its samples") from error
         if changed:

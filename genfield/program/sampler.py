@@ -39,7 +39,11 @@ class Stage(NamedTuple):
 
 def sections(section) -> list:
     """A sampler section and those nested in its `then`."""
-    return [] if section is None else [section, *sections(section.get("then"))]
+    if section is None:
+        return []
+    if not hasattr(section, "get"):
+        raise UserError(f"config.sampler.then is a section, as config.sampler is: {section!r}")
+    return [section, *sections(section.get("then"))]
 
 
 def stages(section, methods: Methods | None = None) -> list[Stage]:

@@ -10,7 +10,8 @@ import pytest
 
 from genfield import configuration
 from genfield.errors import UserError
-from genfield.program import config_io, own_files
+from genfield.program import checks, config_io, experiment, own_files
+from genfield.program.methods import package
 
 PAGE = "import shared\ndef get_config():\n    return shared.start()\n"
 LAZY = "def get_config():\n    from shared import start\n    return start()\n"
@@ -141,3 +142,26 @@ def test_a_section_that_is_set_as_a_whole_has_the_defaults_of_the_rest(tmp_path)
     base = configuration.base()
     assert config.mesh.data == 2 and config.mesh.gather == base.mesh.gather
     assert set(config.mesh) == set(base.mesh)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "match"),
+    [
+        ("sampler", {"then": [{"name": "euler"}]}, "sampler.then is a section"),
+        ("sampler", {"step_size": 10**400}, "step_size is beyond what 64 bits hold"),
+        ("optimizer", {"weight_decay": 10**400}, "weight_decay"),
+        ("loss", {"name": None}, "config.loss lacks the field 'name'"),
+    ],
+)
+def test_somebodys_json_is_refused_in_a_line(tmp_path, section, change, match):
+    """What no page of Python would hold."""
+    told = config_io.to_dict(config_io.load("distance_marching_two_moons"))
+    told[section] |= change
+    if told[section].get("name", 0) is None:
+        del told[section]["name"]
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(told))
+    with pytest.raises(UserError, match=match):
+        config = config_io.from_file(file)
+        checks.check(config)
+        experiment.check_names(config, package())

@@ -1,5 +1,6 @@
 """How many samples are drawn at a time, and the files of what several processes drew of them."""
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -145,3 +146,11 @@ def test_what_fails_is_told_by_the_names_of_its_processes(monkeypatch):
     with pytest.raises(KeyError):  # a bug stays what it is where it is
         with processes.together():
             {}["x"]
+
+
+def test_a_record_whose_formats_are_no_names_is_damaged(tmp_path):
+    settings = {"num": 4, "shard_size": 4}
+    record = {"settings": settings, "finished": [["npz"]]}
+    (tmp_path / "s.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"s\.json is damaged: delete it"):
+        Shards(tmp_path, "s", settings, ("npz",))
