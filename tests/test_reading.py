@@ -295,5 +295,5 @@ def test_shards_of_samples_that_are_others(tmp_path):
 
 def test_arrays_of_words_are_told_as_they_are():
     words = Arrays({"x1": np.full((4, 3, 1), "abc")}, Path("a.npz"), 0.5)
-    with pytest.raises(UserError, match="<U3 .* not uint8 or floats"):
+    with pytest.raises(UserError, match=r"<U3 .* not uint8 or floats"):
         own.check("arrays", words)
