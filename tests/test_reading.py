@@ -297,3 +297,11 @@ def test_arrays_of_words_are_told_as_they_are():
     words = Arrays({"x1": np.full((4, 3, 1), "abc")}, Path("a.npz"), 0.5)
     with pytest.raises(UserError, match=r"<U3 .* not uint8 or floats"):
         own.check("arrays", words)
+
+
+def test_text_of_letters_that_are_none_is_refused(tmp_path):
+    """NumPy makes an array of it, and Python no string."""
+    text = np.array([2**30], np.uint32).view("<U1")
+    np.savez(tmp_path / "a.npz", names=text)
+    with pytest.raises(UserError, match="bad: names holds text that is none"):
+        npz.read_npz(tmp_path / "a.npz", "bad")

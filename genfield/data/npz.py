@@ -2,6 +2,7 @@
 
 import math
 import struct
+import sys
 import uuid
 import zipfile
 from collections.abc import Callable
@@ -212,11 +213,21 @@ def read_npz(
             other = next((name for name in chosen if not isinstance(found[name], np.ndarray)), None)
             if other is not None:
                 raise ValueError(f"{other} is no array")
+            for name in chosen:
+                _check_letters(name, found[name])
             return {name: found.get(name) for name in file.files}
     except DAMAGE as error:
         told = reason(error)
         told = "it holds Python objects" if "allow_pickle" in told else told
         raise UserError(f"{complaint}: {told}") from error
+
+
+def _check_letters(name: str, array: np.ndarray) -> None:
+    """Raises ValueError where a text has letters that Unicode has not: no string can be made."""
+    if array.dtype.kind == "U" and array.size:
+        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        if native.view(np.uint32).max() > sys.maxunicode:
+            raise ValueError(f"{name} holds text that is none")
 
 
 def _mapped(path: Path, file, name: str) -> np.ndarray:
