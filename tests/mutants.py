@@ -188,8 +188,8 @@ MUTANTS = [
     # The program
     Mutant(
         "gradient_unchecked",
-        "finite = jnp.isfinite(loss) & jnp.isfinite(norm)",
-        "finite = jnp.isfinite(loss)",
+        "finite = jnp.isfinite(tried.loss) & jnp.isfinite(tried.norm)",
+        "finite = jnp.isfinite(tried.loss)",
         "train",
     ),
     Mutant(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from genfield.data import identity
-from genfield.errors import UserError
+from genfield.errors import UserError, mendable
 from genfield.figures import run as figures
 from genfield.machine import logbook, peers, preemption, processes
 from genfield.machine.background import Background
@@ -316,7 +316,8 @@ class Loop:
             folder = fault.folder_of(self.exp.workdir, step)
             told = f"genfield replay --workdir={folder} makes it again from its dump{gone}"
         except Exception as problem:  # a full disk, say: what ended the training is told
-            told = f"its dump could not be written ({str(problem).splitlines()[0][:120]})"
+            why = mendable(problem) or str(problem).partition("\n")[0][:120]
+            told = f"its dump could not be written ({why})"
         what = str(error) if found is None else f"step {step} is not finite, first its {found}"
         saved = f"The state before it is in checkpoints/{step}; " if kept else ""
         raise UserError(f"{what}. {saved}{told}; {_mend(found)}") from error

@@ -133,7 +133,7 @@ def test_the_loop_stays_two_steps_ahead_and_waits_for_nothing_else(tmp_path, mon
 
 
 def test_steps_go_on_while_a_picture_is_drawn(tmp_path, monkeypatch):
-    """Where a checkpoint is due at the same step, too; the loggers get it before the next line."""
+    """A checkpoint alone waits, or a kill would lose it; the loggers get it before the next line."""
     begun, went_on, make, draw = [], threading.Event(), experiment.jit_train_step, loop.figures
     order, write = [], logbook.Metrics.write
 
@@ -163,7 +163,7 @@ def test_steps_go_on_while_a_picture_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(
         logbook.Metrics, "picture", lambda self, step, name, path: order.append((step, path.name))
     )
-    small = {"train.steps": 4, "train.log_every": 2, "train.eval_every": 2, "checkpoint.every": 2}
+    small = {"train.steps": 4, "train.log_every": 2, "train.eval_every": 2, "checkpoint.every": 4}
     small |= {"train.eval_samples": 4, "sample.num": 4, "evaluate.figures": False}
     small |= {"evaluate.metrics": "('heldout_loss',)"}
     assert run(tmp_path, TINY_DIGITS, small=small) == 0
