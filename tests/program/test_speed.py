@@ -133,7 +133,7 @@ def test_the_loop_stays_two_steps_ahead_and_waits_for_nothing_else(tmp_path, mon
 
 
 def test_steps_go_on_while_a_picture_is_drawn(tmp_path, monkeypatch):
-    """A checkpoint alone waits, or a kill would lose it; the loggers get it before the next line."""
+    """A checkpoint alone waits, or a kill would lose it; loggers get it before the next line."""
     begun, went_on, make, draw = [], threading.Event(), experiment.jit_train_step, loop.figures
     order, write = [], logbook.Metrics.write
 
