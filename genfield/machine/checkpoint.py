@@ -134,8 +134,7 @@ class Checkpoints:
           meta: JSON types; what is needed beside the arrays to go on.
           metrics: held-out figures of this very step, for `keep_best`.
         Raises:
-          UserError: another checkpoint of this step has come from elsewhere.
-          Whatever an earlier asynchronous save failed with.
+          UserError: another checkpoint of this step is there. Whatever an earlier save failed with.
           NonFinite: NaN or infinity in the state; then nothing is saved, and no older one goes.
         """
         self._manager.check_for_errors()
@@ -144,6 +143,7 @@ class Checkpoints:
         if self.judged and (problem := nonfinite(state)):
             raise NonFinite(f"step {step}: {problem}: it is not saved")
         meta = {**meta, "step": step, "digests": {k: digests(v) for k, v in state.items()}}
+        meta = json.loads(json.dumps(meta))  # written later, while the loop goes on counting
         meta["digest"] = of_record(meta)
         if not sharding.agreed(not (self.folder / str(step)).exists()):
             with processes.together():

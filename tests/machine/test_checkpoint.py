@@ -306,3 +306,13 @@ def test_a_checkpoint_that_came_from_elsewhere_is_not_written_over(saved):
     manager.save(3, make_state(2), {})  # what this run came to, too
     manager.wait()
     assert manager.steps() == [1, 2, 3]
+
+
+def test_what_is_counted_while_a_save_is_written_is_not_in_it(tmp_path, monkeypatch):
+    """Orbax writes the meta beside the loop, which goes on."""
+    manager, window, given = Checkpoints(tmp_path), {"loss": 1.0}, []
+    monkeypatch.setattr(manager._manager, "save", lambda step, args, metrics: given.append(args))
+    manager.save(1, make_state(), {"window": window})
+    window["loss"] = 2.0
+    assert given[0]["meta"].item["window"] == {"loss": 1.0}
+    manager.close()
