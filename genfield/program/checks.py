@@ -103,7 +103,9 @@ def check_numbers(config: ConfigDict) -> None:
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if isinstance(value, int) and not -LARGEST - 1 <= value <= LARGEST:
-            raise UserError(f"config.{name} is beyond what 64 bits hold: set a smaller number")
+            raise UserError(
+                f"config.{name} must be at most {LARGEST} in size: 64 bits hold no more"
+            )
         if not math.isfinite(value):
             raise UserError(f"config.{name} must be finite, got {value}")
         if name in LIMITS:
