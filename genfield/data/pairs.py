@@ -65,18 +65,7 @@ def pairs(
     classes = settings["num_classes"] if labels else 0
     names = tuple(settings["class_names"]) if classes else ()
     label = npy(folder / "labels.npy") if classes else np.zeros(count, np.int32)
-    floats, whole = x0.dtype.kind == x1.dtype.kind == "f", label.dtype.kind in "iu"
-    known = not classes or (whole and count and 0 <= label.min() <= label.max() < classes)
-    if not (floats and known):
-        raise UserError(
-            f"{folder} holds noises, samples and labels of {x0.dtype}, {x1.dtype} and "
-            f"{label.dtype}, or labels beyond {classes} classes: draw the pairs again"
-        )
-    if x0.shape != x1.shape or len(x0) != count or label.shape != (count,):
-        raise UserError(
-            f"{folder} holds {len(x0)} noises, {len(x1)} samples and {len(label)} labels, and its "
-            f"manifest says {count}: draw the pairs again"
-        )
+    _check_arrays(folder, x0, x1, label, count, classes)
 
     def gather(rows):
         order = np.argsort(rows)  # of the file, for the disk's sake, and back
@@ -113,6 +102,24 @@ def pairs(
         return dataset
     known = {name: source for name, source in feed.sources.items() if source.beside_pairs}
     return _beside(dataset, open_source("data.real", known, real, feed))
+
+
+def _check_arrays(
+    folder: Path, x0: np.ndarray, x1: np.ndarray, label: np.ndarray, count: int, classes: int
+) -> None:
+    """Raises UserError unless noises, samples and labels are `count` pairs of `classes` classes."""
+    floats, whole = x0.dtype.kind == x1.dtype.kind == "f", label.dtype.kind in "iu"
+    known = not classes or (whole and count and 0 <= label.min() <= label.max() < classes)
+    if not (floats and known):
+        raise UserError(
+            f"{folder} holds noises, samples and labels of {x0.dtype}, {x1.dtype} and "
+            f"{label.dtype}, or labels beyond {classes} classes: draw the pairs again"
+        )
+    if x0.shape != x1.shape or len(x0) != count or label.shape != (count,):
+        raise UserError(
+            f"{folder} holds {len(x0)} noises, {len(x1)} samples and {len(label)} labels, and its "
+            f"manifest says {count}: draw the pairs again"
+        )
 
 
 def _shown(examples: Examples) -> Examples:

@@ -7,7 +7,6 @@ and its losses, and `fault.json`, which is written last.
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genfield import rng
+from genfield.data.npz import read_npz
 from genfield.errors import UserError
 from genfield.machine import digests, finite, logbook, processes, sharding
 from genfield.machine.checkpoint import Checkpoints
@@ -23,6 +23,7 @@ from genfield.machine.finite import Place
 from genfield.program import experiment, open_run, train_step
 from genfield.program.experiment import Experiment
 from genfield.program.train_step import TrainState, held, microbatches
+from genfield.reading import DAMAGE, json_file, reason
 
 FOLDER, FILE = "nonfinite", "fault.json"
 KEPT = 3  # dumps of a run; each is as large as a checkpoint and a batch
@@ -235,13 +236,17 @@ def read(folder: Path, exp: Experiment) -> Dump:
     Raises:
       UserError: a file of it is damaged.
     """
+    damaged = f"the dump {folder} is damaged"
     try:
-        facts = json.loads((folder / FILE).read_text())
-        with np.load(folder / "batch.npz") as file:
-            fed = {name: file[name] for name in file.files}
+        facts = json_file(folder / FILE)
+        told = facts["fault"]
+        _ = facts["step"], facts["figures"].items(), told and (told["cause"], told["place"]["leaf"])
+        fed = read_npz(folder / "batch.npz", damaged)
         step = np.int32(fed.pop("step"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"the dump {folder} is damaged: {error}") from error
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{damaged}: {reason(error)}") from error
     checkpoints = Checkpoints(folder, judged=False)
     state, _ = open_run.restore(exp, checkpoints, int(step))
     checkpoints.close()
