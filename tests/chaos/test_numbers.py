@@ -11,6 +11,7 @@ import pytest
 from programs import run
 
 from genfield import replay
+from genfield.errors import UserError
 from genfield.machine import checkpoint
 from genfield.machine.checkpoint import Checkpoints
 from genfield.program import config_io, experiment, fault, loop, open_run, own_files, train_step
@@ -194,3 +195,10 @@ def test_the_best_is_never_nan(tmp_path):
         checkpoints.save(3, {"params": {"w": jax.numpy.full(3, np.inf)}}, {})
     assert checkpoints.steps() == [0, 2]
     checkpoints.close()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"fault": {}, "step": 6, "figures": {}}'])
+def test_a_damaged_dump_is_one_line(tmp_path, text):
+    (tmp_path / fault.FILE).write_text(text)
+    with pytest.raises(UserError, match=r"^the dump .* is damaged"):
+        fault.read(tmp_path, None)
