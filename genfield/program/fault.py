@@ -250,7 +250,12 @@ def read(folder: Path, exp: Experiment) -> Dump:
     checkpoints = Checkpoints(folder, judged=False)
     state, _ = open_run.restore(exp, checkpoints, int(step))
     checkpoints.close()
-    return Dump(exp, state, {"step": step} | sharding.put_whole(fed, exp.mesh), facts)
+    try:
+        batch = {"step": step} | sharding.put_whole(fed, exp.mesh)
+        jax.eval_shape(experiment.jit_train_step(exp), state, batch)  # whether it fits the step
+    except DAMAGE as error:
+        raise UserError(f"{damaged}: batch.npz: {reason(error)}") from error
+    return Dump(exp, state, batch, facts)
 
 
 def again(dumped: Dump) -> tuple[Fault | None, dict[str, str]]:

@@ -123,9 +123,17 @@ def test_a_step_that_is_another_when_made_again_is_told(tmp_path, capsys):
     code, out, error = made_again(tmp_path, capsys)
     assert code == 2 and "every number of it is finite" in out
     assert error.count("\n") == 1 and "came from outside its numbers" in error
+    for x1 in (np.ones((16, 3), np.float32), np.array(["x"] * 16)):  # such as no step takes
+        np.savez(folder / "batch.npz", step=np.int32(STEP), x1=x1)
+        code, _, error = made_again(tmp_path, capsys)
+        assert code == 2 and error.count("\n") == 1 and "is damaged: batch.npz: " in error
     (folder / "batch.npz").write_bytes(b"PK")
     code, _, error = made_again(tmp_path, capsys)
     assert code == 2 and error.count("\n") == 1 and "is damaged" in error
+    shutil.rmtree(folder / "checkpoints")
+    np.savez(folder / "batch.npz", step=np.int32(STEP), x1=np.ones((16, 2), np.float32))
+    code, _, error = made_again(tmp_path, capsys)
+    assert code == 2 and error.count("\n") == 1 and f"no checkpoint of step {STEP}" in error
 
 
 def test_dumps_are_few_and_a_disk_that_is_full_hides_no_fault(tmp_path, capsys, monkeypatch):

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from genfield import compare, configuration, data, open_run
+from genfield import compare, configuration, data
 from genfield.data import identity, recorded
 from genfield.data.npz import cached
 from genfield.data.pipeline import short_hash
 from genfield.features import weights
 from genfield.look.folder import Folder
-from genfield.machine import checkpoint, logbook
+from genfield.machine import checkpoint, logbook, sharding
 from genfield.machine.loggers import wandb
 from genfield.metrics import reference
 from genfield.prepare import writer
-from genfield.program import card, config_io, experiment, own_files
+from genfield.program import card, config_io, experiment, fault, open_run, own_files
 from genfield.program.sample_files import Shards
 from genfield.study import editing
 
@@ -38,7 +38,26 @@ def run_copy(folder: Path) -> None:
 
 
 def read_run(folder: Path) -> None:
-    open_run(folder)
+    open_run.open_run(folder)
+
+
+def dump(folder: Path) -> None:
+    """What a training leaves of a step whose data are not finite, at the run's last checkpoint."""
+    loaded = config_io.read(str(RUN / "config.json"))
+    exp = experiment.prepare(loaded.config, folder, loaded.methods)
+    with contextlib.closing(checkpoint.Checkpoints(RUN, judged=False)) as checkpoints:
+        state, meta = open_run.restore(exp, checkpoints)
+    x1 = np.full((exp.config.batch_size, *exp.data.shape), np.nan, np.float32)
+    batch = {"step": np.int32(meta["step"])} | sharding.put_whole({"x1": x1}, exp.mesh)
+    fault.dump(exp, state, batch, meta, {"loss": np.nan})
+
+
+def read_dump(folder: Path) -> None:
+    """As a replay does, before it compiles the step."""
+    place = fault.find(folder)
+    loaded = config_io.read(str(place / "config.json"))
+    exp = experiment.prepare(loaded.config, place, loaded.methods, reads_data=False, decodes=False)
+    fault.same(fault.read(place, exp), None, {})
 
 
 def load(folder: Path) -> None:
@@ -234,7 +253,6 @@ def _judge():
     import tiny_network
 
     from genfield import features
-    from genfield.machine import sharding
     from genfield.metrics import images, known
 
     section = configuration.base().evaluate
@@ -294,6 +312,7 @@ def rows() -> list[tuple]:
     return [
         ("run", run_copy, read_run, 0.6),
         ("checkpoint", run_copy, load, 1, lambda name: name.startswith("checkpoints/")),
+        ("dump", dump, read_dump, 1, lambda name: "/checkpoints/" not in name),
         ("config", config, read_config, 30),
         ("config_checked", config, prepare, 3),
         ("records", records, read_records, 20),
