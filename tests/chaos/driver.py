@@ -24,6 +24,7 @@ import json
 import os
 import pickle
 import pkgutil
+import random
 import re
 import signal
 import socket
@@ -70,6 +71,19 @@ class Kind(NamedTuple):
     make: Callable[[int], Any]
     modes: tuple[str, ...] = MODES
     case: Callable | None = None
+
+
+def in_turn(make: Callable[[int], Any], most: int = 3) -> Callable[[int], list]:
+    """seed -> one to `most` faults of a run, each on the start that goes on after the one before.
+
+    make: seed -> a fault.
+    """
+
+    def several(seed: int) -> list:
+        count = random.Random(f"strikes {seed}").randint(1, most)
+        return [make(seed * 100 + strike) for strike in range(count)]
+
+    return several
 
 
 def environment(home: Path) -> dict[str, str]:

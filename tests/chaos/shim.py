@@ -14,7 +14,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from .driver import Kind, answered
+from .driver import Kind, answered, in_turn
 
 SOURCE = Path(__file__).with_name("shim.c")
 COUNTED = "open create write fsync rename make remove read stat bytes clock hits".split()
@@ -183,4 +183,7 @@ class Make:
         return AtFiles(self.name, seed)
 
 
-KINDS = {name: Kind(Make(name)) for name in DRAWS if name != "stale"} if COMPILER else {}
+ENDS = ("disk_full", "read_only", "fsync", "disk_error", "open_files", "kill_at_call")
+KINDS = {name: Kind(Make(name)) for name in DRAWS if name != "stale"}
+KINDS |= {name: Kind(in_turn(Make(name))) for name in ENDS}  # one run may meet several
+KINDS = KINDS if COMPILER else {}

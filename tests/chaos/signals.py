@@ -18,7 +18,7 @@ from pathlib import Path
 from genfield.machine import compiled
 
 from . import shim
-from .driver import Facts, Kind, Outcome, answered
+from .driver import Facts, Kind, Outcome, answered, in_turn
 
 WRITING = frozenset("wax+")
 TOUCHES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
@@ -178,13 +178,8 @@ def send(pid: int, number: int) -> None:
 
 
 def several(number: signal.Signals) -> Callable[[int], list[Signal]]:
-    """seed -> the strikes of one run, each on the start that goes on after the one before."""
-
-    def make(seed: int) -> list[Signal]:
-        count = random.Random(f"strikes {seed}").randint(1, STRIKES)
-        return [Signal(number, seed * 100 + strike) for strike in range(count)]
-
-    return make
+    """seed -> the strikes of one run."""
+    return in_turn(lambda seed: Signal(number, seed), STRIKES)
 
 
 class Compiling(Signal):

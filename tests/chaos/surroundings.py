@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import shim
-from .driver import Kind
+from .driver import Kind, in_turn
 from .problems import CONFIG, MODES, PROBLEMS, Problem, on_a_run
 from .signals import state, until_used
 
@@ -224,6 +224,10 @@ class Killed(Fault):
         if state(pid) != "Z":
             os.kill(pid, 9)
 
+    def landed(self, out) -> bool:
+        """It counts as no fault: the one behind it does."""
+        return False
+
     def answered(self, out) -> str | None:
         """Nobody can say anything."""
         return None
@@ -325,12 +329,12 @@ def other_zygote(home: Path):
 
 
 KINDS = {
-    "file_descriptors": Kind(OpenFiles, MODES),
-    "memory": Kind(Memory, MODES),
-    "file_size": Kind(FileSize, MODES),
-    "deleted_workdir": Kind(Moved, MODES),
-    "vanishing_data": Kind(NoData, ("train_arrays",)),
-    "changing_data": Kind(OtherData, ("train_arrays",)),
+    "file_descriptors": Kind(in_turn(OpenFiles), MODES),
+    "memory": Kind(in_turn(Memory), MODES),
+    "file_size": Kind(in_turn(FileSize), MODES),
+    "deleted_workdir": Kind(in_turn(Moved), MODES),
+    "vanishing_data": Kind(in_turn(NoData), ("train_arrays",)),
+    "changing_data": Kind(in_turn(OtherData), ("train_arrays",)),
     "changed_config": Kind(after_a_kill(Config), ("train_page",)),
     "two_processes": Kind(Twice, MODES),
 }
