@@ -1,9 +1,10 @@
 """python -m tests.chaos --kind=kill --runs=1000 --seed=0 --out=chaos.json
 
 Strikes the program's modes until so many faults have met a run, with two workers; the same command
-goes on behind what --out holds. --modes=train,sample and --seed choose: with one mode and --runs=1
-this is the rerun of one seed, which is printed where something is lost. --home is a folder that is
-kept, with compiled programs and references. --table prints what the files of --out hold.
+goes on behind what --out holds. --kind=kill,term takes several in turn, and --kind=all all of them,
+so many faults of each. --modes=train,sample and --seed choose: with one mode and --runs=1 this is
+the rerun of one seed, which is printed where something is lost. --home is a folder that is kept,
+with compiled programs and references. --table prints what the files of --out hold.
 """
 
 import argparse
@@ -25,7 +26,7 @@ WORKERS = 2
 def parse():
     """The command line."""
     parser = argparse.ArgumentParser("python -m tests.chaos", description=__doc__)
-    parser.add_argument("--kind", help=f"one of {', '.join(kinds())}")
+    parser.add_argument("--kind", help=f"of {', '.join(kinds())}; with commas, or all")
     parser.add_argument("--runs", type=int, default=100, help="faults that must have met a run")
     parser.add_argument("--seed", type=int, default=0, help="of the first case")
     parser.add_argument("--modes", help="with commas; all that the kind is for")
@@ -36,8 +37,9 @@ def parse():
     return parser.parse_args()
 
 
-def order(asked, modes: tuple[str, ...], done: set):
+def order(asked, kind: str, done: set):
     """(mode, seed) of the cases that are still to come, without end: the modes in turn."""
+    modes = asked.modes.split(",") if asked.modes else kinds()[kind].modes
     for number in itertools.count():
         case = modes[number % len(modes)], asked.seed + number
         if case not in done:
@@ -50,8 +52,6 @@ def main() -> int:
     if asked.table:
         print(table([Tally.read(Path(name)) for name in asked.out.split(",")]))
         return 0
-    kind = kinds()[asked.kind]
-    modes = tuple(asked.modes.split(",")) if asked.modes else kind.modes
     home, out = Path(asked.home).resolve(), Path(asked.out)
     tally = Tally.read(out) if asked.runs > 1 else Tally(out, [], [])  # one is run again
     folder = home / f"work_{os.getpid()}"
@@ -60,7 +60,8 @@ def main() -> int:
     count = max(1, min(asked.workers, WORKERS))
     pool = ProcessPoolExecutor(count, context, workers.begin, (home,))
     try:
-        schedule(pool, count, asked, order(asked, modes, tally.done(asked.kind)), tally, folder)
+        for kind in kinds() if asked.kind == "all" else asked.kind.split(","):
+            schedule(pool, count, asked, kind, tally, folder)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on")
         for process in list(pool._processes.values()):
@@ -74,33 +75,33 @@ def main() -> int:
     return int(bool(tally.failures))
 
 
-def schedule(pool, count: int, asked, waiting, tally: Tally, folder: Path) -> None:
+def schedule(pool, count: int, asked, kind: str, tally: Tally, folder: Path) -> None:
     """Hands cases to the workers until enough faults have struck, and counts what comes back."""
-    running = set()
-    start = lambda: running.add(pool.submit(workers.work, asked.kind, *next(waiting), folder))
-    while running or tally.struck(asked.kind) < asked.runs:
-        while len(running) < count and tally.struck(asked.kind) < asked.runs:
+    running, waiting = set(), order(asked, kind, tally.done(kind))
+    start = lambda: running.add(pool.submit(workers.work, kind, *next(waiting), folder))
+    while running or tally.struck(kind) < asked.runs:
+        while len(running) < count and tally.struck(kind) < asked.runs:
             start()
         ended, running = wait(running, return_when=FIRST_COMPLETED)
         for future in ended:
             found = future.result()
-            tally.add(asked.kind, found)
-            tell(asked, tally, found)
+            tally.add(kind, found)
+            tell(asked, kind, tally, found)
             if asked.runs == 1:
                 return
 
 
-def tell(asked, tally: Tally, found: cases.Found) -> None:
+def tell(asked, kind: str, tally: Tally, found: cases.Found) -> None:
     """A line a case on a file, one that moves on a terminal; all of what was lost."""
     bad = found.lost + found.silent
-    count = f"{tally.struck(asked.kind)}/{asked.runs}"
-    line = f"{asked.kind} {count}  {found.mode} {found.seed}: {found.seconds:.1f} s"
+    count = f"{tally.struck(kind)}/{asked.runs}"
+    line = f"{kind} {count}  {found.mode} {found.seed}: {found.seconds:.1f} s"
     moves = sys.stdout.isatty() and not bad
     print(f"\r{line}\033[K" if moves else line, end="" if moves else "\n", flush=True)
     if bad or asked.runs == 1:
         print("\n".join([*(f"  {one}" for one in found.story), *(f"  LOST {b}" for b in bad)]))
     if bad:
-        again = f"--kind={asked.kind} --modes={found.mode} --seed={found.seed} --runs=1"
+        again = f"--kind={kind} --modes={found.mode} --seed={found.seed} --runs=1"
         print(f"  again: python -m tests.chaos {again} --out=again.json", flush=True)
 
 

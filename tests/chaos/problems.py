@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
@@ -95,5 +96,79 @@ _PROBLEMS = (
     Problem("evaluate", on_a_run("evaluate", "--config.evaluate.figures=True"), trained, RUN),
     Problem("edit", on_a_run(*STUDY), trained, RUN),
 )
-PROBLEMS = {problem.mode: problem for problem in _PROBLEMS}  # other files add their own
-MODES = tuple(PROBLEMS)
+PROBLEMS = {problem.mode: problem for problem in _PROBLEMS}
+MODES = tuple(PROBLEMS)  # behind which more are added, here and in other files
+
+
+# ---- Data in a file, by memory map, or in many; and a config page that may change
+
+
+def data_of(workdir: Path) -> Path:
+    """The data file of a problem that has one."""
+    return workdir.with_name(f"{workdir.name}.npy")
+
+
+def examples(seed: int = 0) -> np.ndarray:
+    """Points [512, 6]."""
+    return np.random.default_rng(seed).standard_normal((512, 6)).astype(np.float32)
+
+
+def write_data(workdir: Path, home: Path | None = None) -> None:
+    """The data file of a problem."""
+    np.save(data_of(workdir), examples())
+
+
+def pictures_of(workdir: Path) -> Path:
+    """The images of a problem that reads them one by one."""
+    return workdir.with_name(f"{workdir.name}_pictures")
+
+
+def write_pictures(workdir: Path, home: Path | None = None) -> None:
+    """Images of 8x8 pixels, a file each."""
+    levels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    pictures_of(workdir).mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(levels):
+        Image.fromarray(image).save(pictures_of(workdir) / f"{number:02d}.png")
+
+
+def page_of(workdir: Path) -> Path:
+    """The config page of a problem."""
+    return workdir.with_name(f"{workdir.name}.py")
+
+
+def write_page(workdir: Path, home: Path | None = None) -> None:
+    """The config page of a problem."""
+    page_of(workdir).write_text(CONFIG.read_text())
+
+
+def on_arrays(workdir: Path) -> list[str]:
+    """Training on a file by memory map."""
+    data = f"--config.data.path={data_of(workdir)}"
+    more = ("data.name=arrays", "data.labels=False", "label_dropout=0.0")
+    given = [data, *(f"--config.{one}" for one in more)]
+    return on_a_run("train", f"--config={CONFIG}", *given)(workdir)
+
+
+def on_pictures(workdir: Path) -> list[str]:
+    """Training on images that are read when they are needed."""
+    data = f"--config.data.path={pictures_of(workdir)}"
+    more = ("data.name=images", "data.labels=False", "data.in_memory=False", "data.size=8")
+    given = [data, *(f"--config.{one}" for one in (*more, "label_dropout=0.0"))]
+    return on_a_run("train", f"--config={CONFIG}", *given)(workdir)
+
+
+def on_a_page(workdir: Path) -> list[str]:
+    """Training by a page of its own."""
+    return on_a_run("train", f"--config={page_of(workdir)}")(workdir)
+
+
+def images_of(problem: Problem, workdir: Path) -> Path:
+    """The file or folder of images that a problem reads."""
+    return workdir.parent / IMAGES if problem.mode == "prepare" else pictures_of(workdir)
+
+
+PROBLEMS |= {
+    "train_arrays": Problem("train_arrays", on_arrays, write_data),
+    "train_pictures": Problem("train_pictures", on_pictures, write_pictures),
+    "train_page": Problem("train_page", on_a_page, write_page),
+}

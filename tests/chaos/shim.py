@@ -186,4 +186,5 @@ class Make:
 ENDS = ("disk_full", "read_only", "fsync", "disk_error", "open_files", "kill_at_call")
 KINDS = {name: Kind(Make(name)) for name in DRAWS if name != "stale"}
 KINDS |= {name: Kind(in_turn(Make(name))) for name in ENDS}  # one run may meet several
+KINDS["fsync"] = KINDS["fsync"]._replace(modes=("train", "prepare"))  # which alone ask for it
 KINDS = KINDS if COMPILER else {}

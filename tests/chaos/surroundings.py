@@ -7,6 +7,8 @@ import os
 import random
 import resource
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +16,21 @@ import numpy as np
 
 from . import shim
 from .driver import Kind, in_turn
-from .problems import CONFIG, MODES, PROBLEMS, Problem, on_a_run
-from .signals import state, until_used
+from .problems import (
+    CONFIG,
+    MODES,
+    PROBLEMS,
+    data_of,
+    examples,
+    images_of,
+    page_of,
+    write_data,
+    write_page,
+)
+from .signals import send, state, until_used
 
 MEGABYTE = 1 << 20
+OBEYED = 30.0  # seconds in which a signal ends a run whose data are slow
 
 
 class Fault:
@@ -135,11 +148,6 @@ class Moved(Fault):
         aside.rename(place)
 
 
-def data_of(workdir: Path) -> Path:
-    """The data file of a problem that has one."""
-    return workdir.with_name(f"{workdir.name}.npy")
-
-
 class NoData(Moved):
     """The data file vanishes; what is read by memory map lives on."""
 
@@ -152,6 +160,46 @@ class NoData(Moved):
     def aside(self, workdir: Path) -> Path:
         """Beside it."""
         return workdir.with_name(f"{workdir.name}.moved.npy")
+
+
+class SlowData(shim.AtFiles):
+    """Each read of the images takes long, as from a server far away; SIGTERM may come meanwhile."""
+
+    def __init__(self, seed: int):
+        super().__init__("slow_data", seed)
+        draw = random.Random(f"slow_data {seed}")
+        self.waits, self.share = int(2 ** draw.uniform(2, 9)), draw.random()
+        self.ends = draw.random() < 0.5
+
+    def aim(self, facts) -> None:
+        """When SIGTERM comes, in processor seconds of the run."""
+        self.seconds = self.share * facts.seconds
+
+    def meet(self, problem, workdir: Path, home: Path, counted) -> None:
+        """Where the images are."""
+        count = workdir.with_name(f"{workdir.name}.calls")
+        self.told = dict(slow=self.waits, under=images_of(problem, workdir), count=count)
+
+    def parent(self, pid: int, workdir: Path) -> None:
+        """Beside the run: a signal is obeyed, however slow the data are."""
+        if not self.ends:
+            return
+        until_used(pid, self.seconds)
+        asked = time.monotonic()
+        send(pid, signal.SIGTERM)
+        while state(pid) != "Z":
+            time.sleep(0.02)
+        self.took = time.monotonic() - asked
+
+    took = 0.0
+
+    def answered(self, out) -> str | None:
+        """It goes on, or has ended soon after it was told to."""
+        late = f"it ended {self.took:.0f} s after SIGTERM" if self.took > OBEYED else None
+        return late or super().answered(out)
+
+    def __str__(self):
+        return f"slow_data ({self.waits} ms a read{', SIGTERM' if self.ends else ''})"
 
 
 class OtherData(Fault):
@@ -238,48 +286,6 @@ def after_a_kill(make: Callable[[int], Fault]) -> Callable[[int], list[Fault]]:
     return lambda seed: [Killed(seed), make(seed)]
 
 
-# ---- Problems of their own: data in a file, by memory map, and a config page that may change
-
-
-def examples(seed: int = 0) -> np.ndarray:
-    """Points [512, 6]."""
-    return np.random.default_rng(seed).standard_normal((512, 6)).astype(np.float32)
-
-
-def write_data(workdir: Path, home: Path | None = None) -> None:
-    """The data file of a problem."""
-    np.save(data_of(workdir), examples())
-
-
-def page_of(workdir: Path) -> Path:
-    """The config page of a problem."""
-    return workdir.with_name(f"{workdir.name}.py")
-
-
-def write_page(workdir: Path, home: Path | None = None) -> None:
-    """The config page of a problem."""
-    page_of(workdir).write_text(CONFIG.read_text())
-
-
-def on_arrays(workdir: Path) -> list[str]:
-    """Training on a file by memory map."""
-    data = f"--config.data.path={data_of(workdir)}"
-    more = ("data.name=arrays", "data.labels=False", "label_dropout=0.0")
-    given = [data, *(f"--config.{one}" for one in more)]
-    return on_a_run("train", f"--config={CONFIG}", *given)(workdir)
-
-
-def on_a_page(workdir: Path) -> list[str]:
-    """Training by a page of its own."""
-    return on_a_run("train", f"--config={page_of(workdir)}")(workdir)
-
-
-PROBLEMS |= {
-    "train_arrays": Problem("train_arrays", on_arrays, write_data),
-    "train_page": Problem("train_page", on_a_page, write_page),
-}
-
-
 # ---- Two processes
 
 
@@ -339,4 +345,5 @@ KINDS = {
     "two_processes": Kind(Twice, MODES),
 }
 if shim.COMPILER:  # what another machine has just written is of use to one that goes on
+    KINDS["slow_data"] = Kind(in_turn(SlowData), ("train_pictures", "prepare"))
     KINDS["stale"] = Kind(after_a_kill(shim.Make("stale")), ("train",))
