@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 REMOTE = re.compile(r"[A-Za-z][\w+.-]+://")
+SHORT = re.compile(r"\d+ requested and \d+ written")  # as NumPy tells a full disk, without a number
 OS_CODE = re.compile(r"os_error_code='(\d+)'")  # as TensorStore, below orbax, tells the system's
 EXIT_CODE = 2
 LONGEST = 2000  # letters of a line
@@ -131,7 +132,7 @@ def of_system(error: BaseException) -> int | None:
     if isinstance(error, FileExistsError):  # etils raises it without a number
         return errno.EEXIST
     if isinstance(error, OSError):
-        return error.errno
+        return errno.ENOSPC if SHORT.fullmatch(str(error)) else error.errno
     code = OS_CODE.search(str(error))
     return int(code[1]) if code else None
 

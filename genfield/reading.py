@@ -4,6 +4,7 @@ What a reader makes of a file is bounded by the file's size (`most`), whatever t
 itself, and whatever a library raises of it is DAMAGE, which becomes one line.
 """
 
+import contextlib
 import csv
 import json
 import lzma
@@ -12,6 +13,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,30 @@ DAMAGE = (
 def most(size: int) -> int:
     """The bytes that a file of this size may become in memory."""
     return ROOM + TIMES * size
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """This process may take so many bytes more meanwhile; beyond, a library meets MemoryError.
+
+    For libraries that reserve whatever a damaged file says. Where the system does not tell what a
+    process has, nothing is limited.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [pages * resource.getpagesize() + size, soft, hard]
+    most = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def reason(error: Exception) -> str:

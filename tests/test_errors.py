@@ -99,6 +99,7 @@ WRITING = (
     [
         (ValueError(WRITING), r"^/run/checkpoints/: No space left on device\. Make room or choose"),
         (OSError(errno.EMFILE, "x", "/a"), r"^/a: Too many open files\. Raise the limit of open"),
+        (OSError("90 requested and 0 written"), "^the disk: No space left on device"),
         (OSError(errno.EIO, "x"), r"^the disk: Input/output error\. See to the disk or its server"),
         (FileNotFoundError(errno.ENOENT, "x", "/a"), "^/a: No such file .* put it back"),
         (OSError(errno.EFBIG, "x", "/a"), "^/a: File too large. .*ulimit -f"),

@@ -305,3 +305,9 @@ def test_text_of_letters_that_are_none_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", names=text)
     with pytest.raises(UserError, match="bad: names holds text that is none"):
         npz.read_npz(tmp_path / "a.npz", "bad")
+
+
+def test_a_library_that_reserves_what_a_file_says_meets_its_bound():
+    with pytest.raises(MemoryError), reading.room_for(1 << 28):
+        np.ones(1 << 31, np.uint8)
+    assert np.ones(1 << 28, np.uint8).all()  # and not behind it

@@ -22,7 +22,7 @@ from genfield.data.pipeline import (
     subset,
 )
 from genfield.errors import UserError
-from genfield.reading import most, reason
+from genfield.reading import most, reason, room_for
 from genfield.registry import Place, choose
 
 TOP_GENES = 2000  # highly variable genes (Flux Matching, section B.2)
@@ -121,7 +121,7 @@ def read(path: str | Path):
     anndata = packages()[0]
     try:
         _check_own(path)
-        with quiet():
+        with quiet(), room_for(most(path.stat().st_size)):  # a text may say that it has gigabytes
             found = anndata.read_h5ad(path)
     except Exception as error:  # h5py and anndata raise all kinds on damaged files
         raise UserError(f"{path} is not a readable .h5ad file: {reason(error)}") from error

@@ -7,11 +7,9 @@ in any program:
     params = genfield.checkpoint.load("runs/two_moons")
 """
 
-import functools
 import json
 import math
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,10 +19,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError, local, of_machine
-from genfield.machine import finite, fixed, processes, sharding
+from genfield.machine import around_orbax, finite, fixed, processes, sharding
 from genfield.machine.digests import digests, named_leaves, named_path, of_record
 
 FOLDER = "checkpoints"
@@ -47,25 +44,6 @@ def nonfinite(items: dict) -> str | None:
         if bits & finite.judged(path[0].key, ndim):
             return f"{named_path(path)} holds NaN or infinity"
     return None
-
-
-def _figure(metrics: dict, name: str) -> float:
-    """What checkpoints are ordered by; NaN is the worst, as nothing is."""
-    value = metrics.get(name, math.inf)
-    return math.inf if math.isnan(value) else value
-
-
-def _policy(keep: int, keep_best: int, metric: str):
-    latest = checkpoint_managers.LatestN(keep)
-    if not keep_best:
-        return latest
-    best = checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: _figure(metrics, metric),
-        reverse=True,  # the smallest is the best
-        n=keep_best,
-        keep_checkpoints_without_metrics=False,
-    )
-    return checkpoint_managers.AnyPreservationPolicy([latest, best])
 
 
 def _several() -> bool:
@@ -98,9 +76,9 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._rename_damaged_metrics()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy(keep, keep_best, best_metric),
+            preservation_policy=around_orbax.policy(keep, keep_best, best_metric),
             # Without it orbax does not write the metrics down, and a resumed run forgets its best.
-            best_fn=lambda metrics: _figure(metrics, best_metric),
+            best_fn=lambda metrics: around_orbax.figure(metrics, best_metric),
             best_mode="min",
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -137,6 +115,10 @@ class Checkpoints:
           UserError: another checkpoint of this step is there. Whatever an earlier save failed with.
           NonFinite: NaN or infinity in the state; then nothing is saved, and no older one goes.
         """
+        with around_orbax.told(self.folder):
+            self._save(step, state, meta, metrics)
+
+    def _save(self, step: int, state: dict, meta: dict, metrics: dict | None) -> None:
         self._manager.check_for_errors()
         if step in self._manager.all_steps():
             return
@@ -226,7 +208,7 @@ class Checkpoints:
 
     def _alone(self, step: int, items: dict) -> ocp.args.Composite:
         """Items of a checkpoint and its meta, read by this process, which waits for no other."""
-        _hush_closed_loops()
+        around_orbax.hush_closed_loops()
         me = jax.process_index()
         options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())
@@ -239,10 +221,17 @@ class Checkpoints:
     ) -> tuple[str | None, "_Found | None"]:
         """What keeps this process from reading its part of a checkpoint, or None; and the part.
 
+        What fails is tried once more: a disk that fails for a moment is no damage.
         Nothing in it is collective: on another process it may end elsewhere.
         Raises:
           UserError: this machine cannot read it now, whole as it may be.
         """
+        problem, found = self._read_once(step, abstract, older)
+        return (problem, found) if found else self._read_once(step, abstract, older)
+
+    def _read_once(self, step: int, abstract: dict, older: Mapping[str, Mapping]):
+        """As `_read`."""
+        place = self.folder / str(step)
         try:
             lacking = self._lacking(step, older)
             there = {k: fixed.without(tree, lacking.get(k, ())) for k, tree in abstract.items()}
@@ -258,8 +247,9 @@ class Checkpoints:
                 state[name] = fixed.put(state[name], placed)
             return None, _Found(read, expected, state, out["meta"])
         except Exception as error:  # anything can come out of a damaged file
-            if short := of_machine(error):  # which says nothing of the checkpoint
-                place = self.folder / str(step)
+            if short := of_machine(error) or around_orbax.unseen(
+                place
+            ):  # which says nothing of the checkpoint
                 raise UserError(f"cannot read checkpoint {place} now: {short}") from error
             return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", None
 
@@ -301,12 +291,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until the last save is on disk; raises what it failed with, here at once."""
-        while _several() and self._failed is None and self._manager.is_saving_in_progress():
-            time.sleep(0.02)
-        if self._failed is not None:
-            raise self._failed
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with around_orbax.told(self.folder):
+            while _several() and self._failed is None and self._manager.is_saving_in_progress():
+                time.sleep(0.02)
+            if self._failed is not None:
+                raise self._failed
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
         """Waits for the last save and frees the manager."""
@@ -346,18 +337,6 @@ def _differs(found: _Found) -> str | None:
         if wrong:
             return f"{name}/{wrong[0]} does not match its digest"
     return None
-
-
-@functools.cache
-def _hush_closed_loops() -> None:
-    """TensorStore prints a traceback for each part that it still reads when another is damaged."""
-    before = sys.unraisablehook
-
-    def hook(told):
-        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
-            before(told)
-
-    sys.unraisablehook = hook
 
 
 def _placed(array: np.ndarray, sharding) -> jax.Array:

@@ -256,7 +256,8 @@ def _checked(where: str, facts: Mapping[str, Any]) -> dict:
         if name in UNUSED or name.startswith("_") or value is None:
             continue
         if name in BLOCKS:
-            if any(block != BLOCKS[name] for block in value):
+            blocks = value if isinstance(value, (list, tuple)) else [value]
+            if any(block != BLOCKS[name] for block in blocks):
                 raise UserError(f"{where}: {name} must all be {BLOCKS[name]}, not {value}")
         elif name == "act_fn":
             if value not in ("silu", "swish"):

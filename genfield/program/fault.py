@@ -242,16 +242,16 @@ def read(folder: Path, exp: Experiment) -> Dump:
         told = facts["fault"]
         _ = facts["step"], facts["figures"].items(), told and (told["cause"], told["place"]["leaf"])
         fed = read_npz(folder / "batch.npz", damaged)
-        step = np.int32(fed.pop("step"))
+        step = int(np.int32(fed.pop("step")))  # of one number alone
     except UserError:
         raise
     except DAMAGE as error:
         raise UserError(f"{damaged}: {reason(error)}") from error
     checkpoints = Checkpoints(folder, judged=False)
-    state, _ = open_run.restore(exp, checkpoints, int(step))
+    state, _ = open_run.restore(exp, checkpoints, step)
     checkpoints.close()
     try:
-        batch = {"step": step} | sharding.put_whole(fed, exp.mesh)
+        batch = {"step": np.int32(step)} | sharding.put_whole(fed, exp.mesh)
         jax.eval_shape(experiment.jit_train_step(exp), state, batch)  # whether it fits the step
     except DAMAGE as error:
         raise UserError(f"{damaged}: batch.npz: {reason(error)}") from error

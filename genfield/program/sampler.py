@@ -71,7 +71,7 @@ def _stage(section, table, rules, where: str) -> Stage:
     check_range(f"{where}.num_steps", num_steps, registry.POSITIVE)
     if method.steps is not None:
         num_steps = method.steps(bound(method, fields))
-    if num_steps is None or num_steps < 1:
+    if not isinstance(num_steps, int) or num_steps < 1:
         raise UserError(f"config.sampler {method.name!r} needs num_steps >= 1, got {num_steps}")
     sampler = build("sampler", table, fields, where=where)
     if stop is not None:

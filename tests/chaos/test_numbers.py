@@ -127,6 +127,9 @@ def test_a_step_that_is_another_when_made_again_is_told(tmp_path, capsys):
         np.savez(folder / "batch.npz", step=np.int32(STEP), x1=x1)
         code, _, error = made_again(tmp_path, capsys)
         assert code == 2 and error.count("\n") == 1 and "is damaged: batch.npz: " in error
+    np.savez(folder / "batch.npz", step=np.zeros(2, np.int32), x1=np.ones((16, 2), np.float32))
+    code, _, error = made_again(tmp_path, capsys)
+    assert code == 2 and error.count("\n") == 1 and "is damaged" in error
     (folder / "batch.npz").write_bytes(b"PK")
     code, _, error = made_again(tmp_path, capsys)
     assert code == 2 and error.count("\n") == 1 and "is damaged" in error

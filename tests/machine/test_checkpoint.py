@@ -298,6 +298,34 @@ def test_what_this_machine_cannot_read_just_now_is_no_damage(saved, monkeypatch)
     assert manager.steps() == [1, 2] and manager.restore(abstract(make_state()))[1]["step"] == 2
 
 
+def test_a_disk_that_fails_for_a_moment_costs_no_checkpoint(saved, recwarn):
+    """Orbax takes an error of `stat` for a folder that is not there."""
+    whole, failures = Checkpoints._alone, [ValueError("Checkpoint directory does not exist")]
+
+    def alone(*args):
+        if failures:
+            raise failures.pop()
+        return whole(*args)
+
+    checkpoints = Checkpoints(saved)
+    checkpoints._alone = lambda *args: alone(checkpoints, *args)
+    _, meta = checkpoints.restore(abstract(make_state()))
+    checkpoints.close()
+    assert meta["step"] == 2 and not recwarn.list
+
+
+@pytest.mark.parametrize("text", ["Checkpoint directory does not exist: /a", "NOT_FOUND: Error"])
+def test_a_save_whose_files_are_taken_away_is_one_line(tmp_path, monkeypatch, text):
+    checkpoints = Checkpoints(tmp_path)
+
+    def gone(self):
+        raise ValueError(text)
+
+    monkeypatch.setattr(type(checkpoints._manager), "check_for_errors", gone)
+    with pytest.raises(UserError, match="a checkpoint in .* was not finished"):
+        checkpoints.save(1, make_state(), {})
+
+
 def test_a_checkpoint_that_came_from_elsewhere_is_not_written_over(saved):
     manager = Checkpoints(saved)
     shutil.copytree(saved / "checkpoints" / "2", saved / "checkpoints" / "3")

@@ -173,6 +173,7 @@ def test_shapes_alone_with_32_groups(tmp_path, thirty_two):
         ({"use_quant_conv": 1}, "use_quant_conv must be true or false"),
         ({"act_fn": "relu"}, "act_fn must be silu"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "down_block_types must all be Down"),
+        ({"down_block_types": 0.5}, "down_block_types must all be Down"),
         ({"_class_name": "AutoencoderTiny"}, "only AutoencoderKL can be opened"),
         ({"layers_per_block": 3}, r"it lacks encoder.down_blocks.0.resnets.2.norm1.weight"),
         ({"use_quant_conv": False}, "it has the unexpected quant_conv.bias"),

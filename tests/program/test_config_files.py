@@ -149,6 +149,7 @@ def test_a_section_that_is_set_as_a_whole_has_the_defaults_of_the_rest(tmp_path)
     [
         ("sampler", {"then": [{"name": "euler"}]}, "sampler.then is a section"),
         ("sampler", {"step_size": 10**400}, "step_size must be at most .* 64 bits"),
+        ("sampler", {"num_steps": "9"}, "num_steps"),
         ("optimizer", {"weight_decay": 10**400}, "weight_decay"),
         ("loss", {"name": None}, "config.loss lacks the field 'name'"),
     ],

@@ -1,0 +1,70 @@
+"""What orbax needs around it: which checkpoints it keeps, and how what it raises is told."""
+
+import contextlib
+import functools
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from orbax.checkpoint import checkpoint_managers
+
+from genfield.errors import UserError, mendable, of_machine
+
+GONE = re.compile(r"NOT_FOUND|No such file|[Dd]irectory does not exist")
+
+
+def figure(metrics: dict, name: str) -> float:
+    """What checkpoints are ordered by; NaN is the worst, as nothing is."""
+    value = metrics.get(name, math.inf)
+    return math.inf if math.isnan(value) else value
+
+
+def policy(keep: int, keep_best: int, metric: str):
+    latest = checkpoint_managers.LatestN(keep)
+    if not keep_best:
+        return latest
+    best = checkpoint_managers.BestN(
+        get_metric_fn=lambda metrics: figure(metrics, metric),
+        reverse=True,  # the smallest is the best
+        n=keep_best,
+        keep_checkpoints_without_metrics=False,
+    )
+    return checkpoint_managers.AnyPreservationPolicy([latest, best])
+
+
+def unseen(folder: Path) -> str | None:
+    """Why this machine cannot look at a folder's files just now; None: it can, or they are gone."""
+    try:
+        for path in [folder, *folder.rglob("*")]:
+            path.stat()
+    except OSError as error:
+        return of_machine(error)
+    return None
+
+
+@contextlib.contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """What orbax raises where files of a save are not there any more is one line."""
+    try:
+        yield
+    except Exception as error:
+        if mendable(error) is None and GONE.search(str(error)):
+            raise UserError(
+                f"a checkpoint in {folder} was not finished, as its files are gone or cannot be "
+                "seen: see to the disk, or put the folder back; the same command goes on"
+            ) from error
+        raise
+
+
+@functools.cache
+def hush_closed_loops() -> None:
+    """TensorStore prints a traceback for each part that it still reads when another is damaged."""
+    before = sys.unraisablehook
+
+    def hook(told):
+        if told.exc_type is not RuntimeError or str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    sys.unraisablehook = hook
