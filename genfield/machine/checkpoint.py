@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from genfield.errors import UserError, local, of_machine
-from genfield.machine import around_orbax, finite, fixed, processes, sharding
+from genfield.machine import around_orbax, finite, fixed, logbook, processes, sharding
 from genfield.machine.digests import digests, named_leaves, named_path, of_record
 
 FOLDER = "checkpoints"
@@ -109,7 +109,8 @@ class Checkpoints:
         """Starts an asynchronous save of `state`, a dict of trees (params, ema, optimizer, …).
 
         Args:
-          meta: JSON types; what is needed beside the arrays to go on.
+          meta: JSON types; what is needed beside the arrays to go on. Where a checkpoint of the
+            step is there without metrics, it gets these and the meta, and keeps its arrays.
           metrics: held-out figures of this very step, for `keep_best`.
         Raises:
           UserError: another checkpoint of this step is there. Whatever an earlier save failed with.
@@ -121,6 +122,7 @@ class Checkpoints:
     def _save(self, step: int, state: dict, meta: dict, metrics: dict | None) -> None:
         self._manager.check_for_errors()
         if step in self._manager.all_steps():
+            self._complete(step, meta, metrics)
             return
         if self.judged and (problem := nonfinite(state)):
             raise NonFinite(f"step {step}: {problem}: it is not saved")
@@ -139,6 +141,23 @@ class Checkpoints:
         self._manager.save(
             step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), metrics=metrics
         )
+
+    def _complete(self, step: int, meta: dict, metrics: dict | None) -> None:
+        """Puts the figures of a step into its checkpoint, which a signal had saved before them."""
+        place = self.folder / str(step)
+        file = place / "metrics" / "metrics"
+        if metrics is None or file.exists():
+            return
+        self.wait()
+        with processes.together():
+            if jax.process_index() == 0:
+                held = json.loads((place / "meta" / "metadata").read_text())
+                held = {**meta, "step": step, "digests": held["digests"]}
+                held["digest"] = of_record(json.loads(json.dumps(held)))
+                file.parent.mkdir(exist_ok=True)
+                logbook.replace_text(place / "meta" / "metadata", json.dumps(held))
+                logbook.replace_text(file, json.dumps(metrics))  # last: without it, all again
+        self._manager.reload()
 
     def _check_same(self, step: int, wanted: dict) -> None:
         """Raises UserError unless a checkpoint that came from elsewhere holds these very arrays.

@@ -105,6 +105,7 @@ class Loop:
         due = every and 0 < self.step < steps and self.step % every == 0
         if due and self.evaluated != self.step:
             self._evaluate()
+            self._save()  # its figures join the checkpoint that the signal left
         while self.step < steps:
             if preemption.reached():
                 self._stop()

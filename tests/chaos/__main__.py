@@ -57,7 +57,7 @@ def main() -> int:
     folder = home / f"work_{os.getpid()}"
     folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
-    count = max(1, min(asked.workers, WORKERS))
+    count = max(1, min(asked.workers, WORKERS, asked.runs))  # of one run no other is made
     pool = ProcessPoolExecutor(count, context, workers.begin, (home,))
     try:
         for kind in kinds() if asked.kind == "all" else asked.kind.split(","):

@@ -3,6 +3,7 @@
 None of these needs the shim.
 """
 
+import contextlib
 import os
 import random
 import resource
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import shim
+from . import invariants, shim
 from .driver import Kind, in_turn
 from .problems import (
     CONFIG,
@@ -24,6 +25,7 @@ from .problems import (
     examples,
     images_of,
     page_of,
+    reference,
     write_data,
     write_page,
 )
@@ -137,15 +139,29 @@ class Moved(Fault):
 
     struck = True
 
+    wanted: Path | None = None
+
+    def meet(self, problem, workdir: Path, home: Path, counted) -> None:
+        """What the run must come to."""
+        self.problem, self.wanted = problem, reference(problem.mode, home)
+
     def mend(self, workdir: Path) -> None:
-        """Puts it back; what the run made in its place goes."""
+        """Puts it back; what the run made in its place goes, but a whole result of its own."""
         place, aside = self.place(workdir), self.aside(workdir)
         self.struck = aside.exists()
         if not self.struck:
             return
+        if place.is_dir() and self._whole(place):  # begun where nothing was yet: it is as good
+            shutil.rmtree(aside)
+            return
         if place.is_dir():
             shutil.rmtree(place)
         aside.rename(place)
+
+    def _whole(self, place: Path) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return not invariants.check(self.problem, place, self.wanted)
+        return False
 
 
 class NoData(Moved):
@@ -212,8 +228,13 @@ class OtherData(Fault):
         self.what = self.draw.choice(("changed", "cut", "replaced"))
 
     def parent(self, pid: int, workdir: Path) -> None:
-        """Beside the run."""
+        """Beside the run, which has read what the data are."""
         until_used(pid, self.seconds)
+        while not (workdir / "data.json").exists():
+            if state(pid) == "Z":
+                return
+            time.sleep(0.01)
+        self.struck = state(pid) != "Z"
         file = data_of(workdir)
         if self.what == "cut":
             os.truncate(file, 4096)
@@ -225,6 +246,12 @@ class OtherData(Fault):
             other = file.with_name(f"{file.stem}.other.npy")
             np.save(other, examples(1))
             other.replace(file)
+
+    struck = False
+
+    def landed(self, out) -> bool:
+        """Whether the run was there."""
+        return self.struck
 
     def mend(self, workdir: Path) -> None:
         """Puts the old one back."""

@@ -322,8 +322,21 @@ def test_a_save_whose_files_are_taken_away_is_one_line(tmp_path, monkeypatch, te
         raise ValueError(text)
 
     monkeypatch.setattr(type(checkpoints._manager), "check_for_errors", gone)
-    with pytest.raises(UserError, match="a checkpoint in .* was not finished"):
+    with pytest.raises(UserError, match=r"a checkpoint in .* was not finished"):
         checkpoints.save(1, make_state(), {})
+
+
+def test_what_is_found_out_behind_a_save_joins_it(saved):
+    """As after a signal between the last step and its evaluation."""
+    checkpoints = Checkpoints(saved, keep_best=1)
+    checkpoints.save(2, make_state(3), {"note": "late"}, {"loss": 0.5})  # whose arrays stay
+    assert checkpoints.best_step() == 2
+    checkpoints.save(2, make_state(3), {"note": "later"}, {"loss": 0.1})  # it has its figures
+    state, meta = checkpoints.restore(abstract(make_state()))
+    checkpoints.close()
+    assert meta["note"] == "late" and meta["step"] == 2
+    chex.assert_trees_all_equal(state, make_state(2))
+    assert not list((saved / "checkpoints").rglob("*.new"))
 
 
 def test_a_checkpoint_that_came_from_elsewhere_is_not_written_over(saved):
