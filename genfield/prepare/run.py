@@ -13,7 +13,7 @@ import numpy as np
 
 from genfield.data import identity, shards
 from genfield.errors import UserError, tell
-from genfield.machine import lock, logbook
+from genfield.machine import lock, logbook, sums
 from genfield.machine.tables import differences
 from genfield.prepare import crop, encoder
 from genfield.prepare.encoder import Encoder
@@ -52,13 +52,13 @@ def prepare(options: Options) -> None:
     parts = open_parts(options.out, settings, made)
     check_unchanged(parts, source)
     manifest = options.out / shards.FINISHED
-    if manifest.exists() and all(part.done for part in parts):
+    mine = parts[options.process_id :: options.num_processes]
+    if manifest.exists() and all(part.done for part in parts) and not _damaged(options, mine):
         for name in WRITTEN:  # of a kill between its writing and another process' end
             _unfinished(options.out / name, options.process_id).unlink(missing_ok=True)
         lock.sweep(options.out / shards.SHARDS)  # of one that was killed at its very end
         _say(options, f"finished before: {_summary(options.out)}")
         return
-    mine = parts[options.process_id :: options.num_processes]
     fill(options, source, made, mine)
     for line in source.notes.lines():
         tell(line)
@@ -69,6 +69,27 @@ def prepare(options: Options) -> None:
     else:
         missing = sum(not part.done for part in parts)
         tell(f"{missing} of {len(parts)} shards are still to come, by other processes")
+
+
+def _damaged(options: Options, parts: list[Shard]) -> bool:
+    """Whether a finished folder is not as it was written; says what, and removes what is made anew.
+
+    parts: those of this process, which are read whole.
+    """
+    out, manifest = options.out, options.out / shards.FINISHED
+    changed = sums.changed(out) if options.process_id == 0 else []
+    told = [out / name for name in changed]
+    if manifest.name not in changed:
+        hashes = {shard["file"]: shard["hash"] for shard in shards.read_manifest(out)["shards"]}
+        for part in parts:
+            if part.count and identity.file_hash(part.whole) != hashes.get(part.whole.name):
+                told.append(part.whole)
+                part.whole.unlink()
+    for path in told:
+        tell(f"{path} is damaged, or was changed since it was written: it is made anew")
+    if told:
+        manifest.unlink()
+    return bool(told)
 
 
 def _say(options: Options, line: str) -> None:
@@ -150,8 +171,8 @@ def _agreed(path: Path, wanted: dict, options: Options) -> dict:
         if name == "copies":
             old, new = old == 2, new == 2
         raise UserError(
-            f"{path.parent} was begun with another {FLAGS.get(name, name)} ({old}, not {new}): "
-            "name a new folder as "
+            f"{path.parent} was begun with another {FLAGS.get(name, name)} ({old}, not {new}), as "
+            f"{path.name} says: name a new folder as "
             "--out, or give the flags and images that it was begun with"
         )
     return stored
@@ -319,6 +340,7 @@ def finish(
             np.save(file, np.asarray(source.labels, np.int32)[kept])
         _put(unfinished, labels)
     _write_json(options.out / shards.FINISHED, manifest, options.process_id)
+    sums.write(options.out, *WRITTEN)
     lock.sweep(options.out / shards.SHARDS)
 
 

@@ -173,8 +173,7 @@ def _open(name: str, values, overrides: list[str], file: str) -> Subject:
     preemption.begin()
     preemption.nothing_to_save("stopped; the same command starts again")
     state, step = load_state(exp, values.step, values.best)
-    folder = workdir / "studies"
-    modes.make_folder(folder)
+    folder = workdir / "studies"  # which its lock makes: in a workdir that is there
     modes.begin_on_weights(exp)
     picture = lambda tail: folder / f"{file}{tail}.{config.figures.format}"
     seed = config.seed + config.sample.seed

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from . import four
 
+FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM)
+
 
 class Job(NamedTuple):
     """A run: its arguments, its fault (pickled; None: none), its environment, and its output."""
@@ -58,11 +60,13 @@ def enter(job: Job) -> None:
         if hasattr(fault, "child"):
             fault.child()
         if job.argv[0] == four.COMMAND:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_OUTSIDE)
             four.launch(job.argv[1:], Path(job.output), fault)
         sys.argv = ["genfield", *job.argv]
-        from genfield.__main__ import main
+        from genfield import __main__ as program
 
-        code = main()
+        program.start = _heard(program.start)
+        code = program.main()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
@@ -73,11 +77,22 @@ def enter(job: Job) -> None:
         os._exit(code)
 
 
+def _heard(start):
+    """The program's start, until which signals wait: before it nothing could hear them."""
+
+    def begun(argv):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_OUTSIDE)
+        return start(argv)
+
+    return begun
+
+
 def _fork(job: Job) -> int:
     """The process id of a job that runs below this process."""
     pid = os.fork()
     if pid:
         return pid
+    signal.pthread_sigmask(signal.SIG_BLOCK, FROM_OUTSIDE)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     output = os.open(job.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):

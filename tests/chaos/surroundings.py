@@ -143,7 +143,7 @@ class Moved(Fault):
 
     def meet(self, problem, workdir: Path, home: Path, counted) -> None:
         """What the run must come to."""
-        self.problem, self.wanted = problem, reference(problem.mode, home)
+        self.mode, self.wanted = problem.mode, reference(problem.mode, home)
 
     def mend(self, workdir: Path) -> None:
         """Puts it back; what the run made in its place goes, but a whole result of its own."""
@@ -160,7 +160,7 @@ class Moved(Fault):
 
     def _whole(self, place: Path) -> bool:
         with contextlib.suppress(OSError, ValueError):
-            return not invariants.check(self.problem, place, self.wanted)
+            return not invariants.check(PROBLEMS[self.mode], place, self.wanted)
         return False
 
 
