@@ -209,6 +209,22 @@ def test_the_same_command_again_does_nothing(images, tmp_path, capsys):
     assert "finished before: 20 images of shape (8, 8, 3), 3 classes" in capsys.readouterr().out
 
 
+def test_what_is_damaged_in_a_finished_folder_is_told_and_made_anew(images, tmp_path, capsys):
+    options, out = dict(pixels=True, size=SIZE, shard_size=8), tmp_path / "out"
+    assert prepared.prepare(images, out, **options) == 0
+    whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for name, at in (("labels.npy", 140), ("manifest.json", 30), ("shards/00001.npy", 700)):
+        bytes_of = bytearray(whole[out / name])
+        bytes_of[at] ^= 1
+        (out / name).write_bytes(bytes_of)
+        capsys.readouterr()
+        assert prepared.prepare(images, out, **options) == 0
+        told = capsys.readouterr().out
+        assert f"{out / name} is damaged" in told and told.count("is damaged") == 1
+        assert "done: 20 images" in told
+        assert {path: path.read_bytes() for path in whole} == whole
+
+
 # ---- Damaged and odd images
 
 
