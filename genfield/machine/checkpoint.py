@@ -208,7 +208,7 @@ class Checkpoints:
                 return self.restore(abstract, step, older)
             damaged[candidate] = problem
         if damaged:
-            problems = "; ".join(f"{step}: {problem}" for step, problem in damaged.items())
+            problems = "; ".join(f"{FOLDER}/{k}: {problem}" for k, problem in damaged.items())
             raise UserError(
                 f"no checkpoint asked for in {self.folder} is whole ({problems}). They are left "
                 "as they are; move them away to start from step 0, or pass another --step"

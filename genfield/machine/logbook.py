@@ -12,6 +12,7 @@ from typing import Any
 from genfield.errors import tell
 from genfield.reading import json_of
 
+SIGHT = 5.0  # seconds in which a file of another machine comes to sight
 INTERVAL = {True: 0.2, False: 5.0}  # seconds between updates on a terminal, and elsewhere
 PACKAGES = ("genfield", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -111,6 +112,8 @@ class Metrics:
         self.path, self.loggers = workdir / "metrics.jsonl", loggers
         self.active = first_process()
         if self.active:
+            if step and not _seen(self.path):
+                say(f"{self.path} is not there: its lines up to step {step} are missing")
             self._replace([row for row in read_metrics(workdir) if row["step"] <= step])
 
     def _replace(self, rows: list[dict]) -> None:
@@ -139,6 +142,16 @@ class Metrics:
         """Ends the loggers."""
         if self.loggers is not None:
             self.loggers.close()
+
+
+def _seen(path: Path) -> bool:
+    """Whether a file is there: what another machine has written may come to sight late."""
+    end = time.monotonic() + SIGHT
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def read_metrics(workdir: Path) -> list[dict]:
@@ -180,11 +193,13 @@ def replace_arrays(path: Path, arrays: dict) -> None:
     os.replace(temporary, path)
 
 
-def keep_older(path: Path) -> None:
-    """Renames `config.json` to config.before_N.json, N one more than there is."""
+def keep_older(path: Path, why: str) -> None:
+    """Renames `config.json` to config.before_N.json, N one more than there is, and says so."""
     older = [p.stem.rpartition("_")[2] for p in path.parent.glob(f"{path.stem}.before_*.json")]
     number = max((int(n) for n in older if n.isdigit()), default=0) + 1
-    path.rename(path.with_name(f"{path.stem}.before_{number}.json"))
+    older = path.with_name(f"{path.stem}.before_{number}.json")
+    path.rename(older)
+    say(f"{path} {why}: kept as {older.name}")
 
 
 def write_json(path: Path, value) -> None:

@@ -4,6 +4,7 @@ Arrays have digests of their own, and .npz and .png files their checksums; text 
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 from genfield.machine import logbook
@@ -12,7 +13,8 @@ from genfield.reading import json_file
 FILE = "sums.json"
 OF = ("config.json", "data.json", "metrics.jsonl", "card.json", "card.md", "summary.json")
 PICTURES = "figures"
-RECORDS = ("config.json", "data.json", "metrics.jsonl", FILE)  # which nothing makes anew
+# What nothing makes anew; the pictures are of a training's evaluations.
+RECORDS = re.compile(r"config\.json|data\.json|metrics\.jsonl|sums\.json|samples/step_\d+\.png")
 
 
 def write(folder: Path, *names: str) -> None:
@@ -22,6 +24,9 @@ def write(folder: Path, *names: str) -> None:
     """
     if logbook.first_process():
         there = [*(folder / name for name in names or OF), *(folder / PICTURES).glob("*.*")]
+        there += [
+            p for p in (folder / "samples").glob("*.png") if RECORDS.fullmatch(f"samples/{p.name}")
+        ]
         found = {p.relative_to(folder).as_posix(): _sum(p) for p in sorted(there) if p.is_file()}
         logbook.write_json(folder / FILE, _known(folder) | found)
 
@@ -50,12 +55,11 @@ def changed(folder: Path) -> list[str]:
         return [FILE]
 
 
-def tell(folder: Path, *names: str) -> bool:
-    """Says which of a run's files (of these, or all) are not as they were; whether any is not."""
-    wrong = [name for name in changed(folder) if not names or name in names]
-    for name in wrong:
-        logbook.say(f"{folder / name} is damaged, or was changed since the run ended")
-    return bool(wrong)
+def tell(folder: Path) -> None:
+    """Says which of a run's files that nothing makes anew are not as they were."""
+    for name in changed(folder):
+        if RECORDS.fullmatch(name):
+            logbook.say(f"{folder / name} is damaged, or was changed since the run ended")
 
 
 def forget(folder: Path) -> None:

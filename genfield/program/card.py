@@ -150,8 +150,8 @@ def write(workdir: Path, card: dict) -> Path:
         return path
     workdir.mkdir(parents=True, exist_ok=True)
     card = json.loads(json.dumps(card, default=_plain))
-    if path.exists() and _read(path) != card:
-        logbook.keep_older(path)
+    if path.exists() and (older := _read(path)) != card:
+        logbook.keep_older(path, "cannot be read" if older is None else "is of another evaluation")
     logbook.write_json(path, card)
     logbook.replace_text(workdir / "card.md", readable(card))
     return path

@@ -125,12 +125,13 @@ def load_config(values, overrides: list[str], workdir: Path) -> Asked:
 
     Of --weights, the config is what their file says, on top of the one that is named otherwise.
     """
-    methods = None
+    methods = own = None
     if values.config is not None:
         config, methods = config_io.read(values.config)
     elif (workdir / "config.json").exists():
         config = config_io.from_file(workdir / "config.json")
         methods = own_files.methods_of(workdir)
+        own = config
     elif values.samples is not None:
         config = defaults.base()
     elif values.weights is not None:
@@ -149,9 +150,24 @@ def load_config(values, overrides: list[str], workdir: Path) -> Asked:
     config = config_io.override(config, overrides)
     if opened is not None and alone:
         weights.settled(opened, config, overrides, methods)
-    checks.check(config)
+    check_mended(workdir, own, config, methods)
     own_files.tell_changes(workdir, methods)
     return Asked(config, methods, opened)
+
+
+def check_mended(workdir: Path, own, config, methods: Methods | None) -> None:
+    """Raises UserError for a config that nothing can use; of a run's own, it names the file.
+
+    own: what the workdir's config.json says, which the command line may have mended; or None.
+    """
+    try:
+        checks.check(config)
+    except UserError:
+        if own is not None:
+            from genfield.program import open_run  # slow to import
+
+            open_run.check_own(workdir, own, methods)
+        raise
 
 
 def _open_weights(values, page, methods):

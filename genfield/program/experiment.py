@@ -301,13 +301,13 @@ def write_config(exp: Experiment) -> None:
     And what is known of the data, where they are read and not drawn.
     """
     path = exp.workdir / "config.json"
-    sums.tell(exp.workdir, *sums.RECORDS)
+    sums.tell(exp.workdir)
     sums.forget(exp.workdir)
     new = config_io.to_dict(checks.absolute(exp.config, exp.methods))
     with processes.together():
         if jax.process_index() == 0 and path.exists():
             if config_io.to_dict(config_io.from_file(path)) != new:
-                logbook.keep_older(path)
+                logbook.keep_older(path, "differs from this configuration")
         logbook.write_json(path, new)
         if exp.data.draw is None and exp.weights is None:
             logbook.write_json(exp.workdir / recorded.FILE, recorded.facts(exp.data))

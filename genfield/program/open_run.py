@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from genfield.errors import UserError, local
 from genfield.fields import Field
@@ -16,8 +17,31 @@ from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
 from genfield.program import checks, config_io, experiment, generate, own_files, weights
 from genfield.program.experiment import Experiment
+from genfield.program.methods import package
 from genfield.program.train_step import TrainState, held
+from genfield.registry import Methods
 from genfield.sampling import Samples
+
+
+def config_of(folder: Path) -> tuple[ConfigDict, Methods | None]:
+    """The config of a run, and the methods of its own that it may name.
+
+    Raises:
+      UserError: it cannot be read, or what it says cannot be used; names the file.
+    """
+    methods = own_files.methods_of(folder)
+    config = config_io.from_file(folder / "config.json")
+    check_own(folder, config, methods)
+    return config, methods
+
+
+def check_own(folder: Path, config: ConfigDict, methods: Methods | None) -> None:
+    """Raises UserError, which names the file, where a run's config says what nothing can use."""
+    try:
+        checks.check(config)
+        experiment.check_names(config, methods or package())
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'} cannot be used: {error}") from error
 
 
 def open_checkpoints(
@@ -62,7 +86,7 @@ def load_state(exp: Experiment, step: int | None, best: bool) -> tuple[TrainStat
     """The state of a checkpoint: of `step`, the best, or the newest whole one; or of weights."""
     if exp.weights is not None:
         return weights.state(exp), 0
-    sums.tell(exp.workdir, *sums.RECORDS)
+    sums.tell(exp.workdir)
     checkpoints = open_checkpoints(exp, writes=False)
     if best:
         step = checkpoints.best_step()
@@ -172,12 +196,7 @@ def open_run(
     folder = local(workdir, "the workdir").resolve()
     if not (folder / "checkpoints").exists() or not (folder / "config.json").exists():
         raise UserError(f"{folder} holds no checkpoints: name the workdir of a trained run")
-    methods = own_files.methods_of(folder)
-    config = config_io.from_file(folder / "config.json")
-    try:
-        checks.check(config)
-    except UserError as error:
-        raise UserError(f"{folder / 'config.json'} cannot be used: {error}") from error
+    config, methods = config_of(folder)
     if autoencoder is not None:
         config.autoencoder, config.autoencoder_sha256 = str(autoencoder), None
     exp = experiment.prepare(config, folder, methods, reads_data=False, decodes=False)

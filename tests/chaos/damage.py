@@ -28,7 +28,10 @@ KINDS_OF_FILES = (
     (r"(figures|samples|studies|pairs)/.*(\.\w+)", r"\1 \2"),
     (r"shards/.*(\.\w+)", r"shards \1"),
 )
-CLEAR = re.compile(r"damage|cannot be read|not a readable|cannot read|is not what|differ|corrupt")
+CLEAR = re.compile(
+    r"damage|cannot be (read|used)|not a readable|cannot read|is not what|differ|corrupt|"
+    r"no checkpoint asked for in .* is whole"
+)
 
 
 class Damage(NamedTuple):

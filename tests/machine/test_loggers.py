@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from programs import TINY_DIGITS, run
 
 from genfield import registry
 from genfield.errors import UserError
-from genfield.machine import loggers
+from genfield.machine import logbook, loggers
 from genfield.machine.loggers import tensorboard
 from genfield.program.methods import package
 
@@ -248,3 +249,18 @@ def test_a_clock_that_jumps_back_keeps_tensorboard_going(tmp_path):
         board.write(step, "train", {"loss": 1.0})
     board.close()
     assert worker._next_flush_time <= time.time() + worker._flush_secs
+
+
+def test_a_metrics_file_that_comes_to_sight_late_keeps_its_lines(tmp_path, monkeypatch, capsys):
+    logbook.Metrics(tmp_path).write(3, "train", {"loss": 1.0})
+    there, looks = Path.exists, iter([False, False])
+    monkeypatch.setattr(Path, "exists", lambda path: next(looks, None) is None and there(path))
+    logbook.Metrics(tmp_path, 4)
+    assert next(looks, None) is None and not capsys.readouterr().out
+    assert [row["step"] for row in logbook.read_metrics(tmp_path)] == [3]
+
+
+def test_a_metrics_file_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logbook, "SIGHT", 0.0)
+    logbook.Metrics(tmp_path, 4)
+    assert "metrics.jsonl is not there: its lines up to step 4" in capsys.readouterr().out
