@@ -142,7 +142,7 @@ def of_machine(error: BaseException | None) -> str | None:
 
     None: the error is of a file or of the program, and will come again.
     """
-    names = "EMFILE ENFILE ENOMEM EIO ESTALE ETIMEDOUT ENOSPC EROFS"
+    names = "EMFILE ENFILE ENOMEM EIO ESTALE ETIMEDOUT ENOSPC EROFS EACCES EPERM"
     codes = [getattr(errno, name, -1) for name in names.split()]
     while error is not None:
         if _no_memory(error) or of_system(error) in codes:

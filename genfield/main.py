@@ -58,7 +58,9 @@ def run(argv: list[str]) -> None:
     compiled.keep(config.compilation_cache)
     if values.mode in ("train", "evaluate"):  # before data are read for nothing
         with processes.together():
-            lock.check(workdir / lock.FILE, *modes.purpose(values.mode, workdir))
+            lock.check(workdir / lock.FILE, modes.purpose(values.mode, workdir)[1])
+        if logbook.first_process():  # behind all that ask
+            lock.sweep(workdir)
     if values.mode in ("train", "evaluate") and values.samples is None:
         with processes.together():
             loggers.check(config.train.loggers, (methods or package())[registry.Logger])

@@ -31,6 +31,7 @@ OMEN = re.compile(
 FATAL = re.compile(rb"^F\d{4} ", re.MULTILINE)  # of these the last: it may write for long, and ends
 SILENT = re.compile(rb"\(stopped sending heartbeats\):\s+((?:\S*\d+\s)+)")
 LEADER = re.compile(rb"Failed to send RPC|CoordinationService/Heartbeat|Deadline Exceeded")
+RESTARTED = re.compile(rb"ABORTED: (?:\S*\D)?(\d+) unexpectedly tried to connect")
 REGISTER = b"CoordinationService/RegisterTask"
 HOLD = 10.0  # seconds more than the limit in which the abort comes after these, if it comes
 STAND_IN = 60.0  # seconds in which the others are told of a process that never came
@@ -207,6 +208,8 @@ def blame(text: bytes, hosts: list[str]) -> str | None:
     """Who is dead, by what JAX's coordination service said; None if it said nothing of it."""
     if REGISTER in text:
         return "not all processes have come: one did not start, or cannot reach process 0"
+    if again := RESTARTED.search(text):  # by what its guard started to tell the others
+        return f"{name(int(again[1]), hosts)} ended while the job began"
     if silent := b" ".join(SILENT.findall(text)):
         numbers = {int(re.findall(rb"\d+", word)[-1]) for word in silent.split()}
         names = ", ".join(name(number, hosts) for number in sorted(numbers))

@@ -17,6 +17,7 @@ from genfield.errors import UserError, tell
 
 FILE = ".lock"  # of a workdir: whoever trains or evaluates in it
 WAITS = 0.1  # seconds between two tries
+ASKED = 0.25  # seconds, in which one who only asks whether it is held has let go of it
 
 
 class Lock:
@@ -59,7 +60,7 @@ def take(file: Path, does: str, instead: str, patience: float = 0.0) -> Lock | N
     Raises:
       UserError: another process holds it; says which, on which machine and since when.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + max(patience, ASKED)
     try:
         file.parent.mkdir(exist_ok=True)  # what it lies in is there, or was taken away
     except OSError as error:
@@ -89,17 +90,29 @@ def take(file: Path, does: str, instead: str, patience: float = 0.0) -> Lock | N
     return Lock(file, descriptor)
 
 
-def check(file: Path, does: str, instead: str) -> None:
-    """Raises UserError, as `take`, where another process holds the lock now."""
-    if file.exists() and (lock := take(file, does, instead)):
-        lock.release()
+def check(file: Path, instead: str) -> None:
+    """Raises UserError, as `take`, where another process holds the lock; many may ask at once."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nobody, or it is told when the lock is taken
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        held = _holder(descriptor)
+        raise UserError(f"{held}: wait for its end, stop it, or {instead}") from error
+    except OSError:  # no locks here
+        return
+    finally:
+        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:
     """Removes the files of locks that nobody holds, of processes that were killed."""
-    for file in folder.glob(".*.lock"):
+    for file in folder.glob("*.lock"):
         with contextlib.suppress(UserError, OSError):
-            check(file, "", "")
+            if lock := take(file, "", ""):
+                lock.release()
 
 
 @contextlib.contextmanager

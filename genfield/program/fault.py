@@ -211,6 +211,13 @@ class Dump(NamedTuple):
     facts: dict
 
 
+def tidy(workdir: Path) -> None:
+    """Removes dumps that a kill left unfinished: their steps are met again. By process 0."""
+    for folder in (workdir / FOLDER).glob("step_*"):
+        if not (folder / FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def find(workdir: Path, step: int | None = None) -> Path:
     """The folder of a run's newest dump, or that of a step; `workdir` may be a dump itself.
 

@@ -22,6 +22,7 @@ from genfield.program import (
     closing,
     config_io,
     decoder,
+    fault,
     generate,
     options,
     pictures,
@@ -118,6 +119,8 @@ def train(exp: Experiment, *, clock: Clock | None = None, **_) -> None:
 def _train(exp: Experiment, evaluator: Evaluator, clock: Clock | None) -> None:
     """Trains in a folder that no other process writes in."""
     processes.check_shared(exp.workdir)
+    if logbook.first_process():
+        fault.tidy(exp.workdir)
     loop = Loop(exp, evaluator, clock)
     write_config(exp)
     loop.run()

@@ -116,7 +116,7 @@ class Strike:
             return "a code that promises nothing"
         if len(said) != 1:
             return f"{len(said)} lines of error"
-        if number != self.strikes and f"process {self.strikes} on " not in said[0]:
+        if number != self.strikes and not re.search(rf"process {self.strikes}\b", said[0]):
             return "its line does not name the one that was struck"
         return None
 
@@ -142,7 +142,9 @@ def codes(out: Outcome) -> list[int]:
 def lines(out: Outcome, number: int) -> list[str]:
     """What a process says of an error: its lines, and those of others' tracebacks."""
     mine = re.findall(rf"^{number}\| (.*)$", out.output, re.MULTILINE)
-    return [row for row in mine if re.match(r"genfield: error|Traceback|[EF]\d{4} |\w+Error", row)]
+    told = re.compile(r"Traceback|[EF]\d{4} |\w+Error")
+    # The log of one that may write no more lacks the end of the line before.
+    return [row for row in mine if told.match(row) or "genfield: error: " in row]
 
 
 def waited(ended, longest: float) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from . import cases, shim, surroundings
-from .problems import ROOT
+from .problems import PROBLEMS, ROOT
 
 needs_compiler = pytest.mark.skipif(not shim.COMPILER, reason="there is no compiler of C (cc)")
 
@@ -100,7 +100,7 @@ def test_every_kind_makes_the_same_fault_of_the_same_seed():
                 made = kind.make(seed)
                 for fault in made if isinstance(made, list) else [made]:
                     if isinstance(fault, shim.AtFiles):
-                        fault.meet(None, ROOT, ROOT, counted)
+                        fault.meet(PROBLEMS[kind.modes[0]], ROOT, ROOT, counted)
                     told.append(str(fault))
             assert told[: len(told) // 2] == told[len(told) // 2 :]
 

@@ -141,7 +141,10 @@ def test_a_step_that_is_another_when_made_again_is_told(tmp_path, capsys):
 
 def test_dumps_are_few_and_a_disk_that_is_full_hides_no_fault(tmp_path, capsys, monkeypatch):
     for number in range(fault.KEPT):
-        (fault.folder_of(tmp_path, 100 + number)).mkdir(parents=True)
+        folder = fault.folder_of(tmp_path, 100 + number)
+        folder.mkdir(parents=True)
+        (folder / fault.FILE).write_text("{}")
+    fault.folder_of(tmp_path, 1).mkdir()  # which a kill left unfinished
     with injected(INJECTIONS["parameters"][0], STEP):
         assert train(tmp_path) == 2
     assert "of older dumps step_100 went, as 3 are kept" in capsys.readouterr().err

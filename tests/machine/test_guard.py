@@ -31,6 +31,7 @@ CLOSED = (
     "preempted\nAdditional GRPC error information: Socket closed\n"
 )
 TIME = f"{FATAL}DEADLINE_EXCEEDED: Deadline Exceeded\n\nRPC: /xla.coordination.CoordinationService/"
+AGAIN = "ABORTED: 2 unexpectedly tried to connect with a different incarnation."
 HOSTS = ["a", "b", "c", "d"]
 
 
@@ -42,6 +43,7 @@ HOSTS = ["a", "b", "c", "d"]
         (CLOSED, "process 0 on a cannot be reached"),
         (TIME + "Heartbeat", "process 0 on a cannot be reached"),
         (TIME + "RegisterTask", "not all processes have come"),
+        (f"{FATAL}{AGAIN}", "process 2 on c ended while the job began"),
     ],
 )
 def test_the_dead_are_named_by_what_jax_says(text, named):

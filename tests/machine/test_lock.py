@@ -35,7 +35,7 @@ def other(tmp_path):
 
 def test_the_second_process_is_told_who_holds_the_lock(tmp_path, other):
     with pytest.raises(UserError) as caught:
-        lock.check(tmp_path / lock.FILE, "evaluates in x", "take another")
+        lock.check(tmp_path / lock.FILE, "take another")
     told = rf"process {other.pid} on {re.escape(os.uname().nodename)} trains in x, since 20\d\d-"
     assert re.match(told, str(caught.value)) and str(caught.value).endswith("or take another")
 
@@ -44,8 +44,25 @@ def test_a_killed_process_holds_no_lock_and_its_file_goes_with_the_next_one(tmp_
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert (tmp_path / lock.FILE).exists()
-    lock.check(tmp_path / lock.FILE, "trains in x", "take another")
+    lock.check(tmp_path / lock.FILE, "take another")
+    lock.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_those_who_ask_at_once_do_not_hold_each_other_up(tmp_path, monkeypatch):
+    """As the processes of a job that goes on after a kill, which left its file."""
+    (tmp_path / lock.FILE).write_text("{}")
+    real, inside = lock.fcntl.flock, []
+
+    def flock(descriptor, how):
+        real(descriptor, how)
+        if not inside:
+            inside.append(True)
+            lock.check(tmp_path / lock.FILE, "take another")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    lock.check(tmp_path / lock.FILE, "take another")
+    assert inside
 
 
 def test_a_lock_is_taken_when_its_holder_ends_in_time(tmp_path, other, monkeypatch):

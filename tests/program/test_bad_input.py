@@ -485,7 +485,7 @@ def test_a_step_with_a_damaged_checkpoint_stays_as_it_was(error, workdir):
     damage(workdir / "checkpoints" / "2" / "params")
     before = contents(workdir)
     message = error(command(workdir, "--mode=sample", "--step=2"))
-    assert "is whole (2: " in message and "another --step" in message
+    assert "is whole (checkpoints/2: " in message and "another --step" in message
     assert contents(workdir) == before
 
 
@@ -494,7 +494,9 @@ def test_all_checkpoints_damaged(mode, error, workdir):
     damage(workdir / "checkpoints")
     before = sorted(contents(workdir / "checkpoints").values())
     message = error(command(workdir, f"--mode={mode}"))
-    assert "is whole (2: " in message and "; 1: " in message and "step 0" in message, message
+    assert "is whole (checkpoints/2: " in message and "; 1: " in message and "step 0" in message, (
+        message
+    )
     assert sorted(contents(workdir / "checkpoints").values()) == before
 
 
