@@ -141,12 +141,16 @@ def write_page(workdir: Path, home: Path | None = None) -> None:
     page_of(workdir).write_text(CONFIG.read_text())
 
 
+def from_arrays(workdir: Path) -> list[str]:
+    """What makes a run of digits one of the data file."""
+    data = f"data.path={data_of(workdir)}"
+    more = ("data.name=arrays", "data.labels=False", "label_dropout=0.0")
+    return [f"--config.{one}" for one in (data, *more)]
+
+
 def on_arrays(workdir: Path) -> list[str]:
     """Training on a file by memory map."""
-    data = f"--config.data.path={data_of(workdir)}"
-    more = ("data.name=arrays", "data.labels=False", "label_dropout=0.0")
-    given = [data, *(f"--config.{one}" for one in more)]
-    return on_a_run("train", f"--config={CONFIG}", *given)(workdir)
+    return on_a_run("train", f"--config={CONFIG}", *from_arrays(workdir))(workdir)
 
 
 def on_pictures(workdir: Path) -> list[str]:

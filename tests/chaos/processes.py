@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from . import four, signals
 from .driver import Facts, Kind, Outcome
 from .problems import (
@@ -25,11 +27,13 @@ from .problems import (
     IMAGES,
     PROBLEMS,
     Problem,
+    from_arrays,
     images,
     nothing,
     on_a_run,
     preparing,
     reference,
+    write_data,
 )
 
 WITHIN = 60.0  # seconds in which the others end
@@ -260,6 +264,43 @@ class Unfed(Unreadable):
         match_sets._source = fails
 
 
+class NotFinite(Unfed):
+    """An example that one process feeds is NaN, at a step that is drawn: all stop at that step."""
+
+    def within(self) -> None:
+        from genfield.machine import sharding
+        from genfield.program import match_sets
+
+        left = self.spared
+
+        def feeds(exp, start):
+            for step, batch in enumerate(exp.data.train(start)):
+                if step == left:
+                    os.write(1, MET)
+                    batch = batch | {"x1": np.array(batch["x1"])}
+                    batch["x1"][0, 0] = np.nan
+                yield sharding.put_batch(batch, exp.mesh)
+
+        match_sets._source = feeds
+
+    def answered(self, out: Outcome) -> str | None:
+        """One line, the same on all, and a dump of the step; or it came too late to be used."""
+        if not any(codes(out)):
+            return None
+        said = {tuple(lines(out, number)) for number in range(four.COUNT)}
+        line = "".join(said.pop()) if len(said) == 1 else ""
+        found = re.search(r"step (\d+) is not finite, first its data: x1", line)
+        if found and self.dumped == [f"step_{found[1]}"]:
+            return None
+        return f"codes {codes(out)}, dumps {self.dumped}: {out.output[-3000:]}"
+
+    def mend(self, workdir: Path) -> None:
+        """Takes the whole dumps away, of which a run that nothing disturbed has none."""
+        whole = (workdir / "nonfinite").glob("*/fault.json")
+        self.dumped = sorted(path.parent.name for path in whole)
+        shutil.rmtree(workdir / "nonfinite", ignore_errors=True)
+
+
 # ---- The commands
 
 TRAIN = "four_train"
@@ -289,6 +330,10 @@ def _prepare(workdir: Path) -> list[str]:
     return [four.COMMAND, *preparing(workdir), "--shard_size=12"]
 
 
+def _on_arrays(workdir: Path) -> list[str]:
+    return [*_run(workdir), *from_arrays(workdir)]
+
+
 _run = of_four("train", f"--config={CONFIG}", *SMALL)
 OF_FOUR = {
     TRAIN: Problem(TRAIN, _run, nothing),
@@ -298,7 +343,8 @@ OF_FOUR = {
     "four_pairs": Problem("four_pairs", of_four("pairs"), whole, TRAIN),
     "four_prepare": Problem("four_prepare", _prepare, images),
 }
-PROBLEMS |= OF_FOUR
+ARRAYS = "four_arrays"  # data that may be NaN, as levels of grey may not
+PROBLEMS |= OF_FOUR | {ARRAYS: Problem(ARRAYS, _on_arrays, write_data)}
 ALL = tuple(OF_FOUR)
 TOGETHER = tuple(name for name in OF_FOUR if name != "four_prepare")
 
@@ -329,4 +375,5 @@ KINDS = (
     | _inside("four_config", rf"/{CONFIG.name}$|/config.json$", 3, TOGETHER)
     | _inside("four_data", f"digits.csv|{IMAGES}", 2, ALL)
     | _inside("four_batch", "", 8, TOGETHER[:2], Unfed)
+    | _inside("four_nan", "", 8, (ARRAYS,), NotFinite)
 )

@@ -494,9 +494,8 @@ def test_all_checkpoints_damaged(mode, error, workdir):
     damage(workdir / "checkpoints")
     before = sorted(contents(workdir / "checkpoints").values())
     message = error(command(workdir, f"--mode={mode}"))
-    assert "is whole (checkpoints/2: " in message and "; 1: " in message and "step 0" in message, (
-        message
-    )
+    words = "is whole (checkpoints/2: ", "; checkpoints/1: ", "step 0"
+    assert all(word in message for word in words), message
     assert sorted(contents(workdir / "checkpoints").values()) == before
 
 
