@@ -115,7 +115,7 @@ def _heed(client, index: int) -> None:
                 return  # the run has ended, or process 0 has, which its guard tells
     if left[0] != index:
         guard.inform(left=left)
-        time.sleep(GRACE)
+        time.sleep(GRACE if index else 2 * GRACE)  # all hear it from process 0, which stays longest
         with _speaks:
             if not _leaves.is_set():
                 if guard.CHANNEL in os.environ:  # which tells it: JAX may end this one in mid-line

@@ -251,6 +251,8 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
+        if "oordination" in str(error):  # what the processes tell each other of their devices
+            peers.wait_for_the_dead(error)
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
             f"JAX finds no device (JAX_PLATFORMS={asked!r}) {error}".rstrip()

@@ -4,7 +4,9 @@ import functools
 import json
 import threading
 from types import SimpleNamespace
+from unittest import mock
 
+import jax
 import pytest
 
 from genfield.errors import UserError
@@ -73,3 +75,16 @@ def test_of_why_a_process_ends_there_is_one_line(own, monkeypatch, capsys):
     peers._heed(SimpleNamespace(blocking_key_value_get=told), 1)
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("genfield: error: process 2 on c") and ended == ([] if own else [2])
+
+
+def test_devices_that_cannot_be_asked_for_as_one_died_are_no_mistake(monkeypatch):
+    """What JAX says of the coordination service, while it looks for devices, waits for the line."""
+    gone = "UNAVAILABLE: Socket closed while calling CoordinationService/GetKeyValue"
+    waited = []
+    monkeypatch.setattr(peers, "_limit", 10)
+    monkeypatch.setattr(peers.time, "sleep", waited.append)
+    for text in (gone, "Unknown backend cuda"):
+        monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=RuntimeError(text)))
+        with pytest.raises(UserError, match="JAX finds no device"):
+            command.check_devices()
+    assert waited == [10 + peers.MARGIN]
