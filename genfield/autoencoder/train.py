@@ -59,8 +59,9 @@ class Training:
         self.objective = self._objective()
         self._agree()
         self.tx = _optimizer(options)
-        self.state, self.step = self._start()
-        self.metrics = logbook.Metrics(options.out, self.step)
+        self.state, meta = self._start()
+        self.step = meta.get("step", 0)
+        self.metrics = logbook.Metrics(options.out, self.step, saved=meta.get("metrics"))
         self.pending: deque[tuple[int, Any]] = deque()
         self.window: list[dict] = []
         self.look = jax.jit(self._reconstructed)
@@ -91,8 +92,8 @@ class Training:
                 )
         logbook.write_json(stored, told)
 
-    def _start(self) -> tuple[train_step.TrainState, int]:
-        """The state of the newest checkpoint, or that of the beginning."""
+    def _start(self) -> tuple[train_step.TrainState, dict]:
+        """The state of the newest checkpoint and what is beside it, or that of the beginning."""
         options, everywhere = self.options, sharding.replicated(self.mesh)
         begin = lambda params: train_step.create_state({"autoencoder": params}, self.tx, True)
         params = autoencoder_kl.random(self.config, options.seed)
@@ -103,7 +104,7 @@ class Training:
         )
         found = self.checkpoints.restore(train_step.held(abstract))
         if found is None:
-            return state, 0
+            return state, {}
         items, meta = found
         if meta["step"] > options.steps:
             raise UserError(
@@ -112,7 +113,7 @@ class Training:
             )
         say(f"resuming at step {meta['step']}")
         step = jax.device_put(jnp.int32(meta["step"]), everywhere)
-        return train_step.TrainState(step, **items), meta["step"]
+        return train_step.TrainState(step, **items), meta
 
     def run(self) -> None:
         """Trains, and writes what was learned."""
@@ -185,9 +186,8 @@ class Training:
 
     def _save(self) -> None:
         self._settle(0)
-        self.checkpoints.save(
-            self.step, train_step.held(self.state), {"data": self.data.state(self.step)}
-        )
+        meta = {"data": self.data.state(self.step), "metrics": self.metrics.sum()}
+        self.checkpoints.save(self.step, train_step.held(self.state), meta)
 
     def _reconstructed(self, params: dict, images: jax.Array) -> jax.Array:
         """Images [B, H, W, C] in [-1, 1] -> what is decoded of the mean of their latents."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import math
 import re
 import sys
@@ -12,7 +13,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from genfield.errors import UserError, mendable, of_machine
 
-GONE = re.compile(r"NOT_FOUND|No such file|[Dd]irectory does not exist")
+GONE = re.compile(r"NOT_FOUND|No such file|[Dd]irectory does not exist|No ArrayMetadata found")
 
 
 def figure(metrics: dict, name: str) -> float:
@@ -50,7 +51,7 @@ def told(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if mendable(error) is None and GONE.search(str(error)):
+        if mendable(error) is None and (GONE.search(str(error)) or not folder.exists()):
             raise UserError(
                 f"a checkpoint in {folder} was not finished, as its files are gone or cannot be "
                 "seen: see to the disk, or put the folder back; the same command goes on"
@@ -58,15 +59,22 @@ def told(folder: Path) -> Iterator[None]:
         raise
 
 
+UNREAD = "Encountered error while reading array index"
+
+
 @functools.cache
-def hush_closed_loops() -> None:
+def hush_parts() -> None:
     """Each part that is still read when another has failed would be a traceback of its own."""
     before = sys.unraisablehook
 
     def hook(told):
         text = str(told.exc_value)
         closed = told.exc_type is RuntimeError and text == "Event loop is closed"
-        if not closed and not text.startswith("Encountered error while reading array index"):
+        if not closed and not text.startswith(UNREAD):
             before(told)
 
+    def shown(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and str(record.exc_info[1]).startswith(UNREAD))
+
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(shown)  # "Task exception was never retrieved"

@@ -227,7 +227,7 @@ class Checkpoints:
 
     def _alone(self, step: int, items: dict) -> ocp.args.Composite:
         """Items of a checkpoint and its meta, read by this process, which waits for no other."""
-        around_orbax.hush_closed_loops()
+        around_orbax.hush_parts()
         me = jax.process_index()
         options = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         args = ocp.args.Composite(**items, meta=ocp.args.JsonRestore())

@@ -1,5 +1,6 @@
 """What a run tells: progress on the screen, metrics.jsonl, summary.json."""
 
+import hashlib
 import json
 import math
 import os
@@ -107,18 +108,42 @@ class Progress:
 class Metrics:
     """metrics.jsonl, a JSON object a line, and the loggers beside it (`machine.loggers`)."""
 
-    def __init__(self, workdir: Path, step: int = 0, loggers: Any = None):
-        """Appends to the file; lines beyond `step`, of a run that was killed later, go."""
+    def __init__(
+        self, workdir: Path, step: int = 0, loggers: Any = None, saved: dict | None = None
+    ):
+        """Appends to the file; lines beyond `step`, of a run that was killed later, go.
+
+        saved: what `sum` was at that step, as its checkpoint has it.
+        """
         self.path, self.loggers = workdir / "metrics.jsonl", loggers
         self.active = first_process()
         if self.active:
-            if step and not _seen(self.path):
-                say(f"{self.path} is not there: its lines up to step {step} are missing")
-            self._replace([row for row in read_metrics(workdir) if row["step"] <= step])
+            rows = [row for row in self._come(step, saved or {"lines": 0}) if row["step"] <= step]
+            self._replace(rows)
+
+    def _come(self, step: int, saved: dict) -> list[dict]:
+        """The file's lines; what another machine has written of it may come to sight late."""
+        count, end = saved["lines"], time.monotonic() + SIGHT
+        while step and not (self.path.exists() and _complete(self.path) >= count):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        rows = read_metrics(self.path.parent)
+        if step and not self.path.exists():
+            say(f"{self.path} is not there: its lines up to step {step} are missing")
+        elif count and _sum([row for row in rows if _of_training(row)][:count]) != saved:
+            say(f"{self.path} is damaged, or was changed: not as it was when step {step} was saved")
+        return rows
 
     def _replace(self, rows: list[dict]) -> None:
-        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        replace_text(self.path, "".join(map(_line, rows)))
         self.written = {(row["step"], row["split"]) for row in rows}
+        rows = [row for row in rows if _of_training(row)]
+        self._count, self._text = len(rows), _sha(rows)
+
+    def sum(self) -> dict | None:
+        """How many lines a training has written, and their SHA-256; by process 0."""
+        return {"lines": self._count, "digest": self._text.hexdigest()} if self.active else None
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line: {"step": …, "split": "train" | "eval" | "sample", …}; one a step and split."""
@@ -128,8 +153,12 @@ class Metrics:
             rows = read_metrics(self.path.parent)
             self._replace([r for r in rows if (r["step"], r["split"]) != (step, split)])
         self.written.add((step, split))
+        row = {"step": step, "split": split, **values}
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            file.write(_line(row))
+        if _of_training(row):
+            self._count += 1
+            self._text.update(_line(row).encode())
         if self.loggers is not None:
             self.loggers.write(step, split, values)
 
@@ -144,14 +173,26 @@ class Metrics:
             self.loggers.close()
 
 
-def _seen(path: Path) -> bool:
-    """Whether a file is there: what another machine has written may come to sight late."""
-    end = time.monotonic() + SIGHT
-    while not path.exists():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
+def _line(row: dict) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _of_training(row: dict) -> bool:
+    """And not of an evaluation of its own, which may be made again at any time."""
+    return row["split"] != "sample"
+
+
+def _sha(rows: list[dict]):
+    return hashlib.sha256("".join(map(_line, rows)).encode())
+
+
+def _sum(rows: list[dict]) -> dict:
+    return {"lines": len(rows), "digest": _sha(rows).hexdigest()}
+
+
+def _complete(path: Path) -> int:
+    """How many whole lines a file has."""
+    return path.read_bytes().count(b"\n")
 
 
 def read_metrics(workdir: Path) -> list[dict]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from genfield import registry
-from genfield.machine import checkpoint, fixed, logbook
+from genfield.machine import checkpoint, fixed, logbook, sums
 from genfield.machine.tables import columns
 from genfield.metrics.images import Judge
 from genfield.metrics.reference import Reference
@@ -151,7 +151,9 @@ def write(workdir: Path, card: dict) -> Path:
     workdir.mkdir(parents=True, exist_ok=True)
     card = json.loads(json.dumps(card, default=_plain))
     if path.exists() and (older := _read(path)) != card:
-        logbook.keep_older(path, "cannot be read" if older is None else "is of another evaluation")
+        changed = older is None or FILE in sums.changed(workdir)
+        why = "is damaged, or was changed" if changed else "is of another evaluation"
+        logbook.keep_older(path, why)
     logbook.write_json(path, card)
     logbook.replace_text(workdir / "card.md", readable(card))
     return path

@@ -314,11 +314,14 @@ def write_config(exp: Experiment) -> None:
         own_files.keep(exp.workdir, exp.methods)
 
 
-def open_metrics(exp: Experiment, step: int) -> logbook.Metrics:
-    """metrics.jsonl of a run that begins or goes on at `step`, and the loggers that it asks for."""
+def open_metrics(exp: Experiment, step: int, saved: dict | None = None) -> logbook.Metrics:
+    """metrics.jsonl of a run that begins or goes on at `step`, and the loggers that it asks for.
+
+    saved: as `logbook.Metrics` has it.
+    """
     records = loggers.named(exp.config.train.loggers, exp.methods[registry.Logger])
     opened = loggers.Loggers(records, exp.workdir, config_io.to_dict(exp.config), step)
-    return logbook.Metrics(exp.workdir, step, opened)
+    return logbook.Metrics(exp.workdir, step, opened, saved)
 
 
 def draw_batch(experiment: Experiment) -> Callable | None:

@@ -70,7 +70,7 @@ class Loop:
         self.counted = meta.get("counted", 0)
         older = {"earlier_version": meta["wall_time_s"]} if "wall_time_s" in meta else {}
         self.clock.earlier(meta.get("clock", older))
-        self.metrics = experiment.open_metrics(exp, self.step)
+        self.metrics = experiment.open_metrics(exp, self.step, meta.get("metrics"))
         self.pending: deque[Sent] = deque()  # whose figures are not read yet
         self.last_eval: tuple[int, dict, dict] = (-1, {}, {})  # step, held-out, samples
         self.evaluated = meta.get("evaluated", self.step)  # the last evaluation may have been cut
@@ -283,6 +283,7 @@ class Loop:
             "counted": self.counted,
             "clock": self.clock.read(),
             "evaluated": self.last_eval[0],
+            "metrics": self.metrics.sum(),
         }
         metrics = None
         if self.last_eval[0] == self.step:

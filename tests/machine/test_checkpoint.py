@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import shutil
 import threading
 import warnings
@@ -14,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genfield.errors import UserError
-from genfield.machine import checkpoint
+from genfield.machine import around_orbax, checkpoint
 from genfield.machine.checkpoint import Checkpoints
 
 
@@ -314,7 +315,14 @@ def test_a_disk_that_fails_for_a_moment_costs_no_checkpoint(saved, recwarn):
     assert meta["step"] == 2 and not recwarn.list
 
 
-@pytest.mark.parametrize("text", ["Checkpoint directory does not exist: /a", "NOT_FOUND: Error"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Checkpoint directory does not exist: /a",
+        "NOT_FOUND: Error",
+        "No ArrayMetadata found for process_index=0 in the checkpoint directory",
+    ],
+)
 def test_a_save_whose_files_are_taken_away_is_one_line(tmp_path, monkeypatch, text):
     checkpoints = Checkpoints(tmp_path)
 
@@ -357,3 +365,12 @@ def test_what_is_counted_while_a_save_is_written_is_not_in_it(tmp_path, monkeypa
     window["loss"] = 2.0
     assert given[0]["meta"].item["window"] == {"loss": 1.0}
     manager.close()
+
+
+def test_parts_that_asyncio_finds_unread_are_not_told(caplog):
+    around_orbax.hush_parts()
+    for text, shown in ((around_orbax.UNREAD + ": (0,)", False), ("another", True)):
+        caplog.clear()
+        error = ValueError(text)
+        logging.getLogger("asyncio").error("never retrieved", exc_info=(ValueError, error, None))
+        assert bool(caplog.records) == shown

@@ -264,3 +264,48 @@ def test_a_metrics_file_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logbook, "SIGHT", 0.0)
     logbook.Metrics(tmp_path, 4)
     assert "metrics.jsonl is not there: its lines up to step 4" in capsys.readouterr().out
+
+
+def rows_of_a_training(folder):
+    """Lines up to step 4, and their sum; behind them one of an evaluation of its own."""
+    metrics = logbook.Metrics(folder)
+    for step in (2, 4):
+        metrics.write(step, "train", {"loss": 1.0 / 3 + step})
+    metrics.write(4, "eval", {"loss": 2.5})
+    saved = metrics.sum()
+    metrics.write(4, "sample", {"fd": 1.0})
+    return folder / "metrics.jsonl", saved
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.replace(b"2.5", b"2.7"),
+        lambda raw: raw[: raw.index(b'"eval"')],
+        lambda raw: raw[: raw.index(b'"eval"')] + bytes(40),
+        lambda raw: b"".join(raw.splitlines(keepends=True)[1:]),
+    ],
+    ids=["digit", "cut", "zeros", "line"],
+)
+def test_metrics_that_are_not_as_the_checkpoint_knows_them_are_told(
+    change, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(logbook, "SIGHT", 0.0)
+    path, saved = rows_of_a_training(tmp_path)
+    path.write_bytes(change(path.read_bytes()))
+    logbook.Metrics(tmp_path, 4, saved=saved)
+    assert f"{path} is damaged, or was changed" in capsys.readouterr().out
+
+
+def test_metrics_that_are_whole_are_not_told(tmp_path, capsys):
+    """Also behind lines that came since, and an evaluation that was made again."""
+    _, saved = rows_of_a_training(tmp_path)
+    for step, split, value in ((4, "sample", 3.0), (6, "train", 1.0)):
+        metrics = logbook.Metrics(tmp_path, 6, saved=saved)
+        metrics.write(step, split, {"loss": value})
+    metrics = logbook.Metrics(tmp_path, 4, saved=saved)
+    assert metrics.sum() == saved and not capsys.readouterr().out
+    metrics.write(4, "eval", {"loss": 2.25})
+    assert metrics.sum() != saved
+    logbook.Metrics(tmp_path, 4, saved=metrics.sum())
+    assert not capsys.readouterr().out
