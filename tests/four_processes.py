@@ -133,6 +133,8 @@ def work(rank: int, workdir: Path) -> None:
     own = apart / "there"
     own.mkdir(exist_ok=True)
     out["two folders"] = raised(lambda: processes.check_shared(own))
+    (workdir / ".process_1_17").touch()  # of one that was killed there
+    processes.check_shared(workdir)
     with only(1, broken(experiment, "open_data")):
         out["data"] = told(command(workdir, "no_data"))
     with only(2, broken(Checkpoints, "_alone", lambda self, step, items: step == 4)):

@@ -20,7 +20,7 @@ from genfield.features import autoencoder_kl, weights
 from genfield.features.autoencoder_kl import Config
 from genfield.features.perceptual import perceptual
 from genfield.figures import run as figures
-from genfield.machine import lock, logbook, preemption, sharding
+from genfield.machine import headroom, lock, logbook, preemption, sharding
 from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
 from genfield.pretrained import autoencoders
@@ -186,6 +186,7 @@ class Training:
 
     def _save(self) -> None:
         self._settle(0)
+        headroom.check()
         meta = {"data": self.data.state(self.step), "metrics": self.metrics.sum()}
         self.checkpoints.save(self.step, train_step.held(self.state), meta)
 

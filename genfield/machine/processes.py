@@ -110,18 +110,23 @@ def check_shared(folder: Path) -> None:
     mark = lambda number: folder / f".process_{number}_{token}"
     want = "several processes write into one workdir: pass a --workdir on a disk that all share"
     mine = mark(jax.process_index())
-    with together():
-        try:
-            mine.touch()
-        except OSError as error:
-            raise UserError(f"cannot write in {folder} ({error.strerror}); {want}") from error
-    with together():
-        if jax.process_index() == 0:
-            unseen = waited(lambda: [n for n in range(count) if not mark(n).exists()])
-            if unseen:
-                names = ", ".join(map(str, unseen[:8])) + (", …" if len(unseen) > 8 else "")
-                raise UserError(f"{folder} here lacks what process {names} wrote in it; {want}")
-    mine.unlink(missing_ok=True)
+    try:
+        with together():
+            try:
+                mine.touch()
+            except OSError as error:
+                raise UserError(f"cannot write in {folder} ({error.strerror}); {want}") from error
+        with together():
+            if jax.process_index() == 0:
+                unseen = waited(lambda: [n for n in range(count) if not mark(n).exists()])
+                if unseen:
+                    names = ", ".join(map(str, unseen[:8])) + (", …" if len(unseen) > 8 else "")
+                    raise UserError(f"{folder} here lacks what process {names} wrote in it; {want}")
+                for old in folder.glob(".process_*"):  # of one that was killed here
+                    if not old.name.endswith(f"_{token}"):
+                        old.unlink(missing_ok=True)
+    finally:
+        mine.unlink(missing_ok=True)
 
 
 def waited(lacking: Callable[[], Sized]) -> Sized:

@@ -5,6 +5,7 @@ Arrays have digests of their own, and .npz and .png files their checksums; text 
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from genfield.machine import logbook
@@ -27,8 +28,12 @@ def write(folder: Path, *names: str) -> None:
         there += [
             p for p in (folder / "samples").glob("*.png") if RECORDS.fullmatch(f"samples/{p.name}")
         ]
-        found = {p.relative_to(folder).as_posix(): _sum(p) for p in sorted(there) if p.is_file()}
-        logbook.write_json(folder / FILE, _known(folder) | found)
+        logbook.write_json(folder / FILE, _known(folder) | of(folder, there))
+
+
+def of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """The SHA-256 of those that are there, by their names in a folder."""
+    return {p.relative_to(folder).as_posix(): _sum(p) for p in sorted(files) if p.is_file()}
 
 
 def _known(folder: Path) -> dict[str, str]:

@@ -56,6 +56,8 @@ def prepare(options: Options) -> None:
     if manifest.exists() and all(part.done for part in parts) and not _damaged(options, mine):
         for name in WRITTEN:  # of a kill between its writing and another process' end
             _unfinished(options.out / name, options.process_id).unlink(missing_ok=True)
+        if not (options.out / sums.FILE).exists() and os.access(options.out, os.W_OK):
+            _write_sums(options)  # the disk was full, say, or the folder is of an earlier version
         lock.sweep(options.out / shards.SHARDS)  # of one that was killed at its very end
         _say(options, f"finished before: {_summary(options.out)}")
         return
@@ -340,8 +342,13 @@ def finish(
             np.save(file, np.asarray(source.labels, np.int32)[kept])
         _put(unfinished, labels)
     _write_json(options.out / shards.FINISHED, manifest, options.process_id)
-    sums.write(options.out, *WRITTEN)
+    _write_sums(options)
     lock.sweep(options.out / shards.SHARDS)
+
+
+def _write_sums(options: Options) -> None:
+    found = sums.of(options.out, [options.out / name for name in WRITTEN])
+    _write_json(options.out / sums.FILE, found, options.process_id)
 
 
 def _unfinished(path: Path, process_id: int) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genfield.machine import lock
+from genfield.machine import headroom, lock
 from genfield.reading import json_of
 
 HEADER = 128  # bytes, as NumPy pads its own
@@ -96,6 +96,7 @@ class Shard:
 
     def append(self, values: np.ndarray, line: dict) -> None:
         """Examples [n, *inner] of the images line["first"] to line["last"] - 1, for good."""
+        headroom.check()
         part, journal = self._files
         part.write(np.ascontiguousarray(values, self.dtype).tobytes())
         part.flush()

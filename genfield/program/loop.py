@@ -11,7 +11,7 @@ import numpy as np
 from genfield.data import identity
 from genfield.errors import UserError, mendable
 from genfield.figures import run as figures
-from genfield.machine import logbook, peers, preemption, processes
+from genfield.machine import headroom, logbook, peers, preemption, processes
 from genfield.machine.background import Background
 from genfield.machine.checkpoint import NonFinite
 from genfield.machine.clock import STARVED, Clock
@@ -269,6 +269,7 @@ class Loop:
         self._settle(0)
         with processes.together():
             identity.check_unchanged()
+            headroom.check()
         self._take_up()  # who goes on from here does not draw it again
         try:
             with self.clock.within("checkpoint"):

@@ -13,7 +13,17 @@ from genfield.data import sets
 from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import clock as clocks
-from genfield.machine import lock, logbook, loggers, preemption, processes, sharding, sums, xla
+from genfield.machine import (
+    headroom,
+    lock,
+    logbook,
+    loggers,
+    preemption,
+    processes,
+    sharding,
+    sums,
+    xla,
+)
 from genfield.machine.clock import Clock
 from genfield.machine.logbook import say
 from genfield.metrics import images
@@ -235,6 +245,7 @@ def finish(
         **card.of_origin(exp, step, params),
     )
     with processes.together():
+        headroom.check()
         metrics.write(step, "sample", out.results)
         card.write(exp.workdir, made)
     clock.to("pictures")
@@ -314,6 +325,7 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
     facts = {"source": of.name, "identity": of.identity, "count": of.size, "dtype": "uint8"}
     made = card.make(out, judge, opened, config_io.to_dict(config), samples=facts)
     with lock.held(workdir / lock.FILE, *purpose("evaluate", workdir)), processes.together():
+        headroom.check()
         card.write(workdir, made)
     say("\n" + closing.table(results, {}, config.evaluate, judged, judge))
     say(f"{card.headline(made)}\ncard: {workdir / card.FILE}")

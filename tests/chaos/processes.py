@@ -59,6 +59,7 @@ class Strike:
             self.share = JOINED + (1 - JOINED) * self.share
         self.size = draw.random()  # of what is left to it, where that matters
         self.seconds, self.struck, self.took, self.home = 0.0, False, None, None
+        self.guarded = True
 
     def __getstate__(self):
         return self.__dict__ | {"_act": None}  # it acts from outside, where it was made
@@ -69,13 +70,14 @@ class Strike:
 
     def parent(self, launcher: int, workdir: Path) -> None:
         """Strikes, and measures how long the others take to end; no pause of the machine counts."""
-        self.home, guarded = workdir.parents[1], "prepare" not in workdir.name
+        self.home, self.guarded = workdir.parents[1], "prepare" not in workdir.name
         while not (all_four := four.started(launcher)):
             if signals.state(launcher) == "Z":
                 return
             time.sleep(TICK)
         above = all_four.pop(self.strikes)
-        while (pid := four.computes(above, guarded)) is None or signals.used(pid) < self.seconds:
+        computes = lambda: four.computes(above, self.guarded)
+        while (pid := computes()) is None or signals.used(pid) < self.seconds:
             if signals.state(above) == "Z" or (pid and signals.state(pid) == "Z"):
                 return
             time.sleep(TICK)
@@ -137,6 +139,14 @@ class Short(Strike):
     struck_says_what_it_will = True
 
 
+class Full(Strike):
+    """A process that can write no more: its lines reach their file by its guard, or not at all."""
+
+    @property
+    def struck_says_what_it_will(self) -> bool:
+        return not self.guarded
+
+
 def codes(out: Outcome) -> list[int]:
     """How the four ended."""
     found = re.findall(r"^codes (.*)$", out.output, re.MULTILINE)
@@ -185,7 +195,7 @@ def limits(which: int, left):
     def act(strike: Strike, pid: int) -> bool:
         try:
             resource.prlimit(pid, which, (left(strike, pid),) * 2)
-        except (ProcessLookupError, FileNotFoundError):
+        except (ProcessLookupError, FileNotFoundError, ValueError):  # it has just ended
             return False
         return True
 
@@ -370,7 +380,7 @@ KINDS = (
     | _outside("four_stop", sends(signal.SIGSTOP))
     | _outside("four_memory", limits(resource.RLIMIT_AS, _memory), ALL, Short)
     | _outside("four_descriptors", limits(resource.RLIMIT_NOFILE, _descriptors), ALL, Short)
-    | _outside("four_disk", limits(resource.RLIMIT_FSIZE, _bytes), ALL)
+    | _outside("four_disk", limits(resource.RLIMIT_FSIZE, _bytes), ALL, Full)
     | _inside("four_checkpoint", "/checkpoints/", 12, TOGETHER[1:])
     | _inside("four_config", rf"/{CONFIG.name}$|/config.json$", 3, TOGETHER)
     | _inside("four_data", f"digits.csv|{IMAGES}", 2, ALL)

@@ -209,6 +209,17 @@ def test_the_same_command_again_does_nothing(images, tmp_path, capsys):
     assert "finished before: 20 images of shape (8, 8, 3), 3 classes" in capsys.readouterr().out
 
 
+def test_sums_for_which_there_was_no_room_are_written_by_the_same_command(images, tmp_path):
+    options, out = dict(pixels=True, size=SIZE), tmp_path / "out"
+    assert prepared.prepare(images, out, **options) == 0
+    sums, unfinished = out / "sums.json", out / ".sums.json.0"
+    whole = sums.read_bytes()
+    sums.unlink()
+    unfinished.touch()
+    assert prepared.prepare(images, out, **options) == 0
+    assert sums.read_bytes() == whole and not unfinished.exists()
+
+
 def test_what_is_damaged_in_a_finished_folder_is_told_and_made_anew(images, tmp_path, capsys):
     options, out = dict(pixels=True, size=SIZE, shard_size=8), tmp_path / "out"
     assert prepared.prepare(images, out, **options) == 0

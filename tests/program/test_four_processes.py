@@ -104,6 +104,8 @@ def test_disks_that_are_not_shared_are_told_before_anything_is_drawn(four):
     for each in told:
         [line] = each["two folders"]
         assert "there here lacks what process 3 wrote in it" in line
+    for folder in (workdir, workdir / "there", workdir.with_name("apart") / "there"):
+        assert folder.is_dir() and not list(folder.glob(".process_*"))
 
 
 def test_a_checkpoint_that_one_cannot_read_is_passed_over_by_all(four):

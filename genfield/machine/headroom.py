@@ -1,0 +1,41 @@
+"""The memory that a limit leaves: near it what XLA computed may be wrong, and is not kept.
+
+Of jaxlib 0.10 on a CPU: where YNNPACK finds no memory for a product of matrices, the product is not
+computed, no error is raised, and what stood in its place before is taken for it. So a process that
+came close to its limit (`ulimit -v`, `ulimit -d`) stores nothing, and says so.
+"""
+
+import re
+import resource
+from pathlib import Path
+
+from genfield.errors import UserError
+
+STATUS = Path("/proc/self/status")  # of Linux
+MARGIN = 64 << 20  # bytes that must have been left
+LIMITS = {  # by what the limit is of: the most, or where that is not told, what there is now
+    "VmPeak": (resource.RLIMIT_AS, "-v"),
+    "VmData": (resource.RLIMIT_DATA, "-d"),
+}
+
+
+def check() -> None:
+    """Before what was computed is stored: that memory did not run out meanwhile.
+
+    Raises:
+      UserError: this process came within MARGIN of a limit.
+    """
+    limits = {name: resource.getrlimit(which)[0] for name, (which, _) in LIMITS.items()}
+    limits = {name: limit for name, limit in limits.items() if limit != resource.RLIM_INFINITY}
+    if not limits or not STATUS.exists():
+        return
+    text = STATUS.read_text()
+    for name, limit in limits.items():
+        used = 1024 * int(re.search(rf"{name}:\s+(\d+) kB", text)[1])
+        if used + MARGIN > limit:
+            flag = LIMITS[name][1]
+            raise UserError(
+                f"memory came to its end (ulimit {flag} is {limit >> 10:,} kB, of which "
+                f"{used >> 10:,} were taken): what was computed meanwhile may be wrong and is not "
+                f"kept. Raise the limit by at least {MARGIN >> 10:,} kB"
+            )

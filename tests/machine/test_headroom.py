@@ -1,0 +1,86 @@
+"""What was computed near a limit of memory is not kept."""
+
+import re
+import resource
+
+import numpy as np
+import pytest
+from programs import trained
+
+from genfield.errors import UserError
+from genfield.machine import headroom
+from genfield.main import main
+from genfield.prepare.writer import Shard
+
+NONE = (resource.RLIM_INFINITY,) * 2
+
+
+@pytest.fixture
+def limited(monkeypatch, tmp_path):
+    """(bytes that a limit leaves, of which limit) -> sets it, as this process sees it."""
+
+    def limit(left, which=resource.RLIMIT_AS, used=1 << 30):
+        status = tmp_path / "status"
+        status.write_text(f"Name:\tx\nVmPeak:\t {used >> 10} kB\nVmData:\t {used >> 10} kB\n")
+        monkeypatch.setattr(headroom, "STATUS", status)
+        of = lambda asked: (used + left,) * 2 if asked == which else NONE
+        monkeypatch.setattr(headroom.resource, "getrlimit", of)
+
+    return limit
+
+
+@pytest.mark.parametrize("which", [resource.RLIMIT_AS, resource.RLIMIT_DATA])
+def test_a_process_that_came_near_its_limit_says_so(which, limited):
+    limited(headroom.MARGIN, which)
+    headroom.check()
+    limited(headroom.MARGIN - 1024, which)
+    with pytest.raises(UserError, match=r"ulimit -[vd] is 1,114,111 kB.*not kept"):
+        headroom.check()
+
+
+def test_a_process_without_a_limit_reads_nothing(monkeypatch):
+    monkeypatch.setattr(headroom.resource, "getrlimit", lambda which: NONE)
+    monkeypatch.setattr(headroom, "STATUS", None)
+    headroom.check()
+
+
+def test_the_kernel_is_read(monkeypatch):
+    monkeypatch.setattr(headroom.resource, "getrlimit", lambda which: (1 << 60, 1 << 60))
+    headroom.check()
+    monkeypatch.setattr(headroom.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
+    with pytest.raises(UserError, match="memory came to its end"):
+        headroom.check()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return trained(tmp_path_factory)
+
+
+def contents(folder) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(p): p.read_bytes() for p in files if not p.name.startswith(("events", ".lock"))}
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["--mode=train --config.train.steps=24", "--mode=sample", "--mode=evaluate"],
+)
+def test_a_command_near_its_limit_keeps_nothing(mode, workdir, limited, capsys):
+    before = contents(workdir)
+    limited(0)
+    assert main(["genfield", f"--workdir={workdir}", *mode.split()]) == 2
+    assert "memory came to its end (ulimit -v" in capsys.readouterr().err
+    kept = contents(workdir)
+    assert {name for name in kept if "checkpoints" in name and name not in before} == set()
+    assert not [name for name in kept.keys() ^ before.keys() if re.search(r"npz$|card\.", name)]
+
+
+def test_a_shard_near_its_limit_takes_no_more(limited, tmp_path):
+    shard = Shard(tmp_path, 0, 0, 4, (2,), np.float32)
+    shard.open()
+    limited(0)
+    with pytest.raises(UserError, match="memory came to its end"):
+        shard.append(np.zeros((2, 2)), {"first": 0, "last": 2})
+    assert not shard.lines
+    shard.let_go()
