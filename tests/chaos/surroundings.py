@@ -32,6 +32,7 @@ from .problems import (
 from .signals import send, state, until_used
 
 MEGABYTE = 1 << 20
+BEGUN = 0.3  # processor seconds of an interpreter before which nothing keeps a signal waiting
 OBEYED = 30.0  # seconds in which a signal ends a run whose data are slow
 
 
@@ -189,12 +190,15 @@ class SlowData(shim.AtFiles):
 
     def aim(self, facts) -> None:
         """When SIGTERM comes, in processor seconds of the run."""
-        self.seconds = self.share * facts.seconds
+        self.seconds = max(self.share * facts.seconds, BEGUN)
 
     def meet(self, problem, workdir: Path, home: Path, counted) -> None:
         """Where the images are."""
         count = workdir.with_name(f"{workdir.name}.calls")
         self.told = dict(slow=self.waits, under=images_of(problem, workdir), count=count)
+
+    def child(self) -> None:
+        """Nothing; but a run that has this keeps signals waiting until the program is there."""
 
     def parent(self, pid: int, workdir: Path) -> None:
         """Beside the run: a signal is obeyed, however slow the data are."""
