@@ -222,6 +222,11 @@ class SlowData(shim.AtFiles):
         return f"slow_data ({self.waits} ms a read{', SIGTERM' if self.ends else ''})"
 
 
+def _written(file: Path) -> int | None:
+    """When a file was written, if it is there."""
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
 class OtherData(Fault):
     """The data file changes in place, is cut, or becomes another one; afterwards it is put back."""
 
@@ -231,10 +236,14 @@ class OtherData(Fault):
         super().__init__(seed)
         self.what = self.draw.choice(("changed", "cut", "replaced"))
 
+    def meet(self, problem, workdir: Path, home: Path, counted) -> None:
+        """What the start before has written."""
+        self.before = _written(workdir / "data.json")
+
     def parent(self, pid: int, workdir: Path) -> None:
         """Beside the run, which has read what the data are."""
         until_used(pid, self.seconds)
-        while not (workdir / "data.json").exists():
+        while _written(workdir / "data.json") == self.before:
             if state(pid) == "Z":
                 return
             time.sleep(0.01)
