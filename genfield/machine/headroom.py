@@ -7,16 +7,38 @@ came close to its limit (`ulimit -v`, `ulimit -d`) stores nothing, and says so.
 
 import re
 import resource
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from genfield.errors import UserError
 
 STATUS = Path("/proc/self/status")  # of Linux
 MARGIN = 64 << 20  # bytes that must have been left
+INTERVAL = 0.5  # seconds between two looks
 LIMITS = {  # by what the limit is of: the most, or where that is not told, what there is now
     "VmPeak": (resource.RLIMIT_AS, "-v"),
     "VmData": (resource.RLIMIT_DATA, "-d"),
 }
+
+
+def watch(ends: Callable[[UserError], None]) -> None:
+    """Beside a process until it ends: calls `ends` once it came near a limit.
+
+    Where no memory is left a thread of a library may be missing for which another waits for ever.
+    """
+
+    def look():
+        while True:
+            try:
+                check()
+            except UserError as error:
+                ends(error)
+                return
+            time.sleep(INTERVAL)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def check() -> None:

@@ -123,12 +123,18 @@ def _heed(client, index: int) -> None:
                 os._exit(guard.tell_left(*left))
 
 
-def speak(code: int) -> None:
-    """Before this process tells why it ends: from now on that is its line, and this its code."""
+def speak(code: int) -> bool:
+    """Before this process tells why it ends: from now on that is its line, and this its code.
+
+    Returns:
+      Whether no other thread had come before.
+    """
     with _speaks:
+        first = not _leaves.is_set()
         _leaves.set()
     if code not in (0, preemption.EXIT_CODE):
         guard.inform(own=code)
+    return first
 
 
 def leave(code: int) -> None:

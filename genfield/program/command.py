@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from genfield import errors
 from genfield.errors import UserError
-from genfield.machine import peers, preemption
+from genfield.machine import headroom, peers, preemption
 from genfield.program import checks, config_io, defaults, own_files
 from genfield.registry import Methods, choose
 
@@ -330,6 +330,7 @@ def leave(argv: list[str], command: Callable) -> None:
     warnings.formatwarning = lambda message, *_: f"genfield: warning: {message}\n"
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # of a save that failed
     sys.unraisablehook = functools.partial(_untold, sys.unraisablehook)
+    headroom.watch(_near_the_limit)
     try:
         code = main(argv, functools.partial(_speaking, command))
     except Exception as error:
@@ -342,6 +343,15 @@ def leave(argv: list[str], command: Callable) -> None:
     if peers.several():
         peers.leave(code)
     os._exit(code)  # threads of a peer that died may never end
+
+
+def _near_the_limit(error: errors.UserError) -> None:
+    """Ends this process, whatever its other threads wait for, unless it is about to end."""
+    if peers.speak(errors.EXIT_CODE):
+        errors.tell(f"genfield: error: {error}", error=True)
+        if peers.several():
+            peers.leave(errors.EXIT_CODE)
+        os._exit(errors.EXIT_CODE)
 
 
 def _speaking(command: Callable, argv: list[str]) -> None:

@@ -305,6 +305,8 @@ class Loop:
         The state stayed as it was before that step. Where it is finite it is saved as its
         checkpoint, so running the same command again meets the same step.
         """
+        with processes.together():
+            headroom.check()
         self.pending.clear()
         self.step, kept, gone, found = step, True, "", None
         try:

@@ -197,9 +197,6 @@ class SlowData(shim.AtFiles):
         count = workdir.with_name(f"{workdir.name}.calls")
         self.told = dict(slow=self.waits, under=images_of(problem, workdir), count=count)
 
-    def child(self) -> None:
-        """Nothing; but a run that has this keeps signals waiting until the program is there."""
-
     def parent(self, pid: int, workdir: Path) -> None:
         """Beside the run: a signal is obeyed, however slow the data are."""
         if not self.ends:

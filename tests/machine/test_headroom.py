@@ -2,6 +2,8 @@
 
 import re
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -84,3 +86,22 @@ def test_a_shard_near_its_limit_takes_no_more(limited, tmp_path):
         shard.append(np.zeros((2, 2)), {"first": 0, "last": 2})
     assert not shard.lines
     shard.let_go()
+
+
+@pytest.mark.process
+def test_a_process_that_waits_for_ever_near_its_limit_ends():
+    """As where a library has lost a thread to it: the watch ends it, with its line."""
+    script = (
+        "import resource, sys, threading\n"
+        "from genfield.program import command\n"
+        "def waits(argv):\n"
+        "    limit = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (limit + (1 << 20),) * 2)\n"
+        "    threading.Event().wait()\n"
+        "command.leave(['genfield'], waits)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("genfield: error: memory came to its end")
