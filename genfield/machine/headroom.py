@@ -15,12 +15,31 @@ from pathlib import Path
 from genfield.errors import UserError
 
 STATUS = Path("/proc/self/status")  # of Linux
+OPEN = Path("/proc/self/fd")
+FILES = 32  # that a process opens while it joins others; of four, 17 were counted
 MARGIN = 64 << 20  # bytes that must have been left
 INTERVAL = 0.5  # seconds between two looks
 LIMITS = {  # by what the limit is of: the most, or where that is not told, what there is now
     "VmPeak": (resource.RLIMIT_AS, "-v"),
     "VmData": (resource.RLIMIT_DATA, "-d"),
 }
+
+
+def check_files() -> None:
+    """Before connections are opened, of which a library waits for ever where there can be none.
+
+    Raises:
+      UserError: fewer than FILES more may be open.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most == resource.RLIM_INFINITY or not OPEN.exists():
+        return
+    held = len(list(OPEN.iterdir()))
+    if held + FILES > most:
+        raise UserError(
+            f"at most {most} files may be open (ulimit -n), of which {held} are: several processes "
+            f"need {FILES} more each to speak with each other. Raise the limit"
+        )
 
 
 def watch(ends: Callable[[UserError], None]) -> None:

@@ -17,7 +17,7 @@ import threading
 import time
 
 from genfield.errors import UserError
-from genfield.machine import guard, preemption
+from genfield.machine import guard, headroom, preemption
 
 LIMIT = 60  # seconds without a sign of life; one that stands still for half of it is waited for
 COMING = 300  # seconds in which all processes must have come
@@ -47,6 +47,7 @@ def find(*address, limit: int = LIMIT, coming: float = COMING) -> None:
     """
     import jax
 
+    headroom.check_files()
     waits = dict(heartbeat_timeout_seconds=limit, initialization_timeout=int(coming))
     try:
         jax.distributed.initialize(*address, local_device_ids=own_gpus(os.environ), **waits)

@@ -10,7 +10,7 @@ import pytest
 from programs import trained
 
 from genfield.errors import UserError
-from genfield.machine import headroom
+from genfield.machine import headroom, peers
 from genfield.main import main
 from genfield.prepare.writer import Shard
 
@@ -105,3 +105,13 @@ def test_a_process_that_waits_for_ever_near_its_limit_ends():
     )
     [line] = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith("genfield: error: memory came to its end")
+
+
+def test_few_files_that_may_be_open_are_told_before_processes_wait_for_each_other(monkeypatch):
+    monkeypatch.setattr(headroom.resource, "getrlimit", lambda which: (20, 1 << 20))
+    with pytest.raises(
+        UserError, match=r"at most 20 files may be open \(ulimit -n\), of which \d+"
+    ):
+        peers.find("127.0.0.1:1", 2, 1)
+    monkeypatch.setattr(headroom.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
+    headroom.check_files()
