@@ -135,6 +135,11 @@ def autoencoder(
     state, names = _renamed(contents.read(file, ema=True).arrays, str(file))
     told = (PUBLISHED.get(published) or _facts(file)) | _checked("config", config or {})
     sizes = _sizes(state, told, str(file))
+    if sizes.layers_per_block > len(state):  # before as many names are made
+        raise UserError(
+            f"{file} holds {len(state)} arrays, too few for layers_per_block="
+            f"{sizes.layers_per_block}"
+        )
     wanted = autoencoder_kl.shapes(sizes)
     params = weights.convert("AutoencoderKL", file, state, wanted, IGNORED)
     autoencoder_kl.check_tile(tile, sizes)

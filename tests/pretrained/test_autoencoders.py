@@ -176,6 +176,7 @@ def test_shapes_alone_with_32_groups(tmp_path, thirty_two):
         ({"down_block_types": 0.5}, "down_block_types must all be Down"),
         ({"_class_name": "AutoencoderTiny"}, "only AutoencoderKL can be opened"),
         ({"layers_per_block": 3}, r"it lacks encoder.down_blocks.0.resnets.2.norm1.weight"),
+        ({"layers_per_block": 2**63}, r"too few for layers_per_block=9223"),
         ({"use_quant_conv": False}, "it has the unexpected quant_conv.bias"),
         ({"latent_channels": 8}, "it has another shape for encoder.conv_out.weight"),
         ({"norm_num_groups": 3}, "norm_num_groups=3 does not divide the 2 channels"),
