@@ -56,18 +56,17 @@ def run(argv: list[str]) -> None:
     from genfield.program.methods import package
 
     compiled.keep(config.compilation_cache)
-    if values.mode in ("train", "evaluate"):  # before data are read for nothing
+    reads_data = values.mode in ("train", "evaluate")
+    if reads_data:  # before they are read for nothing
         with processes.together():
             lock.check(workdir / lock.FILE, modes.purpose(values.mode, workdir)[1])
+            if values.samples is None:
+                loggers.check(config.train.loggers, (methods or package())[registry.Logger])
         if logbook.first_process():  # behind all that ask
             lock.sweep(workdir)
-    if values.mode in ("train", "evaluate") and values.samples is None:
-        with processes.together():
-            loggers.check(config.train.loggers, (methods or package())[registry.Logger])
     if values.samples is not None:
         modes.evaluate_images(config, workdir, values.samples, methods)
         return
-    reads_data = values.mode in ("train", "evaluate")
     decodes = values.mode != "pairs"
     opens = dict(reads_data=reads_data, decodes=decodes, weights=weights)
     with processes.together():

@@ -1,6 +1,6 @@
 """The memory that a limit leaves: near it what XLA computed may be wrong, and is not kept.
 
-Of jaxlib 0.10 on a CPU: where YNNPACK finds no memory for a product of matrices, the product is not
+Of jaxlib 0.10 on a CPU it was seen that a product of matrices, which XLA hands to YNNPACK, is not
 computed, no error is raised, and what stood in its place before is taken for it. So a process that
 came close to its limit (`ulimit -v`, `ulimit -d`) stores nothing, and says so.
 """
