@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genfield import registry
+from genfield import hdf5, registry
 from genfield.data.pipeline import (
     SPLIT_SEED,
     Dataset,
@@ -57,7 +57,7 @@ def cells(
     adata = preprocess(read(path), top_genes=top_genes)
     arrays, class_names = {"x1": states(adata)}, ()
     if labels:
-        column = choose("data.clusters", clusters, adata.obs).astype("category").cat
+        column = choose("data.clusters", clusters, dict(adata.obs)).astype("category").cat
         arrays["label"] = column.codes.to_numpy().astype(np.int32)
         class_names = tuple(map(str, column.categories))
         if arrays["label"].min() < 0:
@@ -120,7 +120,7 @@ def read(path: str | Path):
         raise UserError(f"no file {path}: expected an .h5ad file of cells")
     anndata = packages()[0]
     try:
-        _check_own(path)
+        hdf5.check(path)
         with quiet(), room_for(most(path.stat().st_size)):  # a text may say that it has gigabytes
             found = anndata.read_h5ad(path)
     except Exception as error:  # h5py and anndata raise all kinds on damaged files
@@ -144,41 +144,6 @@ def read(path: str | Path):
     out.var_names = found.var_names
     out.var_names_make_unique()
     return out
-
-
-def _check_own(path: Path) -> None:
-    """Raises ValueError for a file that leads to others, or that would take too much memory.
-
-    HDF5 has links to other files, and arrays of any size whose numbers stand nowhere.
-    """
-    import h5py
-
-    left, room = ["/"], most(path.stat().st_size)
-    with h5py.File(path, "r") as file:
-        seen = set()
-        while left:
-            group = file[left.pop()]
-            for name in group:
-                link = group.get(name, getlink=True)
-                if not isinstance(link, h5py.HardLink):
-                    raise ValueError(f"{group.name}/{name} is a link to elsewhere")
-                inner = group[name]
-                if isinstance(inner, h5py.Group):
-                    if inner.id in seen:
-                        raise ValueError(f"{inner.name} holds itself")
-                    seen.add(inner.id)
-                    left.append(inner.name)
-                elif isinstance(inner, h5py.Dataset):
-                    room -= _bytes_of(inner)
-                if room < 0:
-                    raise ValueError("it would become too large for its size: a bomb")
-
-
-def _bytes_of(array) -> int:
-    """What an HDF5 array takes in memory; ValueError where it lies in other files."""
-    if array.is_virtual or array.external:
-        raise ValueError(f"{array.name} lies in another file")
-    return (array.size or 0) * array.dtype.itemsize
 
 
 def preprocess(

@@ -5,11 +5,12 @@ computed, no error is raised, and what stood in its place before is taken for it
 came close to its limit (`ulimit -v`, `ulimit -d`) stores nothing, and says so.
 """
 
+import contextlib
 import re
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from genfield.errors import UserError
@@ -19,26 +20,36 @@ OPEN = Path("/proc/self/fd")
 FILES = 32  # that a process opens while it joins others; of four, 17 were counted
 MARGIN = 64 << 20  # bytes that must have been left
 INTERVAL = 0.5  # seconds between two looks
+_files = 0  # that must be allowed while this process joins others
 LIMITS = {  # by what the limit is of: the most, or where that is not told, what there is now
     "VmPeak": (resource.RLIMIT_AS, "-v"),
     "VmData": (resource.RLIMIT_DATA, "-d"),
 }
 
 
-def check_files() -> None:
-    """Before connections are opened, of which a library waits for ever where there can be none.
+@contextlib.contextmanager
+def joining() -> Iterator[None]:
+    """While connections are opened, of which a library waits for ever where there can be none.
 
     Raises:
-      UserError: fewer than FILES more may be open.
+      UserError: fewer than FILES more may be open. Where that becomes so meanwhile, `watch` tells.
     """
+    global _files
+    held = len(list(OPEN.iterdir())) if OPEN.exists() else 0
+    _files = held + FILES if held else 0
+    try:
+        _check_files()
+        yield
+    finally:
+        _files = 0
+
+
+def _check_files() -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if most == resource.RLIM_INFINITY or not OPEN.exists():
-        return
-    held = len(list(OPEN.iterdir()))
-    if held + FILES > most:
+    if most != resource.RLIM_INFINITY and most < _files:
         raise UserError(
-            f"at most {most} files may be open (ulimit -n), of which {held} are: several processes "
-            f"need {FILES} more each to speak with each other. Raise the limit"
+            f"at most {most} files may be open (ulimit -n), of which {_files - FILES} are: several "
+            f"processes need {FILES} more each to speak with each other. Raise the limit"
         )
 
 
@@ -51,6 +62,7 @@ def watch(ends: Callable[[UserError], None]) -> None:
     def look():
         while True:
             try:
+                _check_files()
                 check()
             except UserError as error:
                 ends(error)

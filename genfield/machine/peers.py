@@ -47,12 +47,12 @@ def find(*address, limit: int = LIMIT, coming: float = COMING) -> None:
     """
     import jax
 
-    headroom.check_files()
     waits = dict(heartbeat_timeout_seconds=limit, initialization_timeout=int(coming))
-    try:
-        jax.distributed.initialize(*address, local_device_ids=own_gpus(os.environ), **waits)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"cannot join the other processes: {error}") from error
+    with headroom.joining():
+        try:
+            jax.distributed.initialize(*address, local_device_ids=own_gpus(os.environ), **waits)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"cannot join the other processes: {error}") from error
 
 
 def stand_in(code: int, argv: list[str]) -> None:

@@ -6,6 +6,7 @@ The same command goes on where it was stopped. docs/imagenet.md says what is wri
 import os
 import sys
 
+from genfield import errors
 from genfield.machine import peers, preemption, xla
 
 if __name__ == "__main__":
@@ -14,6 +15,8 @@ if __name__ == "__main__":
     xla.apply()  # before JAX starts
 
 from genfield.program import command
+
+GOES_ON = "stopped; the same command goes on"
 
 
 def run(argv: list[str]) -> None:
@@ -29,8 +32,12 @@ def run(argv: list[str]) -> None:
 
     compiled.keep(None)
     preemption.begin()
-    preemption.nothing_to_save("stopped; the same command goes on", alone=True)
-    prepare(options)
+    preemption.nothing_to_save(GOES_ON, alone=True)
+    try:
+        prepare(options)
+    except preemption.Preempted:
+        errors.tell(GOES_ON)
+        raise
 
 
 def joined(options):

@@ -13,7 +13,7 @@ import numpy as np
 
 from genfield.data import identity, shards
 from genfield.errors import UserError, tell
-from genfield.machine import lock, logbook, sums
+from genfield.machine import lock, logbook, preemption, sums
 from genfield.machine.tables import differences
 from genfield.prepare import crop, encoder
 from genfield.prepare.encoder import Encoder
@@ -212,7 +212,7 @@ def fill(options: Options, source: Source, made: Encoder, parts: list[Shard]) ->
         tell(f"{done:,} of {total:,} images are there already")
     several = options.num_processes > 1
     what = f"process {options.process_id}/{options.num_processes}  image" if several else "image"
-    progress = logbook.Progress(what, total, done, unit="images")
+    on_batch = preemption.told(logbook.Progress(what, total, done, unit="images"))
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
         for part in parts:
@@ -224,7 +224,7 @@ def fill(options: Options, source: Source, made: Encoder, parts: list[Shard]) ->
                 done += line["last"] - line["first"]
                 for told in source.notes.news():
                     tell(told)
-                progress.update(done)
+                on_batch(done)
             part.close()
     finally:
         for part in parts:

@@ -68,6 +68,12 @@ def errors(folder: Path, number: int) -> list[str]:
     return [row for row in rows if row and not plain.match(row) and "[Gloo]" not in row]
 
 
+def only_error(folder: Path, number: int) -> str:
+    found = errors(folder, number)
+    assert len(found) == 1, found
+    return found[0]
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     file = tmp_path / "config.py"
@@ -94,7 +100,7 @@ def test_of_four_tasks_a_slow_one_is_named_and_one_that_dies_ends_the_job(
     assert found and float(found[1]) > float(found[2]), line
     assert (tmp_path / "codes").read_text() == "75 75 75 75" and job.returncode == 75
     for number in range(3):
-        [found] = errors(tmp_path, number)
+        found = only_error(tmp_path, number)
         assert re.match(r"genfield: error: process 3 on \S+ gave no sign of life", found)
         assert found.endswith(AGAIN)
     assert "process 3 on " in log(tmp_path, 3) and "was ended by SIGKILL" in log(tmp_path, 3)
@@ -119,7 +125,7 @@ def test_the_job_that_is_queued_again_goes_on_and_saves_at_a_signal(config, tmp_
             output, _ = job.communicate(timeout=TIMEOUT)
             assert job.returncode == 75, output
             for other in range(1, 8):
-                [found] = errors(tmp_path, other)
+                found = only_error(tmp_path, other)
                 assert re.match(r"genfield: error: process 0 on \S+ cannot be reached", found)
         else:
             job.send_signal(signal.SIGTERM)
@@ -177,7 +183,7 @@ def test_a_process_that_stops_for_ever_is_noticed_within_60_s(number, config, tm
     job.communicate(timeout=TIMEOUT)
     assert took < 62 and job.returncode == 75
     for other in others:
-        [found] = errors(tmp_path, other)
+        found = only_error(tmp_path, other)
         assert re.match(rf"genfield: error: process {number} on \S+ ", found)
 
 
@@ -197,6 +203,6 @@ def test_one_that_makes_a_mistake_ends_the_others_with_its_own_code(config, tmp_
     assert job.returncode == 2, output
     assert errors(tmp_path, 1) == ["genfield: error: bad: row 7"]
     for other in (0, 2, 3):
-        [found] = errors(tmp_path, other)
+        found = only_error(tmp_path, other)
         assert re.match(r"genfield: error: process 1 on \S+ ended with exit code 2", found)
     assert not (tmp_path / "scontrol").exists()

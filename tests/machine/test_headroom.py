@@ -114,4 +114,32 @@ def test_few_files_that_may_be_open_are_told_before_processes_wait_for_each_othe
     ):
         peers.find("127.0.0.1:1", 2, 1)
     monkeypatch.setattr(headroom.resource, "getrlimit", lambda which: (1 << 20, 1 << 20))
-    headroom.check_files()
+    with headroom.joining():
+        pass
+
+
+@pytest.mark.process
+def test_a_process_that_may_open_no_file_any_more_while_it_joins_ends():
+    """Process 0, which would wait five minutes for the other, and the other for it."""
+    script = (
+        "import resource, socket, threading\n"
+        "from genfield.machine import headroom, peers\n"
+        "from genfield.program import command\n"
+        "with socket.socket() as free:\n"
+        "    free.bind(('127.0.0.1', 0))\n"
+        "    port = free.getsockname()[1]\n"
+        "def lowers():\n"
+        "    while not headroom._files:\n"
+        "        pass\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))\n"
+        "def joins(argv):\n"
+        "    threading.Thread(target=lowers).start()\n"
+        "    peers.find(f'127.0.0.1:{port}', 2, 0)\n"
+        "command.leave(['genfield'], joins)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    said = [line for line in done.stderr.splitlines() if line.startswith("genfield: ")]
+    assert done.returncode == 2 and len(said) == 1
+    assert said[0].startswith("genfield: error: at most 8 files may be open")

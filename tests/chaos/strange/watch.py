@@ -39,7 +39,7 @@ def _hook(event: str, arguments: tuple) -> None:
     if event == "open":
         _opened(*arguments)
     elif event in STARTS:
-        if not (event == "marshal.loads" or _imports(arguments, event)):
+        if not (event == "marshal.loads" or _imports(arguments, event) or _ours(arguments)):
             _tell("executed", f"{event} {str(arguments)[:200]}")
     elif event == "exec" and arguments[0].co_filename == "<string>" and not _library():
         _tell("executed", f"exec of {arguments[0].co_names}")
@@ -55,6 +55,12 @@ def _hook(event: str, arguments: tuple) -> None:
 def _imports(arguments, event: str) -> bool:
     """Whether a library is being loaded because a module is imported for the first time."""
     return event == "ctypes.dlopen" and (arguments[0] is None or _library())
+
+
+def _ours(arguments: tuple) -> bool:
+    """Whether this is the process in which a file of HDF5 is read first."""
+    command = list(arguments[1]) if len(arguments) > 1 and arguments[1] else []
+    return command[:-1] == [sys.executable, "-P", "-m", "genfield.hdf5"] and _inside(command[-1])
 
 
 def _library() -> bool:
