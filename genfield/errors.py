@@ -14,6 +14,7 @@ from pathlib import Path
 REMOTE = re.compile(r"[A-Za-z][\w+.-]+://")
 SHORT = re.compile(r"\d+ requested and \d+ written")  # as NumPy tells a full disk, without a number
 OS_CODE = re.compile(r"os_error_code='(\d+)'")  # as TensorStore, below orbax, tells the system's
+OF_GLOO = "Gloo context initialization failed: "  # with the system's words behind, no number
 EXIT_CODE = 2
 LONGEST = 2000  # letters of a line
 
@@ -128,13 +129,18 @@ def mendable(error: Exception) -> str | None:
 
 
 def of_system(error: BaseException) -> int | None:
-    """The system's number of an error of files, Python's or TensorStore's; None of others."""
+    """The system's number of an error of files, Python's, TensorStore's or of Gloo, by which
+    processes on CPUs speak with each other; None of others."""
     if isinstance(error, FileExistsError):  # etils raises it without a number
         return errno.EEXIST
     if isinstance(error, OSError):
         return errno.ENOSPC if SHORT.fullmatch(str(error)) else error.errno
-    code = OS_CODE.search(str(error))
-    return int(code[1]) if code else None
+    if code := OS_CODE.search(str(error)):
+        return int(code[1])
+    if OF_GLOO in str(error):
+        codes = (errno.EMFILE, errno.ENFILE)
+        return next((code for code in codes if os.strerror(code) in str(error)), None)
+    return None
 
 
 def of_machine(error: BaseException | None) -> str | None:
@@ -165,7 +171,8 @@ def _of_files(error: Exception) -> str | None:
             place = getattr(error, "filename", None)
             if not isinstance(error, OSError) and (quoted := re.search(r'"(/[^"]*)"', text)):
                 place = quoted[1]
-            return f"{place or 'the disk'}: {os.strerror(code)}. {mend}"
+            where = "this process" if code in (errno.EMFILE, errno.ENFILE) else "the disk"
+            return f"{place or where}: {os.strerror(code)}. {mend}"
     return None
 
 

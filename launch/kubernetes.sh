@@ -7,6 +7,10 @@
 # tpu.yaml, with these values filled in; --dry-run prints it. The claims `runs` and `data` are
 # mounted at /runs and /data (--runs=CLAIM, --data=CLAIM name others); --restarts=100 is the limit.
 set -u
+if [ "${BASH_VERSINFO[0]}" -lt 4 ]; then # as macOS has it
+  echo "kubernetes.sh: bash $BASH_VERSION is too old, 4 is needed: brew install bash" >&2
+  exit 2
+fi
 
 usage() {
   sed -n '2,8s/^# //p' "$0" >&2

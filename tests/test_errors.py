@@ -92,6 +92,10 @@ WRITING = (
     'RESOURCE_EXHAUSTED: Error writing "a/0" in OCDBT database at local file "/run/checkpoints/": '
     "No space left on device [os_error_code='28']"
 )
+JOINING = (
+    "UNKNOWN: Gloo context initialization failed: [enforce fail at gloo/tcp/socket.cc:24] "
+    "rv != -1. -1 vs -1. socket: Too many open files"
+)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,7 @@ WRITING = (
     [
         (ValueError(WRITING), r"^/run/checkpoints/: No space left on device\. Make room or choose"),
         (OSError(errno.EMFILE, "x", "/a"), r"^/a: Too many open files\. Raise the limit of open"),
+        (RuntimeError(JOINING), r"^this process: Too many open files\. Raise the limit of open"),
         (OSError("90 requested and 0 written"), "^the disk: No space left on device"),
         (OSError(errno.EIO, "x"), r"^the disk: Input/output error\. See to the disk or its server"),
         (FileNotFoundError(errno.ENOENT, "x", "/a"), "^/a: No such file .* put it back"),

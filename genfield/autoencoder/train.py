@@ -166,6 +166,7 @@ class Training:
             try:
                 train_step.check_finite(step, values)
             except FloatingPointError as error:
+                headroom.check()  # which may be the cause
                 raise UserError(
                     f"{error}: try a smaller --learning_rate, in a new --out"
                 ) from error

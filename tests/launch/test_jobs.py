@@ -65,7 +65,8 @@ def errors(folder: Path, number: int) -> list[str]:
     """What a process says beside its progress, without JAX's greeting."""
     plain = re.compile(r"step |process 0|batch |compiling|held-out|resuming|genfield: train|slow h")
     rows = log(folder, number).splitlines()
-    return [row for row in rows if row and not plain.match(row) and "[Gloo]" not in row]
+    ours = [row for row in rows if "[Gloo]" not in row and "peer ranks" not in row]
+    return [row for row in ours if row and not plain.match(row)]
 
 
 def only_error(folder: Path, number: int) -> str:
