@@ -17,7 +17,7 @@ from programs import SMALL, TINY_DIGITS, arguments
 from genfield.configuration import base
 from genfield.data.sets import ImageSet
 from genfield.errors import UserError
-from genfield.machine import processes, sharding
+from genfield.machine import headroom, processes, sharding
 from genfield.machine.checkpoint import Checkpoints
 from genfield.main import main
 from genfield.metrics import images, known
@@ -139,6 +139,12 @@ def work(rank: int, workdir: Path) -> None:
         out["data"] = told(command(workdir, "no_data"))
     with only(2, broken(Checkpoints, "_alone", lambda self, step, items: step == 4)):
         out["checkpoint"] = told(command(workdir.with_name("damaged"), "older"))
+    with only(3, broken(headroom, "check")):
+        evaluates = ("--mode=evaluate", "--config.evaluate.num_samples=24")
+        out["short of memory"] = [
+            *told(command(workdir, "short")),
+            *told(arguments(workdir, TINY_DIGITS, *evaluates, small={})),
+        ]
     out |= of_images(rank)
     out["moons"] = told(arguments(workdir.with_name("moons"), small=SPLIT))
     workdir.with_name(f"told_{rank}.json").write_text(json.dumps(out))

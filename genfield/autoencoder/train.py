@@ -20,7 +20,7 @@ from genfield.features import autoencoder_kl, weights
 from genfield.features.autoencoder_kl import Config
 from genfield.features.perceptual import perceptual
 from genfield.figures import run as figures
-from genfield.machine import headroom, lock, logbook, preemption, sharding
+from genfield.machine import lock, logbook, preemption, processes, sharding
 from genfield.machine.checkpoint import Checkpoints
 from genfield.machine.logbook import say
 from genfield.pretrained import autoencoders
@@ -166,7 +166,7 @@ class Training:
             try:
                 train_step.check_finite(step, values)
             except FloatingPointError as error:
-                headroom.check()  # which may be the cause
+                processes.check_memory()  # which may be the cause
                 raise UserError(
                     f"{error}: try a smaller --learning_rate, in a new --out"
                 ) from error
@@ -187,7 +187,7 @@ class Training:
 
     def _save(self) -> None:
         self._settle(0)
-        headroom.check()
+        processes.check_memory()
         meta = {"data": self.data.state(self.step), "metrics": self.metrics.sum()}
         self.checkpoints.save(self.step, train_step.held(self.state), meta)
 

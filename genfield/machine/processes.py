@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from genfield.errors import UserError, mendable
-from genfield.machine import peers, sharding
+from genfield.machine import headroom, peers, sharding
 
 LONGEST = 600  # bytes of what a process tells the others
 SHOWN = 3  # processes that are named in one line
@@ -44,6 +44,16 @@ def together() -> Iterator[None]:
     text = f"{type(own).__name__}: {own}" if bug else own and mendable(own)
     if problem := common(text):
         raise own if bug else UserError(problem) from own
+
+
+def check_memory() -> None:
+    """Before what all computed is stored by any: what is wrong on one is part of it.
+
+    Raises:
+      UserError: on every process, where one came near its limit (`headroom.check`).
+    """
+    with together():
+        headroom.check()
 
 
 def common(problem: str | None) -> str | None:

@@ -13,7 +13,7 @@ from genfield import rng
 from genfield.data import to_uint8, to_unit
 from genfield.data.pipeline import MAX_SHOWN
 from genfield.errors import UserError
-from genfield.machine import headroom, processes, sharding
+from genfield.machine import processes, sharding
 from genfield.program.chunks import Chunks
 from genfield.program.decoder import check_decoded
 from genfield.program.experiment import Experiment
@@ -157,8 +157,7 @@ def check_finite(finite, index: np.ndarray, seed: int) -> None:
     """Raises UserError where a sample that counts is NaN or infinite; `index` is of these."""
     bad = index[~np.asarray(finite)[: len(index)]]
     if len(bad):
-        with processes.together():
-            headroom.check()
+        processes.check_memory()
         raise UserError(
             f"{len(bad)} of {len(index)} samples are NaN or infinite, the first is number {bad[0]} "
             f"of sampling seed {seed}: lower config.sampler.step_size, or take another checkpoint"

@@ -305,8 +305,7 @@ class Loop:
         The state stayed as it was before that step. Where it is finite it is saved as its
         checkpoint, so running the same command again meets the same step.
         """
-        with processes.together():
-            headroom.check()
+        processes.check_memory()
         self.pending.clear()
         self.step, kept, gone, found = step, True, "", None
         try:

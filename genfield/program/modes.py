@@ -14,7 +14,6 @@ from genfield.errors import UserError
 from genfield.figures import run as figures
 from genfield.machine import clock as clocks
 from genfield.machine import (
-    headroom,
     lock,
     logbook,
     loggers,
@@ -244,8 +243,8 @@ def finish(
         sampling=card.of_sampling(exp, out),
         **card.of_origin(exp, step, params),
     )
+    processes.check_memory()
     with processes.together():
-        headroom.check()
         metrics.write(step, "sample", out.results)
         card.write(exp.workdir, made)
     clock.to("pictures")
@@ -324,8 +323,8 @@ def evaluate_images(config, workdir, samples: str, methods: Methods | None = Non
     out = Evaluation(results, [results], [], {}, None)
     facts = {"source": of.name, "identity": of.identity, "count": of.size, "dtype": "uint8"}
     made = card.make(out, judge, opened, config_io.to_dict(config), samples=facts)
+    processes.check_memory()
     with lock.held(workdir / lock.FILE, *purpose("evaluate", workdir)), processes.together():
-        headroom.check()
         card.write(workdir, made)
     say("\n" + closing.table(results, {}, config.evaluate, judged, judge))
     say(f"{card.headline(made)}\ncard: {workdir / card.FILE}")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from genfield.errors import UserError
-from genfield.machine import headroom, lock, logbook, preemption, processes, sharding
+from genfield.machine import lock, logbook, preemption, processes, sharding
 from genfield.machine.logbook import say
 from genfield.program import card, config_io, generate, sampler
 from genfield.program.decoder import told, watch
@@ -169,8 +169,8 @@ def _draw_missing(
         out, finite = run(params, seed, part, asked, within)
         generate.check_finite(finite, part[:count], seed)
         awaited = mine if size < files.size else mine[np.isin(mine, part)]
+        processes.check_memory()
         with processes.together():
-            headroom.check()
             drawn = _own(out, part, asked, wanted, paired)
             waiting = write_whole(files, [*waiting, drawn], awaited)
         done += int(wanted.sum())

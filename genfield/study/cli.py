@@ -18,7 +18,7 @@ import numpy as np
 
 from genfield import registry, study
 from genfield.errors import UserError, local, tell
-from genfield.machine import compiled, headroom, lock, logbook, preemption
+from genfield.machine import compiled, lock, logbook, preemption, processes
 from genfield.machine.logbook import say
 from genfield.machine.tables import columns
 from genfield.program import card, command, config_io, experiment, generate, modes
@@ -146,7 +146,7 @@ def run(argv: list[str]) -> None:
     does = f"writes the study {path.with_suffix('')}"
     with lock.held(path.with_name(f".{file}.lock"), does, "choose another --name"):
         found = STUDIES[name].run(subject, **{p.name: settings[flag] for flag, p in known.items()})
-        headroom.check()
+        processes.check_memory()
         lines = [f"figures: {path}", *(f"picture: {p}" for p in found.pictures)]
         if found.arrays:
             logbook.replace_arrays(path.with_suffix(".npz"), found.arrays)

@@ -117,6 +117,18 @@ def test_a_checkpoint_that_one_cannot_read_is_passed_over_by_all(four):
     assert (folder / "checkpoints" / "4").exists()  # a training alone moves it
 
 
+def test_what_one_computed_near_its_limit_of_memory_is_stored_by_none(four):
+    workdir, told = four
+    for each in told:
+        code, line, again, other = each["short of memory"]
+        assert code == again == 2
+        assert "process 3 on " in line and "process 3 on " in other
+    assert not list((workdir / "samples" / "short_shards").glob("*.npz"))
+    card = json.loads((workdir / "card.json").read_text())
+    assert card["config"]["evaluate"]["num_samples"] != 24
+    assert not list(workdir.glob("card.before_*"))
+
+
 @pytest.mark.parametrize(
     ("what", "says"),
     [
