@@ -21,7 +21,7 @@ EXIT_CODE = 143
 PATIENCE = 2.0  # seconds that a signal waits for the main thread
 
 _received: list[str] = []
-_begun = _distributed = False
+_begun = _distributed = _alone = False
 _last_words: str | None = None  # where nothing has to be saved: what is said at the end
 _handled: list[int] = []  # by the main thread, and not yet seen to be so by the one that waits
 _late: set[int] = set()  # those that were handled in its place, which it is still to be told of
@@ -113,7 +113,8 @@ def nothing_to_save(last_words: str, alone: bool = False) -> None:
     """
     import jax
 
-    global _last_words
+    global _last_words, _alone
+    _alone = alone
     if alone or jax.process_count() == 1:
         _last_words = last_words
 
@@ -134,7 +135,7 @@ def reached() -> bool:
     """
     import jax
 
-    if jax.process_count() == 1:
+    if _alone or jax.process_count() == 1:
         return bool(_received)
     from jax.experimental import multihost_utils
 
