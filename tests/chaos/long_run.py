@@ -91,7 +91,8 @@ def judge(rows: list[dict]) -> tuple[dict, list[str]]:
     part, figures, grew = working(rows), {}, []
     for name, room in ROOM.items():
         if name in part[0]:
-            growth, error = slope(part, name)
+            clean = [row for row in part if row.get("collected", True)]  # of what waits to be freed
+            growth, error = slope(clean if len(clean) > 2 else part, name)
             figures[name] = {"growth": round(growth), "error": round(error), "last": part[-1][name]}
             if growth - 2 * error > room:
                 grew.append(f"{name} grew by {growth / 2**20:.2f} MiB ± {error / 2**20:.2f}")

@@ -7,6 +7,7 @@ runs a command of genfield in this process and writes what was seen, a JSON obje
 
 import argparse
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 
+COLLECT = 1.0  # seconds after which Python's collector is called: it keeps pictures of 3 MiB long
 PAGE = os.sysconf("SC_PAGE_SIZE")
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 
@@ -79,10 +81,13 @@ class Watch(threading.Thread):
             self.error = error
 
     def _look(self) -> None:
-        begun = time.monotonic()
+        begun = collected = time.monotonic()
         with open(self.out, "w", buffering=1) as file:
             while not self.ended.wait(self.every):
-                row = {"time": round(time.monotonic() - begun, 3), **seen()}
+                if due := time.monotonic() - collected > COLLECT:
+                    gc.collect()
+                    collected = time.monotonic()
+                row = {"time": round(time.monotonic() - begun, 3), "collected": due, **seen()}
                 if self.metrics is not None:
                     row["step"] = last_step(self.metrics)
                 file.write(json.dumps(row) + "\n")
