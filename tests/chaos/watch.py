@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-COLLECT = 1.0  # seconds after which Python's collector is called: it keeps pictures of 3 MiB long
+COLLECT = 1.0  # seconds after which Python's collector is called: what waits for it is no growth
 PAGE = os.sysconf("SC_PAGE_SIZE")
 FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 
