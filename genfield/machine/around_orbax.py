@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import logging
 import math
 import re
@@ -78,3 +79,16 @@ def hush_parts() -> None:
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(shown)  # "Task exception was never retrieved"
+
+
+@functools.cache
+def forgo_raw_bytes() -> None:
+    """Orbax (0.12.5 to 0.12.8) asks TensorStore twice a save for what it wrote, and logs it.
+
+    TensorStore (0.1.74 to 0.1.86) keeps the objects of its answer for ever: 45 kB a save. None is
+    what Orbax takes for a figure that is not known.
+    """
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module("orbax.checkpoint._src.serialization.tensorstore_utils")
+        if hasattr(module, "get_tensorstore_raw_bytes"):
+            module.get_tensorstore_raw_bytes = lambda direction: None

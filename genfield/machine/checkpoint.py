@@ -70,6 +70,7 @@ class Checkpoints:
         # Orbax loses checkpoints silently under a relative path.
         self.folder, self.best_metric = Path(workdir).resolve() / FOLDER, best_metric
         self._manager, self.judged = None, judged
+        around_orbax.forgo_raw_bytes()
         if not writes:
             return
         with processes.together():
