@@ -42,6 +42,7 @@ STRIKES = 4  # of one run, at most
 SHORT = 0.4  # of the limit: a process that stops for so long is waited for
 LATER = ("four_stop", "four_pause")  # one that stands still before it has joined is waited for:
 JOINED = 0.25  # it may only be slow to come, and five minutes are what the program gives it
+EARLY = (-signal.SIGTERM, -signal.SIGINT)  # of a process without a guard
 MEBI = 1 << 20
 MET = b"\nstruck\n"  # what a process prints when it meets its fault
 
@@ -106,6 +107,9 @@ class Strike:
         if self.took is not None and self.took > WITHIN:
             return f"the others ended after {self.took:.0f} s: {out.output[-3000:]}"
         for number, code in enumerate(found):
+            silent = re.search(rf"^{number}\| ", out.output, re.MULTILINE) is None
+            if number == self.strikes and code in EARLY and silent:
+                continue  # before the first line of `prepare`, where Python itself answers
             said = lines(out, number)
             if problem := self._wrong(number, code, said):
                 return f"process {number}, code {code}: {problem}:\n{out.output[-4000:]}"

@@ -30,6 +30,13 @@ def test_three_that_name_the_fourth_are_an_answer(strike):
     assert strike.answered(ended("143 143 143 143")) is None
 
 
+def test_a_signal_before_the_first_line_of_prepare_is_an_answer(strike):
+    """Its processes have no guard; until they listen themselves Python answers."""
+    assert strike.answered(ended("0 0 -15 0")) is None
+    said = strike.answered(ended("0 0 -15 0", "", "", "3 of 8 shards", ""))
+    assert "a code that promises nothing" in said
+
+
 @pytest.mark.parametrize(
     ("codes", "said", "why"),
     [
