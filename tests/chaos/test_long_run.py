@@ -7,15 +7,21 @@ from . import long_run
 
 
 def rows(count=400, **growing) -> list[dict]:
-    """What a watch sees of a training: noise about what grows by so much over the judged part."""
+    """What a watch sees of a training: noise about what grows by so much over the judged part.
+
+    A checkpoint opens files and threads, and a compressor more is held, or one less.
+    """
     noise = np.random.default_rng(0)
     told = {"rss": 2e8, "malloc": 1e8, "arrays": 50, "programs": 9, "files": 20, "threads": 30}
-    told["maps"] = 500
+    told |= {"maps": 500, "blocks": 1e6}
     out = []
     for i in range(count):
         share = (i / count - long_run.WARM) / (1 - long_run.WARM)
         row = {name: value + growing.get(name, 0) * max(share, 0) for name, value in told.items()}
-        row |= {name: row[name] + 1e6 * noise.standard_normal() for name in ("rss", "malloc")}
+        row |= {name: row[name] + 4e5 * noise.standard_normal() for name in ("rss", "malloc")}
+        row["malloc"] += long_run.COMPRESSOR * noise.integers(3)
+        if noise.random() < 0.4:
+            row |= {name: row[name] + noise.integers(20) for name in ("arrays", "files", "threads")}
         out.append({name: round(value) for name, value in row.items()} | {"step": 25 * i})
     return out
 
@@ -26,7 +32,10 @@ def test_what_is_constant_does_not_grow():
 
 @pytest.mark.parametrize(
     ("name", "by"),
-    [("malloc", 3e6), ("rss", 8e6), ("arrays", 4), ("programs", 3), ("files", 2), ("maps", 20)],
+    [
+        *(("malloc", 3e6), ("malloc", 2e7), ("rss", 8e6), ("blocks", 40_000)),
+        *(("arrays", 4), ("programs", 3), ("files", 2), ("threads", 2), ("maps", 20)),
+    ],
 )
 def test_what_grows_is_found(name, by):
     [told] = long_run.judge(rows(**{name: by}))[1]
