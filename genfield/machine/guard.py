@@ -28,6 +28,12 @@ OMEN = re.compile(
     rb"[EF]\d{4} \S+ +\d+ \S+\]|W\d{4} \S+ +\d+ (?:preemption_sync|coordination)|"
     rb"Traceback \(most recent|Exception in thread"
 )
+# What JAX tells of the others' end, up to the next that is told: nothing beside an end of its own.
+OTHERS = re.compile(
+    rb"^[EW]\d{4} \S+ +\d+ (?:preemption_sync|coordination).*?"
+    rb"(?=^genfield: |^Traceback|^Exception in|^[EWF]\d{4} |\Z)",
+    re.MULTILINE | re.DOTALL,
+)
 FATAL = re.compile(rb"^F\d{4} ", re.MULTILINE)  # of these the last: it may write for long, and ends
 SILENT = re.compile(rb"\(stopped sending heartbeats\):\s+((?:\S*\d+\s)+)")
 LEADER = re.compile(rb"Failed to send RPC|CoordinationService/Heartbeat|Deadline Exceeded")
@@ -170,6 +176,8 @@ class Guard:
             if FATAL.search(self.held):  # it was about to end by itself when JAX began to end it
                 self.held = b"".join(re.findall(rb"^genfield: .*\n", self.held, re.MULTILINE))
                 self.partial = b""
+            if "own" in self.facts:
+                self.held = OTHERS.sub(b"", self.held)
             self.release()
             return code
         if left := self.facts.get("left"):

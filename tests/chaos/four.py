@@ -144,6 +144,8 @@ def launch(argv: list[str], output: Path, fault: Any = None) -> None:
         started.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
     for number, file in enumerate(files):
+        if not file.exists():  # it was struck before it wrote anything
+            continue
         for line in file.read_text(errors="replace").splitlines():
             print(f"{number}| {line}")
     print("codes", *codes)

@@ -108,6 +108,14 @@ def test_of_an_end_of_its_own_that_jax_cuts_short_its_own_line_is_left(end, tmp_
     assert ended(tmp_path, f"{code}{end}") == (2, "", 2 * own)
 
 
+def test_what_jax_tells_of_the_others_is_nothing_beside_an_end_of_its_own(tmp_path):
+    """The others end by the same error, and one of them earlier."""
+    own = "genfield: error: step 8 is not finite\n"
+    rest = "Traceback (most recent call last):\nValueError: its own\n"
+    code = f"guard.inform(own=2); err({own!r}); err({POLLED + POLLED + rest!r}); os._exit(2)"
+    assert ended(tmp_path, code) == (2, "", own + rest)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_process_that_dies_alone_is_named_by_its_own_guard(number, tmp_path):
     words = "E1128 17:26:57.2 1 gpu.cc:1] why\n"
