@@ -5,10 +5,10 @@ computed, no error is raised, and what stood in its place before is taken for it
 came close to its limit (`ulimit -v`, `ulimit -d`) stores nothing, and says so.
 """
 
+import _thread
 import contextlib
 import re
 import resource
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,20 +56,25 @@ def _check_files() -> None:
 def watch(ends: Callable[[UserError], None]) -> None:
     """Beside a process until it ends: calls `ends` once it came near a limit.
 
-    Where no memory is left a thread of a library may be missing for which another waits for ever.
+    Where no memory is left a thread of a library may be missing for which another waits for ever;
+    as `threading` does for one of its own that finds no memory to begin, so it starts none here.
     """
 
+    def near() -> bool:
+        try:
+            _check_files()
+            check()
+        except UserError as error:
+            ends(error)
+            return True
+        return False
+
     def look():
-        while True:
-            try:
-                _check_files()
-                check()
-            except UserError as error:
-                ends(error)
-                return
+        while not near():
             time.sleep(INTERVAL)
 
-    threading.Thread(target=look, daemon=True).start()
+    if not near():
+        _thread.start_new_thread(look, ())
 
 
 def check() -> None:

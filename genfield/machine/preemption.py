@@ -6,12 +6,12 @@ compiled or computes: a thread that waits for signals hears them in its place, a
 where nothing has to be saved.
 """
 
+import _thread
 import contextlib
 import ctypes
 import itertools
 import os
 import signal
-import threading
 import time
 
 from genfield import errors
@@ -85,7 +85,7 @@ def install() -> None:
     signals, end = os.pipe()
     os.set_blocking(end, False)
     signal.set_wakeup_fd(end)
-    threading.Thread(target=_watch, args=(signals,), daemon=True).start()
+    _thread.start_new_thread(_watch, (signals,))  # `threading` may wait for ever (`headroom.watch`)
     ctypes.CDLL(None).signal(signal.SIGBUS, _at_bus_error)
 
 

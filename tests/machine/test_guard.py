@@ -206,6 +206,21 @@ def test_the_others_are_told_of_one_that_never_came(tmp_path):
     assert line.startswith("genfield: error: process 1 on ") and "ended with exit code 1" in line
 
 
+@pytest.mark.parametrize(
+    ("text", "end", "stands"), [(f"{FATAL}{AGAIN}\n", 6, ""), ("no file", 0, "in")]
+)
+def test_none_stands_in_for_one_that_ends_with_the_others(text, end, stands):
+    """They know: it would join nobody, and keep its guard for a minute."""
+    dies = f"import os; os.write(2, {text.encode()!r}); os.abort() if {end} else os._exit(2)"
+    above = "import os, time; from genfield.machine.guard import Guard; "
+    above += "Guard.stand_in = lambda *_: print('in', end='', flush=True); "
+    above += f"os._exit(Guard(time.monotonic).run([{sys.executable!r}, '-c', {dies!r}]))"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env.pop(guard.CHANNEL, None)
+    done = subprocess.run([sys.executable, "-c", above], env=env, capture_output=True, text=True)
+    assert done.returncode == (guard.EXIT_CODE if end else 2) and done.stdout == stands
+
+
 def test_signals_reach_the_process_and_it_dies_with_its_guard(tmp_path):
     waits = "signal.signal(signal.SIGTERM, lambda *_: os._exit(143))\nerr('r'); time.sleep(60)"
     process = guarded(tmp_path, waits)

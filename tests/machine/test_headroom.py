@@ -144,3 +144,17 @@ def test_a_process_that_may_open_no_file_any_more_while_it_joins_ends():
     code, lines = ended(script)
     [line] = [line for line in lines if line.startswith("genfield: ")]  # JAX may speak as well
     assert code == 2 and line.startswith("genfield: error: at most 8 files may be open")
+
+
+@pytest.mark.process
+def test_a_process_that_begins_near_its_limit_ends():
+    """Python itself waits for ever for a thread that finds no memory to begin."""
+    script = (
+        "import resource\n"
+        "from genfield.program import command\n"
+        "limit = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit + (9 << 20),) * 2)\n"
+        "command.leave(['genfield'], lambda argv: None)\n"
+    )
+    code, [line] = ended(script)
+    assert code == 2 and line.startswith("genfield: error: memory came to its end")
