@@ -7,6 +7,7 @@ came close to its limit (`ulimit -v`, `ulimit -d`) stores nothing, and says so.
 
 import _thread
 import contextlib
+import errno
 import re
 import resource
 import time
@@ -20,6 +21,8 @@ OPEN = Path("/proc/self/fd")
 FILES = 32  # that a process opens while it joins others; of four, 17 were counted
 MARGIN = 64 << 20  # bytes that must have been left
 INTERVAL = 0.5  # seconds between two looks
+RESERVE = 4 << 20  # bytes of addresses, which nothing touches
+NO_MEMORY = "no memory is left to this process: raise its limit (ulimit -v, ulimit -d)"
 _files = 0  # that must be allowed while this process joins others
 LIMITS = {  # by what the limit is of: the most, or where that is not told, what there is now
     "VmPeak": (resource.RLIMIT_AS, "-v"),
@@ -59,13 +62,18 @@ def watch(ends: Callable[[UserError], None]) -> None:
     Where no memory is left a thread of a library may be missing for which another waits for ever;
     as `threading` does for one of its own that finds no memory to begin, so it starts none here.
     """
+    reserve = []  # given back before the line is told, which takes memory too
 
     def near() -> bool:
         try:
+            reserve[:] = reserve or [bytearray(RESERVE)]
             _check_files()
             check()
-        except UserError as error:
-            ends(error)
+        except (UserError, MemoryError, OSError) as error:
+            if getattr(error, "errno", errno.ENOMEM) != errno.ENOMEM:  # the next look may see more
+                return False
+            reserve.clear()
+            ends(error if isinstance(error, UserError) else UserError(NO_MEMORY))
             return True
         return False
 

@@ -347,10 +347,13 @@ def leave(argv: list[str], command: Callable) -> None:
 
 def _near_the_limit(error: errors.UserError) -> None:
     """Ends this process, whatever its other threads wait for, unless it is about to end."""
-    if peers.speak(errors.EXIT_CODE):
+    if not peers.speak(errors.EXIT_CODE):
+        return
+    try:
         errors.tell(f"genfield: error: {error}", error=True)
         if peers.several():
             peers.leave(errors.EXIT_CODE)
+    finally:  # also where there is no memory to tell it
         os._exit(errors.EXIT_CODE)
 
 

@@ -1,9 +1,12 @@
 """What was computed near a limit of memory is not kept."""
 
+import errno
 import re
 import resource
 import subprocess
 import sys
+import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -158,3 +161,21 @@ def test_a_process_that_begins_near_its_limit_ends():
     )
     code, [line] = ended(script)
     assert code == 2 and line.startswith("genfield: error: memory came to its end")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_a_process_that_has_no_memory_to_look_is_near_its_limit(error, monkeypatch):
+    told = []
+    monkeypatch.setattr(headroom, "check", mock.Mock(side_effect=error))
+    headroom.watch(told.append)
+    assert [str(one) for one in told] == [headroom.NO_MEMORY]
+
+
+def test_a_look_that_fails_by_something_else_is_no_limit(monkeypatch):
+    """As where no file may be opened any more, which those say that open some."""
+    told, looked = [], threading.Event()
+    fails = [OSError(errno.EMFILE, "Too many open files"), UserError("memory came to its end")]
+    monkeypatch.setattr(headroom, "check", mock.Mock(side_effect=fails))
+    monkeypatch.setattr(headroom, "INTERVAL", 0.0)
+    headroom.watch(lambda error: (told.append(error), looked.set()))
+    assert looked.wait(60) and told == fails[1:]
