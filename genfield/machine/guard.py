@@ -103,7 +103,7 @@ class Guard:
                 self._read(ready, 0.2)
             while self._read(ready, 0):
                 pass
-        all_end = FATAL.search(self.held)  # JAX ends the others too, by the same
+        all_end = FATAL.search(self.held) and blame(self.held, [])  # JAX ends the others too
         code = self.end(below.returncode)
         if code and "hosts" not in self.facts and not all_end:
             self.stand_in(code, command)

@@ -31,6 +31,7 @@ CLOSED = (
     "preempted\nAdditional GRPC error information: Socket closed\n"
 )
 TIME = f"{FATAL}DEADLINE_EXCEEDED: Deadline Exceeded\n\nRPC: /xla.coordination.CoordinationService/"
+NO_THREAD = "F1129 17:23:00.682070    8904 env.cc:93] Check failed: ret == 0 (11 vs. 0)\n"
 AGAIN = "ABORTED: 2 unexpectedly tried to connect with a different incarnation."
 HOSTS = ["a", "b", "c", "d"]
 
@@ -207,7 +208,8 @@ def test_the_others_are_told_of_one_that_never_came(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "end", "stands"), [(f"{FATAL}{AGAIN}\n", 6, ""), ("no file", 0, "in")]
+    ("text", "end", "stands"),
+    [(f"{FATAL}{AGAIN}\n", 6, ""), (NO_THREAD, 6, "in"), ("no file", 0, "in")],
 )
 def test_none_stands_in_for_one_that_ends_with_the_others(text, end, stands):
     """They know: it would join nobody, and keep its guard for a minute."""
